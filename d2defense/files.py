@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole-file writes: a reader, or a kill at any moment, never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to a temporary name beside ``path``, then rename it to ``path``.
+
+    Missing parent folders are created.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        # mkstemp makes files private to their owner; results are meant to be read like any file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> Path:
+    """:func:`write_bytes` for text, as UTF-8."""
+    return write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> Path:
+    """:func:`write_bytes` for a JSON document; NaN and infinity are refused (``ValueError``)."""
+    return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
