@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the package and, with torch at hand, its compiled operator ``d2defense._C``.
+
+Environment variables:
+    D2DEFENSE_NO_EXTENSION=1  leave the compiled operator out; the PyTorch reference is used instead
+    FORCE_CUDA=1              build the CUDA kernels although no GPU is visible (needs a CUDA toolkit)
+    TORCH_CUDA_ARCH_LIST      the GPU architectures to build for, for example "8.0;9.0"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
+
+ROOT = Path(__file__).resolve().parent
+# setuptools wants every path of a source distribution relative to setup.py.
+os.chdir(ROOT)
+
+RUNTIME = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.26",
+    "opencv-python-headless>=4.8",
+    "pillow>=10.0",
+    "jinja2>=3.1",
+    "jsonschema>=4.18",
+    # Detectron2 is not on the package index under its own name (docs/install.md); these are what
+    # it imports. Its model zoo still uses pkg_resources, which setuptools 81 drops.
+    "setuptools<81",
+    "fvcore>=0.1.5.post20221221",
+    "iopath>=0.1.9",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "pycocotools>=2.0.6",
+    "yacs>=0.1.8",
+    "termcolor>=1.1",
+    "tabulate>=0.9",
+    "cloudpickle>=2.0",
+    "matplotlib>=3.7",
+    "tqdm>=4.62",
+    "tensorboard>=2.12",
+    "portalocker>=2.0",
+]
+TEST = ["pytest>=8.0", "pytest-cov>=5.0", "hypothesis>=6.80", "ninja>=1.11"]
+DEVELOPMENT = [*TEST, "ruff>=0.9", "clang-format>=18"]
+
+
+def switched_on(variable: str) -> bool:
+    """True when the environment variable holds something other than nothing, 0 or a "no"."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "no", "off", "false")
+
+
+def version() -> str:
+    """The version in ``d2defense/__init__.py``, read without importing the package."""
+    text = (ROOT / "d2defense" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        sys.exit("d2defense/__init__.py states no __version__")
+    return match.group(1)
+
+
+def readme() -> str:
+    """The text of ``README.md``; empty where it was left out of the copy being built."""
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class BuildPython(build_py):
+    """Copies the package and ``configs/``, which an installed package holds as its own folder.
+
+    An editable install reads the top-level folder instead, so nothing is copied there.
+    """
+
+    def _config_files(self) -> list[tuple[Path, Path]]:
+        """(source, destination under the build folder) of every file in ``configs/``."""
+        destination = Path(self.build_lib) / "d2defense" / "configs"
+        files = sorted(path for path in Path("configs").rglob("*") if path.is_file())
+        return [(path, destination / path.relative_to("configs")) for path in files]
+
+    def run(self) -> None:
+        """Build as setuptools does, then add the configs to a build that is not editable."""
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        for source, target in self._config_files():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Every file that :meth:`run` writes."""
+        outputs = super().get_outputs(include_bytecode)
+        if getattr(self, "editable_mode", False):
+            return outputs
+        return [*outputs, *(str(target) for _, target in self._config_files())]
+
+
+def refuse_without_torch() -> None:
+    """End the build with one line that says how to go on.
+
+    Raises:
+        SystemExit: always.
+    """
+    sys.exit(
+        "d2defense: torch is not installed where the extension is built: install torch first, "
+        "then pass --no-build-isolation to pip (or set D2DEFENSE_NO_EXTENSION=1)"
+    )
+
+
+class NoTorchBuildExtension(build_ext):
+    """Stands in for torch's ``BuildExtension`` where torch is missing."""
+
+    def run(self) -> None:
+        """Refuse: see :func:`refuse_without_torch`."""
+        refuse_without_torch()
+
+
+class NoTorchDistInfo(dist_info):
+    """Refuses at pip's first step, before it downloads gigabytes of dependencies for nothing."""
+
+    def run(self) -> None:
+        """Refuse: see :func:`refuse_without_torch`."""
+        refuse_without_torch()
+
+
+def relative(*patterns: str) -> list[str]:
+    """Files matching the patterns, in a fixed order, relative to the project's folder."""
+    return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
+
+
+def openmp_flags() -> list[str]:
+    """Flags with which ``at::parallel_for``, a header-only template, uses torch's own threads."""
+    import torch
+
+    linux = sys.platform.startswith("linux")
+    return ["-fopenmp"] if linux and "backend: OpenMP" in torch.__config__.parallel_info() else []
+
+
+def extension() -> tuple[list[Extension], dict[str, type]]:
+    """The extension module and the commands that build it; both empty when it is left out."""
+    sources = relative("csrc/*.cpp", "csrc/cpu/*.cpp")
+    if switched_on("D2DEFENSE_NO_EXTENSION") or not sources:
+        return [], {}
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        return [Extension("d2defense._C", sources)], {
+            "build_ext": NoTorchBuildExtension,
+            "dist_info": NoTorchDistInfo,
+        }
+
+    cuda_sources = relative("csrc/*.cu", "csrc/cuda/*.cu", "csrc/cuda/*.cpp")
+    forced = switched_on("FORCE_CUDA")
+    if forced and cpp_extension.CUDA_HOME is None:
+        sys.exit("d2defense: FORCE_CUDA=1 needs a CUDA toolkit: set CUDA_HOME to its folder")
+    visible = torch.cuda.is_available() and cpp_extension.CUDA_HOME is not None
+    with_cuda = bool(cuda_sources) and (forced or visible)
+
+    threads = openmp_flags()
+    compile_flags = {"cxx": ["-O3", "-Wall", *threads]}
+    if with_cuda:
+        compile_flags["nvcc"] = ["-O3"]
+    make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    module = make(
+        "d2defense._C",
+        sources + (cuda_sources if with_cuda else []),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("WITH_CUDA", None)] if with_cuda else [],
+        extra_compile_args=compile_flags,
+        extra_link_args=threads,
+        depends=relative("csrc/**/*.h", "csrc/**/*.cuh"),
+    )
+    return [module], {"build_ext": cpp_extension.BuildExtension}
+
+
+ext_modules, extension_commands = extension()
+
+setup(
+    name="d2defense",
+    version=version(),
+    description="Finds backdoors in Detectron2 object detectors and removes them",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: Implementation :: CPython",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+    ],
+    python_requires=">=3.11",
+    install_requires=RUNTIME,
+    extras_require={"test": TEST, "dev": DEVELOPMENT},
+    packages=find_packages(include=["d2defense", "d2defense.*"]),
+    package_data={
+        "d2defense": [
+            "py.typed",
+            "assets/**/*",
+            *(f"**/*.{suffix}" for suffix in ("css", "html", "j2", "js", "json", "svg", "yaml")),
+        ]
+    },
+    include_package_data=False,
+    ext_modules=ext_modules,
+    cmdclass={"build_py": BuildPython, **extension_commands},
+    entry_points={"console_scripts": ["d2defense = d2defense.cli.main:main"]},
+    zip_safe=False,
+)
