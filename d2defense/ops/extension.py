@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled extension: whether it is there, how it was built, what it tells the compiler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from d2defense import _C
+except ImportError:
+    _C = None
+
+
+def extension_available() -> bool:
+    """Whether ``d2defense._C`` could be imported, so that ``torch.ops.d2defense`` exists."""
+    return _C is not None
+
+
+def build_info() -> dict[str, Any]:
+    """Say how the extension was built: compiler, CUDA, architectures, instruction sets.
+
+    Returns:
+        What ``d2defense._C.build_info()`` reports, or an empty dictionary where it is missing.
+    """
+    return {} if _C is None else dict(_C.build_info())
+
+
+def _fake_inconsistency(
+    objectness_logits: torch.Tensor,
+    class_logits: torch.Tensor,
+    proposal_boxes: torch.Tensor,
+    proposal_offsets: torch.Tensor,
+    target_boxes: torch.Tensor,
+    target_offsets: torch.Tensor,
+    target_classes: torch.Tensor,
+    *,
+    epsilon: float,
+    topk: int,
+    objectness_floor: float,
+    iou_threshold: float,
+    num_bins: int,
+) -> tuple[torch.Tensor, ...]:
+    """Shapes and types alone, for tracing; the order is that of the schema."""
+    groups = proposal_offsets.shape[0] - 1
+    targets = target_boxes.shape[0]
+    new = objectness_logits.new_empty
+    return (
+        new(groups, dtype=torch.float64),
+        new(groups, dtype=torch.int64),
+        new(groups, dtype=torch.float64),
+        new(groups, dtype=torch.int64),
+        new(groups, dtype=torch.float32),
+        new(groups, dtype=torch.int64),
+        new((groups, num_bins), dtype=torch.int64),
+        new(targets, dtype=torch.float32),
+        new(targets, dtype=torch.float32),
+        new(targets, dtype=torch.float32),
+        new(targets, dtype=torch.int32),
+        new(groups, dtype=torch.int64),
+    )
+
+
+if _C is not None:
+    torch.library.register_fake("d2defense::inconsistency", _fake_inconsistency)
