@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target that runs something installs first; an installation that is up to date costs
+# a fraction of a second. Settings:
+#   PYTHON=python3.12      the interpreter to use (3.11, 3.12 or 3.13)
+#   VENV=path              the environment to install into, instead of .venv
+#   SYSTEM_SITE_PACKAGES=1 let a new environment see the interpreter's own packages
+
+VENV ?= .venv
+RUN := $(VENV)/bin
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-sanitizers cuda-build lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: ## Create .venv with everything pinned, Detectron2 and the compiled extension
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" SYSTEM_SITE_PACKAGES="$(SYSTEM_SITE_PACKAGES)" \
+		sh tools/install/install.sh
+
+demo: install ## Scan six detectors, repair a backdoored one, write runs/demo/report.html
+	@$(RUN)/d2defense demo
+
+test: install ## Run the tests that take minutes at most, with their coverage
+	@$(RUN)/python -m pytest -m "not slow" --cov=d2defense --cov-report=term $(PYTEST_FLAGS)
+
+# pytest's exit status 5 means that no test is marked slow.
+test-slow: install test-sanitizers ## Run the longer tests and the extension's sanitizer tests
+	@$(RUN)/python -m pytest -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+
+SANITIZERS := tests/ops/run_sanitizers.py
+test-sanitizers: install ## Run the extension under the address and undefined-behaviour sanitizers
+	@if [ -f $(SANITIZERS) ]; then $(RUN)/python $(SANITIZERS); fi
+
+cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is not)
+	@sh tools/install/build_cuda.sh $(RUN)/python
+
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+lint: install ## Check the style of the Python and C++ sources
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(if $(CXX_FILES),$(RUN)/clang-format --dry-run --Werror $(CXX_FILES))
+
+format: install ## Rewrite the sources in the project's style
+	@$(RUN)/ruff check --fix .
+	@$(RUN)/ruff format .
+	@$(if $(CXX_FILES),$(RUN)/clang-format -i $(CXX_FILES))
+
+clean: ## Remove build outputs, caches and .venv; runs/ stays
+	@rm -rf .venv build dist d2defense.egg-info d2defense/_C*.so \
+		.pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
