@@ -13,21 +13,37 @@ from d2defense.ops.scores import (
     intersection_over_union,
     objectness,
 )
-from d2defense.ops.statistics import confident_d, gap, mean_foreground, mean_objectness, tau
+from d2defense.ops.statistics import (
+    Terms,
+    confident_d,
+    confident_d_terms,
+    gap,
+    gap_terms,
+    mean_foreground,
+    mean_objectness,
+    target_mean_terms,
+    tau,
+    tau_terms,
+)
 
 __all__ = [
     "InconsistencyResult",
+    "Terms",
     "build_info",
     "class_probability",
     "confident_d",
+    "confident_d_terms",
     "extension_available",
     "foreground",
     "gap",
+    "gap_terms",
     "inconsistency",
     "inconsistency_reference",
     "intersection_over_union",
     "mean_foreground",
     "mean_objectness",
     "objectness",
+    "target_mean_terms",
     "tau",
+    "tau_terms",
 ]

@@ -1,16 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 """The statistics that detection decides on, each defined here and nowhere else.
 
-All of them take an :class:`InconsistencyResult` and give one number for all of its images.
+Every statistic is a ratio of two sums, kept as the terms of each image or of each target, so that
+the same definition gives the number over all images and that over any resample of them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from d2defense.ops.result import InconsistencyResult
+
+
+class Terms(NamedTuple):
+    """What each image (or each target) adds to the two sums of a statistic."""
+
+    numerator: torch.Tensor
+    """(G,) or (M,) float64."""
+    denominator: torch.Tensor
+    """(G,) or (M,) float64."""
+
+    def ratio(self) -> float:
+        """The statistic over everything; NaN where nothing counts."""
+        count = float(self.denominator.sum())
+        return float(self.numerator.sum()) / count if count else math.nan
+
+    def per_image(self, target_offsets: torch.Tensor) -> Terms:
+        """Terms of images from terms of targets.
+
+        Args:
+            target_offsets: (G + 1,) int64; image g owns targets offsets[g] .. offsets[g + 1].
+        """
+        image = torch.repeat_interleave(target_offsets.diff())
+        zeros = torch.zeros(len(target_offsets) - 1, dtype=torch.float64)
+        return Terms(*(zeros.index_add(0, image, part.cpu()) for part in self))
+
+
+def tau_terms(result: InconsistencyResult) -> Terms:
+    """Sum and number of the significant s of each image; see :func:`tau`."""
+    return Terms(result.tau_sum, result.tau_count.double())
+
+
+def confident_d_terms(result: InconsistencyResult) -> Terms:
+    """Sum and number of the confident d of each image; see :func:`confident_d`."""
+    return Terms(result.confident_sum, result.confident_count.double())
+
+
+def gap_terms(result: InconsistencyResult) -> Terms:
+    """max p - max q of each matched target; see :func:`gap`."""
+    matched = result.target_matches > 0
+    difference = result.target_objectness.double() - result.target_foreground.double()
+    return Terms(torch.where(matched, difference, 0.0), matched.double())
+
+
+def target_mean_terms(values: torch.Tensor) -> Terms:
+    """Terms of the plain mean over all targets.
+
+    Args:
+        values: (M,) Tensor of any type, one number a target.
+    """
+    values = values.double()
+    return Terms(values, torch.ones_like(values))
 
 
 def tau(result: InconsistencyResult) -> float:
@@ -22,7 +75,7 @@ def tau(result: InconsistencyResult) -> float:
     Returns:
         A number in (epsilon, 1]; NaN when no proposal is significant.
     """
-    return _ratio(result.tau_sum.sum(), result.tau_count.sum())
+    return tau_terms(result).ratio()
 
 
 def confident_d(result: InconsistencyResult) -> float:
@@ -31,7 +84,7 @@ def confident_d(result: InconsistencyResult) -> float:
     Returns:
         A number in [-1, 1]; NaN when the RPN is sure of none.
     """
-    return _ratio(result.confident_sum.sum(), result.confident_count.sum())
+    return confident_d_terms(result).ratio()
 
 
 def gap(result: InconsistencyResult) -> float:
@@ -43,9 +96,7 @@ def gap(result: InconsistencyResult) -> float:
     Returns:
         A number in [-1, 1]; NaN when no target is matched.
     """
-    matched = result.target_matches > 0
-    difference = result.target_objectness.double() - result.target_foreground.double()
-    return _ratio(difference[matched].sum(), matched.sum())
+    return gap_terms(result).ratio()
 
 
 def mean_objectness(result: InconsistencyResult) -> float:
@@ -54,7 +105,7 @@ def mean_objectness(result: InconsistencyResult) -> float:
     Returns:
         A number in [0, 1]; NaN when there are no targets.
     """
-    return _mean(result.target_objectness)
+    return target_mean_terms(result.target_objectness).ratio()
 
 
 def mean_foreground(result: InconsistencyResult) -> float:
@@ -63,13 +114,4 @@ def mean_foreground(result: InconsistencyResult) -> float:
     Returns:
         A number in [0, 1]; NaN when there are no targets.
     """
-    return _mean(result.target_foreground)
-
-
-def _mean(values: torch.Tensor) -> float:
-    return _ratio(values.double().sum(), torch.tensor(values.numel()))
-
-
-def _ratio(total: torch.Tensor, count: torch.Tensor) -> float:
-    number = int(count)
-    return float(total) / number if number else math.nan
+    return target_mean_terms(result.target_foreground).ratio()
