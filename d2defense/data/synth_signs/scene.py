@@ -132,7 +132,8 @@ def _light_scene(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     if rng.random() < 0.3:
         light *= 1 - depth / (1 + np.exp((along - edge) / softness))
     tint = 1 + rng.uniform(-0.06, 0.06, 3).astype(np.float32)
-    return image * light[..., None].astype(np.float32) * tint
+    light = light.astype(np.float32)
+    return image * cv2.merge([light, light, light]) * tint
 
 
 def _blur(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -284,7 +284,7 @@ TEMPLATE_MARGIN = 1 / 16
 """Free border of a template on each side, as a share of its side."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def template(class_index: int, variant: int, size: int) -> np.ndarray:
     """The flat, anti-aliased picture of a sign.
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``d2defense dataset``: generate or load datasets and show what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "dataset"
+HELP = "generate or load datasets, count their objects and draw a contact sheet"
+
+DEFAULT_NAMES = ("synth_signs_train", "synth_signs_defender", "synth_signs_val")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="registered dataset names; synth_signs_{train,defender,val} come at any size from 64"
+        " to 1024 pixels, as in synth_signs_val_320px (default: the three at 128 pixels)",
+    )
+    parser.add_argument(
+        "--coco",
+        nargs=2,
+        metavar=("JSON", "IMAGES"),
+        type=Path,
+        help="a dataset of your own instead: annotation file in COCO's format and image folder",
+    )
+    parser.add_argument(
+        "--contact-sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the first images of the first dataset with their annotations",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=18,
+        metavar="N",
+        help="images on the contact sheet (default: %(default)s)",
+    )
+
+
+def _show(name: str) -> None:
+    from detectron2.data import MetadataCatalog
+    from tabulate import tabulate
+
+    from d2defense.data import load_dataset
+    from d2defense.data.summary import count_classes
+
+    records = load_dataset(name)
+    metadata = MetadataCatalog.get(name)
+    counts = count_classes(records, metadata.thing_classes)
+    rows = [(c.name, c.objects, c.images) for c in counts]
+    rows.append(("all", sum(c.objects for c in counts), len(records)))
+    print(f"{name}: {metadata.json_file}")
+    print(tabulate(rows, headers=("class", "objects", "images")), end="\n\n")
+
+
+def _draw(name: str, count: int, path: Path) -> None:
+    from detectron2.data import MetadataCatalog
+
+    from d2defense.data import load_dataset
+    from d2defense.data.contact_sheet import contact_sheet, encode_sheet
+    from d2defense.files import write_bytes
+
+    sheet = contact_sheet(load_dataset(name), MetadataCatalog.get(name).thing_classes, count)
+    write_bytes(path, encode_sheet(sheet))
+    print(f"contact sheet: {path}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 2 with one line on standard error when a dataset cannot be used.
+    """
+    from d2defense.data import DatasetError
+    from d2defense.data.coco import register_coco_dataset
+
+    names = list(args.names)
+    if args.images < 1:
+        print("error: --images must be at least 1", file=sys.stderr)
+        return 2
+    try:
+        if args.coco:
+            json_file, image_root = args.coco
+            register_coco_dataset(json_file.stem, json_file, image_root)
+            names.insert(0, json_file.stem)
+        names = names or list(DEFAULT_NAMES)
+        for name in names:
+            _show(name)
+        if args.contact_sheet:
+            _draw(names[0], args.images, args.contact_sheet)
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
