@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fused inconsistency operator: from the logits of the two heads of a detector to every
+// statistic of their disagreement, in one pass over the logits.
+//
+// For proposal i with objectness logit o_i and class logits z_i (background last):
+//   p_i = sigmoid(o_i), q_i = 1 - softmax(z_i)[background], d_i = p_i - q_i, s_i = |d_i|
+// (arXiv 2409.16057, section 3). Per group (one triggered image) it sums and counts the s_i above
+// epsilon among the first topk proposals, the d_i of proposals with p_i above a floor, and so on;
+// per target (an object that bears a trigger) it takes the largest p, q and probability of the
+// true class over the proposals whose IoU with the target reaches a threshold. docs/operator.md
+// lists all of it; d2defense/ops/reference.py says the same in PyTorch.
+//
+// Arithmetic (proposal_score.h): exponentials and their sum over the classes in float, the rest
+// in double. Sums over proposals are taken in an order that depends on the shapes alone, and all
+// else that is accumulated (counts, maxima) does not depend on an order: the same bits always.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace d2defense {
+
+// tau_sum, tau_count, confident_sum, confident_count, score_max, nonfinite, histogram,
+// target_objectness, target_foreground, target_true_class, target_matches, unmatched_foreground
+using InconsistencyTensors = std::tuple<
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor,
+    at::Tensor>;
+
+// Calls the kernel of the inputs' device through the dispatcher. Throws c10::ValueError or
+// c10::TypeError naming the argument that is wrong.
+InconsistencyTensors inconsistency(
+    const at::Tensor& objectness_logits,
+    const at::Tensor& class_logits,
+    const at::Tensor& proposal_boxes,
+    const at::Tensor& proposal_offsets,
+    const at::Tensor& target_boxes,
+    const at::Tensor& target_offsets,
+    const at::Tensor& target_classes,
+    double epsilon,
+    int64_t topk,
+    double objectness_floor,
+    double iou_threshold,
+    int64_t num_bins);
+
+// What a kernel reads; checked, and contiguous but for class_logits.
+struct InconsistencyInputs {
+  at::ScalarType logit_type;
+  const void* objectness_logits;
+  const void* class_logits;
+  int64_t row_stride;     // of class_logits, in elements; 0 where expanded
+  int64_t column_stride;  // likewise
+  const float* proposal_boxes;
+  const int64_t* proposal_offsets;
+  const float* target_boxes;
+  const int64_t* target_offsets;
+  const int64_t* target_classes;
+  int64_t proposals;
+  int64_t classes;  // K, without the background
+  int64_t groups;
+  int64_t targets;
+  double epsilon;
+  int64_t topk;  // 0 = all
+  double objectness_floor;
+  double iou_threshold;
+  int64_t num_bins;
+};
+
+// What a kernel writes: all of it, since nothing is initialised before.
+struct InconsistencyOutputs {
+  double* tau_sum;
+  int64_t* tau_count;
+  double* confident_sum;
+  int64_t* confident_count;
+  float* score_max;
+  int64_t* nonfinite;
+  int64_t* histogram;
+  float* target_objectness;
+  float* target_foreground;
+  float* target_true_class;
+  int32_t* target_matches;
+  int64_t* unmatched_foreground;
+};
+
+void inconsistency_cpu_kernel(
+    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs);
+
+// Instruction sets that the CPU kernel was compiled for, narrowest first.
+std::vector<std::string> compiled_instruction_sets();
+// The one that this process uses: the widest that the processor has, or a narrower one that the
+// environment variable D2DEFENSE_CPU_CAPABILITY names.
+std::string chosen_instruction_set();
+
+#ifdef WITH_CUDA
+// What the checks on the device found, in the order of importance.
+enum class DeviceFault : int32_t {
+  kNone = 0,
+  kProposalOffsetsStart,
+  kProposalOffsetsDecrease,
+  kProposalOffsetsEnd,
+  kTargetOffsetsStart,
+  kTargetOffsetsDecrease,
+  kTargetOffsetsEnd,
+  kTargetClasses,
+};
+
+// Bytes of workspace that the CUDA kernels need.
+int64_t inconsistency_cuda_workspace(int64_t proposals, int64_t groups);
+// Queues the kernels on the current stream; values that only the device can see are checked
+// there. Returns what is wrong with them, or kNone without waiting while a CUDA graph is captured.
+DeviceFault inconsistency_cuda_kernel(
+    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, void* workspace);
+
+std::string cuda_version();
+// Compute capabilities that the kernels were compiled for, such as "8.0".
+std::vector<std::string> cuda_architectures();
+#endif
+
+}  // namespace d2defense
