@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and checking ``result.json`` files; the format is described in docs/result-format.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+#: Version of the format that this package writes and reads.
+SCHEMA_VERSION = 1
+#: Verdicts, the one that needs attention most first.
+VERDICTS = ("backdoored", "uncertain", "error", "clean")
+#: Name of the file that one scanned checkpoint leaves in its folder.
+RESULT_FILE = "result.json"
+
+Result = dict[str, Any]
+
+
+@cache
+def _schema_text() -> str:
+    folder = resources.files("d2defense") / "assets" / "report"
+    return (folder / "result.schema.json").read_text(encoding="utf-8")
+
+
+def result_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of ``result.json``, as a new dictionary."""
+    return json.loads(_schema_text())
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(result_schema())
+
+
+def validate_result(result: Any) -> None:
+    """Check a result against the schema, and that JSON can carry it.
+
+    Raises:
+        ValueError: it does not fit; the message is one line, the place first.
+    """
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(result))
+    if error is not None:
+        message = error.message if len(error.message) <= 200 else error.message[:200] + "..."
+        raise ValueError(f"{error.json_path}: {message}")
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError) as reason:
+        raise ValueError(f"$: {reason}") from None
+
+
+def error_result(name: str, message: str, path: str = "") -> Result:
+    """A valid result for a checkpoint that could not be scanned.
+
+    Args:
+        name: the checkpoint's name.
+        message: the reason; line breaks become spaces.
+        path: where the checkpoint lies, as far as known.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "checkpoint": {
+            "path": path,
+            "config": None,
+            "format": None,
+            "sha256": None,
+            "size_bytes": None,
+        },
+        "architecture": None,
+        "dataset": None,
+        "settings": {},
+        "verdict": "error",
+        "score": None,
+        "score_interval": None,
+        "threshold": None,
+        "p_value": None,
+        "calibration": None,
+        "worst_trigger": None,
+        "dominant_modules": [],
+        "clean": None,
+        "triggers": [],
+        "histogram": None,
+        "timing": None,
+        "environment": {},
+        "error": " ".join(message.split()) or "unknown error",
+    }
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _read_result(path: Path) -> Result:
+    try:
+        result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        validate_result(result)
+    except OSError as reason:
+        return error_result(
+            path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)
+        )
+    except (ValueError, RecursionError) as reason:
+        return error_result(
+            path.parent.name, f"{path}: not a valid result file: {reason}", str(path)
+        )
+    return result
+
+
+def find_results(output_dir: str | os.PathLike[str]) -> list[tuple[Path, Result]]:
+    """Every ``output_dir/*/result.json`` with the folder that holds it, by folder name.
+
+    A file that is unreadable, not JSON or of another format becomes an ``error`` result that
+    says so: one broken file does not hide the others.
+    """
+    folders = sorted(path.parent for path in Path(output_dir).glob(f"*/{RESULT_FILE}"))
+    return [(folder, _read_result(folder / RESULT_FILE)) for folder in folders]
+
+
+def load_results(output_dir: str | os.PathLike[str]) -> list[Result]:
+    """The results of :func:`find_results` without their folders."""
+    return [result for _, result in find_results(output_dir)]
+
+
+def by_severity(results: Iterable[Result]) -> list[Result]:
+    """Results in the order of :data:`VERDICTS`; within a verdict the highest score first."""
+
+    def key(result: Result) -> tuple[int, float, str]:
+        score = result.get("score")
+        return (
+            VERDICTS.index(result["verdict"]),
+            float("inf") if score is None else -score,
+            str(result["name"]),
+        )
+
+    return sorted(results, key=key)
+
+
+def count_verdicts(results: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many results bear each of :data:`VERDICTS`, in that order, zeros included."""
+    counts = Counter(result["verdict"] for result in results)
+    return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def exit_code(results: Iterable[Mapping[str, Any]]) -> int:
+    """The exit code of a scan with these results, in the order that ModelScan decides it.
+
+    3: there was nothing to scan; 2: a checkpoint could not be scanned; 1: a backdoor was found
+    or, with an uncertain verdict, not ruled out; 0: every checkpoint is clean.
+    """
+    counts = count_verdicts(results)
+    if not any(counts.values()):
+        return 3
+    if counts["error"]:
+        return 2
+    return 1 if counts["backdoored"] or counts["uncertain"] else 0
+
+
+def trigger_results(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The result's triggers, the highest score first, those without one last."""
+    return sorted(
+        result.get("triggers") or [],
+        key=lambda trigger: (
+            trigger.get("score") is None,
+            -(trigger.get("score") or 0.0),
+        ),
+    )
+
+
+def statistic_of_worst_trigger(result: Mapping[str, Any], statistic: str) -> dict[str, Any]:
+    """``{"clean", "triggered", "change", "interval"}`` of one statistic under the worst trigger.
+
+    Empty where the result has no such trigger or statistic.
+    """
+    for trigger in result.get("triggers") or []:
+        if trigger["name"] == result.get("worst_trigger"):
+            return (trigger.get("statistics") or {}).get(statistic) or {}
+    return {}

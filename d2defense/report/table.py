@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scan's results as a terminal table, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from d2defense import files
+from d2defense.report import text
+from d2defense.report.results import (
+    SCHEMA_VERSION,
+    Result,
+    by_severity,
+    count_verdicts,
+    exit_code,
+    statistic_of_worst_trigger,
+)
+
+_NAME_WIDTH = 40
+#: Columns of ``summary.csv`` and keys of each entry in ``summary.json``.
+SUMMARY_FIELDS = (
+    "name",
+    "verdict",
+    "score",
+    "score_low",
+    "score_high",
+    "threshold",
+    "p_value",
+    "worst_trigger",
+    "dominant_modules",
+    "objects_found_clean",
+    "objects_found_triggered",
+    "path",
+    "sha256",
+    "seconds",
+    "error",
+)
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """Counts by verdict in words, zeros left out: ``3 backdoored, 1 error, 2 clean``."""
+    words = {"error": ("error", "errors")}
+    parts = []
+    for verdict, count in counts.items():
+        if count:
+            singular, plural = words.get(verdict, (verdict, verdict))
+            parts.append(f"{count} {singular if count == 1 else plural}")
+    return ", ".join(parts) or "nothing scanned"
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """The terminal's table: what needs attention first, reasons of errors below, then counts.
+
+    Control characters in names are shown escaped, so that a file name cannot drive the terminal.
+    """
+    rows, errors = [], []
+    for result in by_severity(results):
+        name = text.shorten(result["name"], _NAME_WIDTH)
+        found = statistic_of_worst_trigger(result, "objects_found")
+        has_score = result["score"] is not None
+        rows.append(
+            (
+                result["verdict"].upper()
+                if result["verdict"] == "backdoored"
+                else result["verdict"],
+                name,
+                f"{text.number(result['score'])} {text.interval(result['score_interval'])}"
+                if has_score
+                else text.DASH,
+                text.number(result["threshold"]),
+                text.probability(result["p_value"]),
+                text.shorten(result["worst_trigger"] or text.DASH, _NAME_WIDTH),
+                text.shorten(", ".join(result["dominant_modules"] or []) or text.DASH, _NAME_WIDTH),
+                f"{text.number(found.get('clean'))} \N{RIGHTWARDS ARROW} "
+                f"{text.number(found.get('triggered'))}"
+                if found
+                else text.DASH,
+            )
+        )
+        if result["error"]:
+            errors.append(f"{name}: {text.printable(result['error'])}")
+    parts = []
+    if rows:
+        headers = (
+            "verdict",
+            "checkpoint",
+            "score",
+            "threshold",
+            "p",
+            "worst trigger",
+            "dominant modules",
+            "objects found",
+        )
+        # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
+        parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
+    if errors:
+        parts.append("\n".join(errors))
+    parts.append(describe_counts(count_verdicts(results)))
+    return "\n\n".join(parts)
+
+
+def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One flat dictionary with :data:`SUMMARY_FIELDS` a result, by severity."""
+    rows = []
+    for result in by_severity(results):
+        low, high = result["score_interval"] or (None, None)
+        found = statistic_of_worst_trigger(result, "objects_found")
+        checkpoint = result["checkpoint"] or {}
+        rows.append(
+            {
+                "name": result["name"],
+                "verdict": result["verdict"],
+                "score": result["score"],
+                "score_low": low,
+                "score_high": high,
+                "threshold": result["threshold"],
+                "p_value": result["p_value"],
+                "worst_trigger": result["worst_trigger"],
+                "dominant_modules": list(result["dominant_modules"] or []),
+                "objects_found_clean": found.get("clean"),
+                "objects_found_triggered": found.get("triggered"),
+                "path": checkpoint.get("path"),
+                "sha256": checkpoint.get("sha256"),
+                "seconds": (result["timing"] or {}).get("seconds"),
+                "error": result["error"],
+            }
+        )
+    return rows
+
+
+def summarize(results: Sequence[Result]) -> dict[str, Any]:
+    """What ``summary.json`` holds: counts by verdict, the exit code, and one entry a result."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "counts": count_verdicts(results),
+        "exit_code": exit_code(results),
+        "results": summary_rows(results),
+    }
+
+
+def write_summary_json(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
+    """Write :func:`summarize` as JSON."""
+    return files.write_json(path, summarize(results))
+
+
+def _csv_cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if isinstance(value, str):
+        value = text.printable(value)
+        # Spreadsheets run cells that start like a formula; a quote keeps them text.
+        if value.startswith(("=", "+", "-", "@")):
+            value = "'" + value
+    return value
+
+
+def write_summary_csv(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
+    """Write :func:`summary_rows` as CSV: no data is an empty cell, lists are space-separated.
+
+    Text that a spreadsheet would take for a formula gets a leading ``'``.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, SUMMARY_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for row in summary_rows(results):
+        writer.writerow({name: _csv_cell(value) for name, value in row.items()})
+    return files.write_text(path, stream.getvalue())
