@@ -2,8 +2,8 @@
 """Builds the package and, with torch at hand, its compiled operator ``d2defense._C``.
 
 Environment variables:
-    D2DEFENSE_NO_EXTENSION=1  leave the compiled operator out; the PyTorch reference is used instead
-    FORCE_CUDA=1              build the CUDA kernels although no GPU is visible (needs a CUDA toolkit)
+    D2DEFENSE_NO_EXTENSION=1  leave the compiled operator out; its PyTorch reference is used
+    FORCE_CUDA=1              build the CUDA kernels although no GPU is visible (needs nvcc)
     TORCH_CUDA_ARCH_LIST      the GPU architectures to build for, for example "8.0;9.0"
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,11 +144,42 @@ def openmp_flags() -> list[str]:
     return ["-fopenmp"] if linux and "backend: OpenMP" in torch.__config__.parallel_info() else []
 
 
+def find_cuda_toolkit() -> None:
+    """Set ``CUDA_HOME`` from what nvcc says of itself, unless it is set already.
+
+    torch takes the folder above nvcc's on PATH for the toolkit, but that nvcc may be a script that
+    calls the real one.
+    """
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", answer, re.MULTILINE)
+    if top is not None and Path(top.group(1)).is_dir():
+        os.environ["CUDA_HOME"] = str(Path(top.group(1)).resolve())
+
+
+def cuda_toolkit_fits(cuda_home: str) -> bool:
+    """Whether the toolkit has the major version of torch's CUDA, which torch insists on."""
+    import torch
+
+    command = [str(Path(cuda_home) / "bin" / "nvcc"), "--version"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    release = re.search(r"release (\d+)\.", answer)
+    built_with = (torch.version.cuda or "").partition(".")[0]
+    return release is not None and release.group(1) == built_with
+
+
 def extension() -> tuple[list[Extension], dict[str, type]]:
     """The extension module and the commands that build it; both empty when it is left out."""
     sources = relative("csrc/*.cpp", "csrc/cpu/*.cpp")
     if switched_on("D2DEFENSE_NO_EXTENSION") or not sources:
         return [], {}
+    find_cuda_toolkit()
     try:
         import torch
         from torch.utils import cpp_extension
@@ -157,12 +189,19 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
             "dist_info": NoTorchDistInfo,
         }
 
-    cuda_sources = relative("csrc/*.cu", "csrc/cuda/*.cu", "csrc/cuda/*.cpp")
-    forced = switched_on("FORCE_CUDA")
-    if forced and cpp_extension.CUDA_HOME is None:
+    cuda_sources = relative("csrc/cuda/*.cu", "csrc/cuda/*.cpp")
+    cuda_home = cpp_extension.CUDA_HOME
+    with_cuda = switched_on("FORCE_CUDA") and bool(cuda_sources)
+    if with_cuda and cuda_home is None:
         sys.exit("d2defense: FORCE_CUDA=1 needs a CUDA toolkit: set CUDA_HOME to its folder")
-    visible = torch.cuda.is_available() and cpp_extension.CUDA_HOME is not None
-    with_cuda = bool(cuda_sources) and (forced or visible)
+    if cuda_sources and not with_cuda and cuda_home is not None and torch.cuda.is_available():
+        with_cuda = cuda_toolkit_fits(cuda_home)
+        if not with_cuda:
+            print(
+                f"d2defense: built for the CPU alone: the CUDA toolkit in {cuda_home} does not "
+                f"fit torch's CUDA {torch.version.cuda}",
+                file=sys.stderr,
+            )
 
     threads = openmp_flags()
     compile_flags = {"cxx": ["-O3", "-Wall", *threads]}

@@ -33,6 +33,8 @@ BUILD_TOOLS = ("setuptools", "wheel", "ninja")
 TORCH = ("torch", "torchvision")
 HEARTBEAT_SECONDS = 20.0
 STEPS = 5
+# The lines of pip and ninja that tell what they are about to do.
+PROGRESS = re.compile(r"Collecting|Downloading|Installing|Building|Preparing|\[\d+/\d+\]")
 
 
 def fail(reason: str) -> NoReturn:
@@ -136,10 +138,10 @@ class Step:
             fail(f"this step failed; the whole output is in {self.log}")
 
     def last_line(self) -> str:
-        """What the running command said last, shortened."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1][:90] if said else "..."
+        """What the running command began last, shortened."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        began = [line.strip() for line in lines if PROGRESS.match(line.strip())]
+        return began[-1][:90] if began else "..."
 
     def elapsed(self) -> str:
         """Seconds since the step began, for reading."""
