@@ -204,7 +204,7 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
             )
 
     threads = openmp_flags()
-    compile_flags = {"cxx": ["-O3", "-Wall", *threads]}
+    compile_flags = {"cxx": ["-O3", "-Wall", "-Wno-psabi", *threads]}
     if with_cuda:
         compile_flags["nvcc"] = ["-O3"]
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
