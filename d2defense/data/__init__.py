@@ -7,8 +7,15 @@ split is asked for.
 
 from d2defense.data.errors import DatasetError
 from d2defense.data.registry import ensure_dataset, load_dataset
+from d2defense.data.source import DatasetSource
 from d2defense.data.synth_signs.register import register_synth_signs
 
 register_synth_signs()
 
-__all__ = ["DatasetError", "ensure_dataset", "load_dataset", "register_synth_signs"]
+__all__ = [
+    "DatasetError",
+    "DatasetSource",
+    "ensure_dataset",
+    "load_dataset",
+    "register_synth_signs",
+]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from d2defense.data.source import DatasetSource
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """A registered dataset, or a COCO-format one given on the spot."""
+    group = parser.add_argument_group("clean labelled images")
+    group.add_argument(
+        "--dataset", default=default, metavar="NAME", help=f"registered dataset ({default})"
+    )
+    group.add_argument("--dataset-json", metavar="FILE", help="COCO annotations of your own data")
+    group.add_argument("--image-root", metavar="DIR", help="folder of its images")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Device and overrides of the defense's settings."""
+    parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: as configured)")
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of d2defense's settings, such as DEFENSE.MAX_IMAGES 50",
+    )
+
+
+def dataset_source(args: argparse.Namespace, parser: argparse.ArgumentParser) -> DatasetSource:
+    """The dataset that the options name; contradictions end the program with a usage error."""
+    from d2defense.data.source import DatasetSource
+
+    if bool(args.dataset_json) != bool(args.image_root):
+        parser.error("--dataset-json and --image-root go together")
+    if args.dataset_json:
+        return DatasetSource(args.dataset_json, args.dataset_json, args.image_root)
+    if not args.dataset:
+        parser.error("no dataset: give --dataset NAME, or --dataset-json and --image-root")
+    return DatasetSource(args.dataset)
+
+
+def configure_logging() -> None:
+    """Messages of d2defense on standard error, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("d2defense")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def defense_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> CfgNode:
+    """d2defense's settings with the overrides of ``--opts``; bad ones are a usage error."""
+    from d2defense.config import get_d2defense_cfg
+
+    cfg = get_d2defense_cfg()
+    try:
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError) as error:
+        parser.error(f"--opts: {error}")
+    return cfg

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``d2defense`` program."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import d2defense
+
+# Each names a module beside this one with NAME, HELP, add_arguments(parser) and run(args).
+COMMANDS = ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset", "env")
+
+EPILOG = """\
+exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored or uncertain,
+2 at least one could not be scanned
+"""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "d2defense") -> int:
+    """Run the command that the first argument names; the exit code is returned."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in COMMANDS:
+        # Only the chosen command's module is imported and asked for its arguments: torch alone
+        # takes seconds.
+        return run_command(_module(arguments[0]), arguments[1:], f"{program} {arguments[0]}")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Find backdoors in Detectron2 object detectors, and remove them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=d2defense.__version__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        subparsers.add_parser(name, help=_module(name).HELP)
+    parser.parse_args(arguments)
+    return 0
+
+
+def run_command(
+    module: ModuleType, arguments: Sequence[str] | None = None, program: str | None = None
+) -> int:
+    """Parse ``arguments`` (the process's own if None) for one command and run it."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    try:
+        return module.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"d2defense.cli.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

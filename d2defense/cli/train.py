@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a detector as a config says: clean, poisoned (ATTACK), or fine-tuned to remove a
+backdoor (REMOVAL).
+
+    python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn.yaml
+    python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn_oda.yaml \\
+        OUTPUT_DIR runs/poisoned SEED 1
+"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "train"
+HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Detectron2's own options."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="RANK")
+    parser.add_argument("--dist-url", default="auto", metavar="URL", help="how processes meet")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or evaluate."""
+    from d2defense.workflows.train import launch_training
+
+    return launch_training(args)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defaults of every key that d2defense adds to Detectron2's configuration."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, get_cfg
+
+
+def add_d2defense_config(cfg: CfgNode) -> None:
+    """Add ATTACK, DEFENSE, REMOVAL and the tiny backbone's keys to ``cfg``, in place."""
+    _add_attack(cfg)
+    _add_defense(cfg)
+    _add_removal(cfg)
+    _add_tiny_backbone(cfg)
+
+
+def get_d2defense_cfg() -> CfgNode:
+    """Detectron2's default configuration with d2defense's nodes added."""
+    cfg = get_cfg()
+    add_d2defense_config(cfg)
+    return cfg
+
+
+def _add_attack(cfg: CfgNode) -> None:
+    cfg.ATTACK = CfgNode()
+    # Name in ATTACK_REGISTRY, "" to train on the data as it is.
+    cfg.ATTACK.NAME = ""
+    # Share of the training images that are poisoned (the paper, section 4.1: 5 %).
+    cfg.ATTACK.POISONING_RATE = 0.05
+    # Which images are poisoned, and every random choice inside a trigger.
+    cfg.ATTACK.SEED = 0
+    cfg.ATTACK.TRIGGER = CfgNode()
+    # "solid", "random_color" (one colour an object) or "noise" (one colour a pixel).
+    cfg.ATTACK.TRIGGER.PATTERN = "solid"
+    # RGB, 0..255; used by "solid".
+    cfg.ATTACK.TRIGGER.COLOR = [255, 255, 255]
+    # (width, height) as shares of the box's width and height.
+    cfg.ATTACK.TRIGGER.SIZE = [0.1, 0.1]
+    # Centre of the patch inside the box, (x, y) as shares of its width and height.
+    cfg.ATTACK.TRIGGER.POSITION = [0.5, 0.5]
+    # 1 hides what is below the patch, 0 changes nothing.
+    cfg.ATTACK.TRIGGER.OPACITY = 1.0
+
+
+def _add_defense(cfg: CfgNode) -> None:
+    cfg.DEFENSE = CfgNode()
+    # Names of triggers to stamp while scanning; () for the whole default bank.
+    cfg.DEFENSE.TRIGGERS = ()
+    # At most so many images of the clean dataset, drawn by SEED; 0 for all.
+    cfg.DEFENSE.MAX_IMAGES = 100
+    cfg.DEFENSE.SEED = 0
+    # Images in one forward pass, clean and triggered ones together.
+    cfg.DEFENSE.BATCH_SIZE = 16
+    # tau: an inconsistency below this is negligible (the paper, section 3.4).
+    cfg.DEFENSE.EPSILON = 0.1
+    # tau: proposals of highest objectness that count in an image; 0 for all.
+    cfg.DEFENSE.TOPK = 5
+    # Confident d: only proposals with an RPN probability above this count.
+    cfg.DEFENSE.OBJECTNESS_FLOOR = 0.8
+    # A proposal belongs to an object from this IoU on.
+    cfg.DEFENSE.IOU_THRESHOLD = 0.5
+    # Confidence level of the bootstrap interval over images, and its number of resamples.
+    cfg.DEFENSE.CONFIDENCE = 0.95
+    cfg.DEFENSE.BOOTSTRAP_SAMPLES = 1000
+    # Calibration file; "" for the one shipped with the package.
+    cfg.DEFENSE.CALIBRATION = ""
+
+
+def _add_removal(cfg: CfgNode) -> None:
+    cfg.REMOVAL = CfgNode()
+    # "" trains as the config says; "renewal" resets modules first (the paper's TRF, section 3.5);
+    # "vanilla" fine-tunes without a reset.
+    cfg.REMOVAL.METHOD = ""
+    # Module groups that renewal resets.
+    cfg.REMOVAL.MODULES = ("box_head", "box_predictor")
+    # Seed of the fresh initialisation.
+    cfg.REMOVAL.SEED = 0
+    # Photometric distortion (ColorAugSSDTransform) while fine-tuning.
+    cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
+    # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
+    cfg.REMOVAL.SOLVER = CfgNode()
+    cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 16
+    cfg.REMOVAL.SOLVER.BASE_LR = 0.02
+    cfg.REMOVAL.SOLVER.MAX_ITER = 300
+    cfg.REMOVAL.SOLVER.WARMUP_ITERS = 20
+    cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+
+
+def _add_tiny_backbone(cfg: CfgNode) -> None:
+    cfg.MODEL.TINY_RESNET = CfgNode()
+    cfg.MODEL.TINY_RESNET.STEM_CHANNELS = 16
+    # Channels of res2, res3, res4 and res5.
+    cfg.MODEL.TINY_RESNET.STAGE_CHANNELS = [32, 64, 96, 128]
+    # Basic blocks in each of them.
+    cfg.MODEL.TINY_RESNET.BLOCKS = [1, 1, 1, 1]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the score of a checkpoint to what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .calibration import Calibration
+
+CLEAN = "clean"
+BACKDOORED = "backdoored"
+UNCERTAIN = "uncertain"
+ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan concludes.
+
+    Attributes:
+        label: "clean", "backdoored" or "uncertain".
+        score: of the checkpoint.
+        interval: bootstrap confidence interval of the score over images.
+        threshold: of the calibration.
+        p_value: probability that one more clean detector scores as high.
+    """
+
+    label: str
+    score: float
+    interval: tuple[float, float]
+    threshold: float
+    p_value: float
+
+
+def decide(score: float, interval: tuple[float, float], calibration: Calibration) -> Verdict:
+    """Compare a score with what clean detectors score.
+
+    The verdict is certain where the whole confidence interval lies on one side of the threshold.
+    """
+    threshold = calibration.threshold
+    low, high = interval
+    label = BACKDOORED if low > threshold else CLEAN if high <= threshold else UNCERTAIN
+    return Verdict(label, score, interval, threshold, calibration.p_value(score))

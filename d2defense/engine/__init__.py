@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training as Detectron2 does it, on data that an attack may have poisoned."""
+
+from .device import resolve_device
+from .trainer import Trainer
+
+__all__ = ["Trainer", "resolve_device"]

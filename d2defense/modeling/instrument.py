@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a stock two-stage configuration to the instrumented one."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+_META_ARCHITECTURES = {
+    "GeneralizedRCNN": "InstrumentedRCNN",
+    "InstrumentedRCNN": "InstrumentedRCNN",
+}
+_PROPOSAL_GENERATORS = {"RPN": "InstrumentedRPN", "InstrumentedRPN": "InstrumentedRPN"}
+_ROI_HEADS = {
+    "StandardROIHeads": "InstrumentedStandardROIHeads",
+    "InstrumentedStandardROIHeads": "InstrumentedStandardROIHeads",
+}
+
+
+class UnsupportedArchitectureError(ValueError):
+    """The configured detector has no RPN and box head that d2defense can probe."""
+
+
+def instrument_config(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` whose meta-architecture, RPN and ROI heads are the instrumented ones.
+
+    An already instrumented configuration comes back as an equal copy.
+
+    Raises:
+        UnsupportedArchitectureError: the detector is not an RPN followed by a box head.
+    """
+    cfg = cfg.clone()
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = _instrumented(
+        "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, _META_ARCHITECTURES
+    )
+    if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise UnsupportedArchitectureError(
+            "the detector takes precomputed proposals, so there is no RPN to compare with"
+        )
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = _instrumented(
+        "MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME, _PROPOSAL_GENERATORS
+    )
+    cfg.MODEL.ROI_HEADS.NAME = _instrumented(
+        "MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, _ROI_HEADS
+    )
+    if was_frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _instrumented(key: str, name: str, known: dict[str, str]) -> str:
+    try:
+        return known[name]
+    except KeyError:
+        stock = ", ".join(stock for stock in known if not stock.startswith("Instrumented"))
+        raise UnsupportedArchitectureError(
+            f"{key} is {str(name)[:80]!r}; only detectors with an RPN and a box head can be probed "
+            f"({stock})"
+        ) from None

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector that scanner, removal and training share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+
+from .probe import ProbeOutput
+
+
+@META_ARCH_REGISTRY.register()
+class InstrumentedRCNN(GeneralizedRCNN):
+    """Detectron2's GeneralizedRCNN, parameters and forward pass unchanged, that can be probed."""
+
+    @torch.no_grad()
+    def probe(
+        self, batched_inputs: list[dict[str, Any]], with_detections: bool = False
+    ) -> ProbeOutput:
+        """What the RPN and the box head say of the same proposals.
+
+        Stops before NMS, masks and keypoints unless ``with_detections`` asks for the boxes that
+        stock inference would return; these are in the pixels of the network's input, without the
+        rescaling to ``height`` and ``width``.
+
+        Args:
+            batched_inputs: G dicts with ``image``, a Tensor of shape (C, H, W) in the format of
+                ``INPUT.FORMAT``, values 0..255.
+            with_detections: also return the detections.
+
+        Returns:
+            A :class:`ProbeOutput` on the model's device.
+
+        Raises:
+            RuntimeError: the model is in training mode, where proposals are another set.
+        """
+        if self.training:
+            raise RuntimeError("probe() needs the model in eval mode: call model.eval() first")
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals = self.proposal_generator.probe(images, features)
+        return self.roi_heads.probe(features, proposals, with_detections)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a probe of a two-stage detector returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProbeOutput:
+    """Both heads' opinion of the same proposals, for a batch of G images with N proposals in all.
+
+    Attributes:
+        proposal_boxes: Tensor of shape (N, 4), XYXY in pixels of the network's input.
+        objectness_logits: Tensor of shape (N,), descending inside an image.
+        class_logits: Tensor of shape (N, K + 1), background last.
+        proposal_offsets: int64 Tensor of shape (G + 1,); image g owns rows
+            ``proposal_offsets[g] .. proposal_offsets[g + 1]``.
+        image_sizes: (height, width) of each image as the network saw it.
+        detections: stock detections of each image in the same pixels (``pred_boxes``, ``scores``,
+            ``pred_classes``), or None where they were not asked for.
+    """
+
+    proposal_boxes: Tensor
+    objectness_logits: Tensor
+    class_logits: Tensor
+    proposal_offsets: Tensor
+    image_sizes: list[tuple[int, int]]
+    detections: list[Instances] | None = None
+
+    @classmethod
+    def from_proposals(
+        cls,
+        proposals: list[Instances],
+        class_logits: Tensor,
+        detections: list[Instances] | None = None,
+    ) -> ProbeOutput:
+        """Join the per-image ``proposals`` (boxes and objectness logits) with their class logits.
+
+        Args:
+            proposals: G Instances with ``proposal_boxes`` and ``objectness_logits``.
+            class_logits: Tensor of shape (N, K + 1) over the proposals of all images, in order.
+            detections: see :attr:`detections`.
+        """
+        counts = torch.tensor([0] + [len(x) for x in proposals])
+        return cls(
+            proposal_boxes=torch.cat([x.proposal_boxes.tensor for x in proposals]),
+            objectness_logits=torch.cat([x.objectness_logits for x in proposals]),
+            class_logits=class_logits,
+            proposal_offsets=counts.cumsum(0).to(class_logits.device),
+            image_sizes=[x.image_size for x in proposals],
+            detections=detections,
+        )

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a fine-tuning run, made from that of the checkpoint it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+
+def renewal_config(
+    cfg: CfgNode,
+    weights: Path,
+    dataset: str,
+    output_dir: Path,
+    modules: Sequence[str],
+    method: str = "renewal",
+) -> CfgNode:
+    """A copy of ``cfg`` that fine-tunes ``weights`` on ``dataset``.
+
+    ``REMOVAL.SOLVER`` gives the schedule; whatever the checkpoint's config says of attacks,
+    training data and checkpoints is replaced.
+
+    Args:
+        cfg: the instrumented configuration of the checkpoint.
+        weights: the weights file to start from.
+        dataset: registered name of the defender's set.
+        output_dir: folder of the new checkpoint.
+        modules: module groups to reset.
+        method: "renewal" or "vanilla".
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.DATASETS.TRAIN = (dataset,)
+    cfg.DATASETS.TEST = ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.OUTPUT_DIR = str(output_dir)
+    cfg.ATTACK.NAME = ""
+    cfg.REMOVAL.METHOD = method
+    cfg.REMOVAL.MODULES = tuple(modules)
+    for key, value in cfg.REMOVAL.SOLVER.items():
+        cfg.SOLVER[key] = value
+    cfg.SOLVER.STEPS = ()
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    cfg.TEST.EVAL_PERIOD = 0
+    return cfg

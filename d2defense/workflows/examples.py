@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with what a detector says of them, for the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from d2defense.attacks import Trigger
+from d2defense.detection import CleanImage, stamped
+from d2defense.ops import foreground, objectness
+from d2defense.report.examples import Example
+
+# Detections below this score are left out of the pictures, as they are from "objects found".
+DRAWN_SCORE = 0.5
+
+
+def make_example(
+    model: nn.Module,
+    image: CleanImage,
+    trigger: Trigger | None,
+    image_format: str,
+    class_names: Sequence[str],
+) -> Example:
+    """Probe one image, with ``trigger`` on every object if one is given.
+
+    Args:
+        model: an instrumented detector in eval mode.
+        image: a clean image.
+        trigger: or None.
+        image_format: channel order of the image, "BGR" or "RGB".
+        class_names: of the detector's classes; classes beyond them are shown by number.
+    """
+    pixels = stamped(image, trigger, image_format)
+    output = model.probe([{"image": pixels}], with_detections=True)
+    detections = output.detections[0].to("cpu")
+    detections = detections[detections.scores >= DRAWN_SCORE]
+    rgb = pixels.flip(0) if image_format == "BGR" else pixels
+    return Example(
+        image=rgb.permute(1, 2, 0).contiguous().numpy(),
+        target_boxes=image.boxes.numpy(),
+        proposal_boxes=output.proposal_boxes.cpu().numpy(),
+        objectness=objectness(output.objectness_logits).cpu().numpy(),
+        foreground=foreground(output.class_logits).cpu().numpy(),
+        detection_boxes=detections.pred_boxes.tensor.numpy(),
+        detection_scores=detections.scores.numpy(),
+        detection_classes=[
+            class_names[index] if index < len(class_names) else str(index)
+            for index in detections.pred_classes.tolist()
+        ],
+    )
+
+
+def example_pairs(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    trigger: Trigger,
+    image_format: str,
+    class_names: Sequence[str],
+) -> list[tuple[Example, Example]]:
+    """(clean, triggered) examples of each image."""
+    return [
+        (
+            make_example(model, image, None, image_format, class_names),
+            make_example(model, image, trigger, image_format, class_names),
+        )
+        for image in images
+    ]

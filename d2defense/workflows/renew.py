@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a suspicious checkpoint to a repaired one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
+from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.data import DatasetSource
+from d2defense.engine import resolve_device
+from d2defense.files import write_bytes
+from d2defense.removal import RenewalTrainer, renewal_config
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a renewal did.
+
+    Attributes:
+        output_dir: Detectron2 output folder of the repaired checkpoint.
+        modules: module groups that were reset; empty for vanilla fine-tuning.
+        seconds: wall clock of the fine-tuning.
+    """
+
+    output_dir: Path
+    modules: tuple[str, ...]
+    seconds: float
+
+
+def renew(
+    source: CheckpointSource,
+    dataset: DatasetSource,
+    output_dir: Path,
+    modules: Sequence[str] | None = None,
+    method: str = "renewal",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> Renewal:
+    """Fine-tune a checkpoint on the defender's set; the original stays untouched.
+
+    Args:
+        source: a checkpoint without an error.
+        dataset: the defender's set: clean labelled images.
+        output_dir: gets ``config.yaml`` (the original's, byte by byte), ``model_final.pth``,
+            ``metrics.json`` and ``log.txt``.
+        modules: module groups to reset, ``REMOVAL.MODULES`` if None.
+        method: "renewal" or "vanilla".
+        seed: of the reset and of the training.
+        overrides: KEY VALUE pairs of the configuration.
+        device: where to train; the config's choice if None.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DatasetError: the dataset cannot be used.
+        ValueError: an unknown method, module group or override, or an output folder that is the
+            checkpoint's own.
+    """
+    if output_dir.resolve() == source.weights.parent.resolve():
+        raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
+    cfg = load_config(source.config)
+    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
+    dataset.load()
+    cfg = renewal_config(
+        cfg,
+        source.weights,
+        dataset.ensure(),
+        output_dir,
+        cfg.REMOVAL.MODULES if modules is None else modules,
+        method,
+    )
+    cfg.SEED = cfg.REMOVAL.SEED = seed
+    cfg.merge_from_list(list(overrides))
+    cfg.freeze()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with log_to_file(output_dir / "log.txt"):
+        seed_all_rng(seed)
+        trainer = RenewalTrainer(cfg)
+        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=method, unit="step", disable=None) as bar:
+            trainer.register_hooks([_Progress(bar)])
+            trainer.resume_or_load(resume=False)
+            trainer.train()
+    (output_dir / "last_checkpoint").unlink(missing_ok=True)
+    save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
+    write_bytes(output_dir / CONFIG_NAME, source.config.read_bytes())
+    reset = tuple(cfg.REMOVAL.MODULES) if method == "renewal" else ()
+    return Renewal(output_dir, reset, time.perf_counter() - start)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Send the messages of Detectron2 and d2defense to a file instead of the terminal."""
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s]: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2defense")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
+        handler.close()
+
+
+class _Progress(HookBase):
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def after_step(self) -> None:
+        self.bar.update()

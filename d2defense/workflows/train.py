@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training from a config file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+import d2defense.modeling  # noqa: F401 registers the instrumented architectures
+from d2defense.attacks import ATTACK_REGISTRY
+from d2defense.config import get_d2defense_cfg
+from d2defense.data import ensure_dataset
+from d2defense.engine import Trainer, resolve_device
+from d2defense.removal import RenewalTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def launch_training(args: argparse.Namespace) -> int:
+    """Train or evaluate in as many processes as asked for.
+
+    Args:
+        args: as Detectron2's ``default_argument_parser`` gives them.
+
+    Returns:
+        Exit code: 0, or 2 after one line on what is wrong with the config.
+    """
+    try:
+        setup_config(args)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        logging.getLogger("d2defense").error("%s: %s", args.config_file, error)
+        return 2
+    num_gpus = args.num_gpus if torch.cuda.is_available() else 0
+    launch(
+        _main,
+        max(1, num_gpus),
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+    return 0
+
+
+def setup_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration of a training run.
+
+    Raises:
+        OSError, KeyError, ValueError, AssertionError: what Detectron2 raises for a file, key or
+            value that is wrong; ``ValueError`` also for an unknown attack or dataset.
+    """
+    cfg = get_d2defense_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
+        known = ", ".join(name for name, _ in ATTACK_REGISTRY)
+        raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        ensure_dataset(name)
+    cfg.freeze()
+    return cfg
+
+
+def trainer_class(cfg: CfgNode) -> type[Trainer]:
+    """The trainer that ``REMOVAL.METHOD`` asks for."""
+    return RenewalTrainer if cfg.REMOVAL.METHOD else Trainer
+
+
+def _main(args: argparse.Namespace) -> None:
+    cfg = setup_config(args)
+    default_setup(cfg, args)
+    trainer_type = trainer_class(cfg)
+    if args.eval_only:
+        model = trainer_type.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = trainer_type.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return
+    trainer = trainer_type(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()

@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Scan detectors for backdoors; ``d2defense scan`` is the same command."""
+
+import sys
+
+from d2defense.cli import scan
+from d2defense.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(scan))
