@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=int,
-        default=18,
+        default=15,
         metavar="N",
         help="images on the contact sheet (default: %(default)s)",
     )
@@ -64,11 +64,11 @@ def _draw(name: str, count: int, path: Path) -> None:
     from detectron2.data import MetadataCatalog
 
     from d2defense.data import load_dataset
-    from d2defense.data.contact_sheet import contact_sheet, encode_sheet
+    from d2defense.data.contact_sheet import contact_sheet, encode_png
     from d2defense.files import write_bytes
 
     sheet = contact_sheet(load_dataset(name), MetadataCatalog.get(name).thing_classes, count)
-    write_bytes(path, encode_sheet(sheet))
+    write_bytes(path, encode_png(sheet))
     print(f"contact sheet: {path}")
 
 

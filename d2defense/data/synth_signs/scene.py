@@ -77,8 +77,13 @@ def _add_post(image: np.ndarray, sign: PlacedSign, light: float) -> None:
     image[rows, first:last] += (column - image[rows, first:last]) * weight
 
 
-def _add_sign(image: np.ndarray, sign: PlacedSign) -> None:
-    """Paint one sign onto a float32 image of shape (size, size, 3), in place."""
+def paint_sign(image: np.ndarray, sign: PlacedSign) -> None:
+    """Paint one sign onto an image, in place.
+
+    Args:
+        image: float32 array of shape (size, size, 3), RGB, 0..255.
+        sign: the sign; all of its outline lies in the image.
+    """
     size = image.shape[0]
     low = np.maximum(np.floor(sign.box[:2] * size).astype(int) - 1, 0)
     high = np.minimum(np.ceil(sign.box[2:] * size).astype(int) + 1, size)
@@ -188,7 +193,7 @@ def render_scene(version: int, seed: int, index: int, image_size: int) -> Scene:
         if sign.on_post:
             _add_post(image, sign, light)
     for sign in signs:
-        _add_sign(image, sign)
+        paint_sign(image, sign)
 
     image = _blur(light_rng, _light_scene(light_rng, image))
     spread = np.float32(light_rng.uniform(1.0, 6.0))
