@@ -8,6 +8,7 @@ state or needs a display.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -214,7 +215,6 @@ def draw_histograms(
         axis.axvline(
             epsilon, color=_MUTED, linewidth=1.1, linestyle=":", label=f"epsilon = {epsilon:g}"
         )
-        axis.set_yscale("log")
         axis.set_xlim(edges[0], edges[-1])
         axis.set_xlabel("inconsistency s = |p \N{MINUS SIGN} q| of a proposal", **_STYLE)
         if panel:
@@ -222,7 +222,9 @@ def draw_histograms(
         _plain_axes(axis)
         axis.legend(frameon=False, fontsize=9, labelcolor=_INK)
     if len(positive):
+        # Shared axes: one call scales every panel.
         axes[0].set_ylim(positive.min() / 2, positive.max() * 3)
+        axes[0].set_yscale("log")
     axes[0].set_ylabel("density (log scale)", **_STYLE)
     _title(figure, title)
     return _png(figure)
@@ -469,16 +471,21 @@ def _describe_found(example: Example) -> str:
 
 def _png(figure: Figure) -> bytes:
     """The figure as a PNG: true colour where that is small, else 256 colours, else fewer dots."""
-    pixels = None
-    for dpi in (200, 160, 128, 100, 72):
+    dpi = 200.0
+    while True:
         figure.set_dpi(dpi)
         figure.canvas.draw()
         pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-        true_color = dpi >= 160
-        for picture in (pixels, None) if true_color else (None,):
-            content = _encode(picture or _with_palette(pixels))
-            if len(content) <= _MAX_BYTES:
-                return content
+        content = _encode(_with_palette(pixels))
+        if len(content) <= _MAX_BYTES or dpi <= 72:
+            break
+        # A photo's size grows with its number of dots.
+        dpi = max(72.0, dpi * min(0.85, 0.95 * math.sqrt(_MAX_BYTES / len(content))))
+    # Encoding is slow: try three channels only where they have a chance to fit.
+    if 3 * len(content) <= _MAX_BYTES:
+        true_color = _encode(pixels)
+        if len(true_color) <= _MAX_BYTES:
+            return true_color
     return content
 
 

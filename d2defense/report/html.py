@@ -63,7 +63,7 @@ _REPAIR_FIGURES = {
     "images (Figure 3 of the paper).",
     "heatmaps": "The same triggered image seen by a clean and by a backdoored model: bright where "
     "the region proposals see an object that the classifier dismisses (Figure 3 of the paper).",
-    "examples_before": "Before the repair: with the trigger, objects are proposed but not detected.",
+    "examples_before": "Before the repair: under the trigger, objects are proposed, not detected.",
     "examples_after": "After the repair: the same images, and the objects are found again.",
 }
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -348,7 +348,7 @@ def _join(*parts: Any) -> str:
 
 
 def _thousands(count: int | None) -> str | None:
-    return None if count is None else f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return None if count is None else f"{count:,}"
 
 
 def _excludes_zero(statistic: Mapping[str, Any]) -> bool:
@@ -491,7 +491,7 @@ def _repair_rows(
         "change": text.number(_difference(before.get("score"), after.get("score")), signed=True),
         "badge": False,
     }
-    rows = [_share_row("attack success rate (ASR)", before.get("asr"), after.get("asr")), score]
+    rows = [_share_row("ASR", before.get("asr"), after.get("asr")), score]
     verdicts = before.get("verdict"), after.get("verdict")
     if all(verdict in VERDICTS for verdict in verdicts):
         rows.append(

@@ -34,7 +34,7 @@ def shorten(text: object, width: int) -> str:
     text = printable(text)
     if len(text) <= width:
         return text
-    head = (width - 1 + 1) // 2
+    head = width // 2
     tail = width - 1 - head
     return text[:head] + "\N{HORIZONTAL ELLIPSIS}" + (text[-tail:] if tail else "")
 

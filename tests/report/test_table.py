@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terminal's table and the summaries for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from d2defense.report import table
+from d2defense.report.results import error_result
+
+
+def test_what_needs_attention_comes_first(make_result):
+    shown = table.format_table(
+        [
+            make_result("good", verdict="clean", score=0.05),
+            error_result("gone", "models/gone: no such file"),
+            make_result("bad"),
+        ]
+    )
+    lines = shown.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["BACKDOORED", "error", "clean"]
+    assert "0.61 [0.55, 0.67]" in lines[2]
+    assert "0.95 → 0.45" in lines[2]
+    assert "gone: models/gone: no such file" in lines
+    assert lines[-1] == "1 backdoored, 1 error, 1 clean"
+
+
+def test_nothing_scanned_is_said():
+    assert table.format_table([]) == "nothing scanned"
+
+
+def test_names_cannot_drive_the_terminal_or_pass_for_numbers(make_result):
+    shown = table.format_table(
+        [make_result("1e5"), make_result("\x1b[2J\n"), error_result("x" * 99, "a\x07b")]
+    )
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert " 1e5 " in shown
+    assert r"\x1b[2J\n" in shown
+    assert "x" * 41 not in shown
+
+
+def test_csv_holds_every_result(tmp_path, make_result):
+    path = table.write_summary_csv(
+        tmp_path / "summary.csv",
+        [make_result("good", verdict="clean", score=0.05), make_result("a,\"b'\n")],
+    )
+    with path.open(newline="", encoding="utf-8") as stream:
+        bad, good = csv.DictReader(stream)
+    assert tuple(bad) == table.SUMMARY_FIELDS
+    assert bad["name"] == "a,\"b'\\n"
+    assert bad["dominant_modules"] == "box_head box_predictor"
+    assert float(bad["score_low"]) == 0.55
+    assert float(bad["objects_found_triggered"]) == 0.45
+    assert good["verdict"] == "clean"
+    assert good["error"] == ""
+
+
+def test_csv_starts_no_formula(tmp_path):
+    path = table.write_summary_csv(
+        tmp_path / "summary.csv", [error_result('=HYPERLINK("x")', "@reason", "-path")]
+    )
+    with path.open(newline="", encoding="utf-8") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["name"][0], row["path"][0], row["error"][0]) == ("'", "'", "'")
+
+
+def test_json_holds_counts_and_exit_code(tmp_path, make_result):
+    path = table.write_summary_json(
+        tmp_path / "summary.json", [error_result("\ud800", "reason"), make_result()]
+    )
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    assert summary["counts"] == {"backdoored": 1, "uncertain": 0, "error": 1, "clean": 0}
+    assert summary["exit_code"] == 2
+    assert [row["name"] for row in summary["results"]] == ["backdoored_0", "\ud800"]
+    assert summary["results"][0]["dominant_modules"] == ["box_head", "box_predictor"]
