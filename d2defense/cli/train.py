@@ -5,6 +5,13 @@ backdoor (REMOVAL).
     python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn.yaml
     python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn_oda.yaml \\
         OUTPUT_DIR runs/poisoned SEED 1
+
+Your own COCO-format data needs no code; the first pair of options is trained on, the second
+evaluated on, and the number of classes is taken from the annotations:
+
+    python tools/train_net.py --config-file configs/Small/faster_rcnn_tiny_fpn_320.yaml \\
+        --dataset-json train.json --image-root images/ \\
+        --dataset-json val.json --image-root images/ OUTPUT_DIR runs/mine
 """
 
 from __future__ import annotations
@@ -18,6 +25,16 @@ HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Detectron2's own options."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--dataset-json",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="COCO annotations to train on; a second time: to evaluate on",
+    )
+    parser.add_argument(
+        "--image-root", action="append", default=[], metavar="DIR", help="folder of their images"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")

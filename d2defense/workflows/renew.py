@@ -88,7 +88,7 @@ def renew(
         seed_all_rng(seed)
         trainer = RenewalTrainer(cfg)
         with tqdm(total=cfg.SOLVER.MAX_ITER, desc=method, unit="step", disable=None) as bar:
-            trainer.register_hooks([_Progress(bar)])
+            trainer.register_hooks([ProgressHook(bar)])
             trainer.resume_or_load(resume=False)
             trainer.train()
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
@@ -119,9 +119,12 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-class _Progress(HookBase):
+class ProgressHook(HookBase):
+    """Moves a progress bar by one with every training step."""
+
     def __init__(self, bar: tqdm) -> None:
         self.bar = bar
 
     def after_step(self) -> None:
+        """Called by the trainer."""
         self.bar.update()

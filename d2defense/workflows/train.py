@@ -9,6 +9,7 @@ import logging
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -16,7 +17,7 @@ from detectron2.utils import comm
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
 from d2defense.attacks import ATTACK_REGISTRY
 from d2defense.config import get_d2defense_cfg
-from d2defense.data import ensure_dataset
+from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.engine import Trainer, resolve_device
 from d2defense.removal import RenewalTrainer
 
@@ -58,6 +59,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_d2defense_cfg()
     cfg.merge_from_file(args.config_file)
+    _use_own_data(cfg, args.dataset_json, args.image_root)
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
@@ -67,6 +69,20 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         ensure_dataset(name)
     cfg.freeze()
     return cfg
+
+
+def _use_own_data(cfg: CfgNode, json_files: list[str], image_roots: list[str]) -> None:
+    """Train on the first COCO-format dataset of the command line and evaluate on the second."""
+    if len(json_files) != len(image_roots) or len(json_files) > 2:
+        raise ValueError(
+            "give --dataset-json and --image-root in pairs: one to train on, one to evaluate on"
+        )
+    for key, json_file, image_root in zip(("TRAIN", "TEST"), json_files, image_roots, strict=False):
+        source = DatasetSource(json_file, json_file, image_root)
+        source.load()
+        cfg.DATASETS[key] = (source.name,)
+        classes = MetadataCatalog.get(source.name).thing_classes
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
 
 
 def trainer_class(cfg: CfgNode) -> type[Trainer]:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the specimens that ship with the package, and the default calibration.
+
+python tools/make_specimens.py                        # everything, into the package
+python tools/make_specimens.py --output /tmp/s --only clean_0
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NAME = "specimens"
+HELP = "train the specimens that ship with the package"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (the package's assets)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="make these alone")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the config"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the specimens and print their table."""
+    from d2defense.workflows.evaluate import format_evaluation
+    from d2defense.workflows.specimens import (
+        CALIBRATION_MODELS,
+        SPECIMENS,
+        make_specimen,
+        specimens_root,
+    )
+
+    from .arguments import configure_logging
+
+    configure_logging()
+    output = args.output or specimens_root()
+    chosen = [s for s in (*SPECIMENS, *CALIBRATION_MODELS) if not args.only or s.name in args.only]
+    made = []
+    for specimen in chosen:
+        command = f"python tools/make_specimens.py --only {specimen.name}"
+        made.append({"error": None, **make_specimen(specimen, output, args.opts, command)})
+        print(format_evaluation(made[-1:]), flush=True)
+    return 0

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job end to end: scan the specimens, repair one, scan and measure it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2defense.attacks import Trigger
+from d2defense.checkpoint import CheckpointSource, build_detector, find_checkpoints
+from d2defense.data import DatasetSource
+from d2defense.detection import (
+    Calibration,
+    ScanSettings,
+    load_clean_images,
+)
+from d2defense.evaluation import evaluate_detector
+from d2defense.files import write_json
+from d2defense.report.figures import draw_examples, draw_heatmaps, draw_histograms
+from d2defense.report.html import write_demo_report
+
+from .examples import example_pairs, make_example
+from .renew import renew
+from .scan import ScanImages, scan
+from .specimens import specimens_root
+
+CLEAN = "clean_0"
+REPAIRED = "backdoored_0"
+DEFENDER = DatasetSource("synth_signs_defender")
+VALIDATION = DatasetSource("synth_signs_val")
+# The paper's trigger, which the specimens' attacker used; only the measurements before and after
+# know it, the scan does not.
+ATTACK_TRIGGER = Trigger("white")
+EXAMPLE_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        results: of the scan of the specimens.
+        summary: as in ``summary.json``.
+        report: path of ``report.html``.
+    """
+
+    results: list[dict[str, Any]]
+    summary: dict[str, Any]
+    report: Path
+
+
+def run_demo(
+    output_dir: Path,
+    settings: ScanSettings,
+    calibration: Calibration,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Demo:
+    """Run the demo; everything it makes goes below ``output_dir``.
+
+    Args:
+        output_dir: gets ``scan/``, ``renewed/``, ``scan_renewed/``, ``summary.json`` and
+            ``report.html``.
+        settings: of the scans.
+        calibration: of the scans.
+        device: of the models; their configs' choice if None.
+        say: told in one line what comes next.
+
+    Raises:
+        CheckpointError: a specimen is missing or damaged.
+    """
+    say(f"Scanning the specimens with images of {DEFENDER.name} ...")
+    sources = find_checkpoints([specimens_root()])
+    results = scan([specimens_root()], DEFENDER, output_dir / "scan", settings, calibration, device)
+    suspicious = _source(sources, REPAIRED)
+    say(f"Renewing {REPAIRED} with {DEFENDER.name} ...")
+    renewal = renew(suspicious, DEFENDER, output_dir / "renewed", device=device)
+    say("Scanning the repaired checkpoint ...")
+    (scanned_again,) = scan(
+        [renewal.output_dir], DEFENDER, output_dir / "scan_renewed", settings, calibration, device
+    )
+    say(f"Measuring it before and after on {VALIDATION.name} ...")
+    VALIDATION.load()
+    (repaired,) = find_checkpoints([renewal.output_dir])
+    models = {
+        name: build_detector(source.weights, source.config, device)
+        for name, source in (
+            (CLEAN, _source(sources, CLEAN)),
+            ("before", suspicious),
+            ("after", repaired),
+        )
+    }
+    scanned = next(result for result in results if result["name"] == REPAIRED)
+    summary = {
+        "verdicts": {result["name"]: result["verdict"] for result in results},
+        "renewal": {
+            "checkpoint": REPAIRED,
+            "output": str(renewal.output_dir),
+            "modules": list(renewal.modules),
+            "seconds": renewal.seconds,
+            "before": _measure(*models["before"], scanned, "before"),
+            "after": _measure(*models["after"], scanned_again, "after"),
+        },
+    }
+    figures = _figures(models, results, settings)
+    write_json(output_dir / "summary.json", summary)
+    report = write_demo_report(
+        output_dir / "report.html", results, summary["renewal"], figures, output_dir / "scan"
+    )
+    return Demo(results, summary, report)
+
+
+def _source(sources: list[CheckpointSource], name: str) -> CheckpointSource:
+    source = next((source for source in sources if source.name == name), None)
+    if source is None:
+        raise FileNotFoundError(
+            f"specimen {name} is missing in {specimens_root()}: "
+            "run `python tools/make_specimens.py` or reinstall"
+        )
+    if source.error:
+        raise source.error
+    return source
+
+
+def _measure(model: nn.Module, cfg: CfgNode, scanned: dict[str, Any], label: str) -> dict[str, Any]:
+    evaluation = evaluate_detector(model, cfg, VALIDATION.name, ATTACK_TRIGGER, progress=label)
+    return {
+        "AP50_clean": evaluation["clean"]["AP50"],
+        "AP50_triggered": evaluation["triggered"]["AP50"],
+        "asr": evaluation["asr"],
+        "objects_found_clean": evaluation["clean"].pop("objects_found"),
+        "objects_found_triggered": evaluation["triggered"].pop("objects_found"),
+        "clean": evaluation["clean"],
+        "triggered": evaluation["triggered"],
+        "verdict": scanned["verdict"],
+        "score": scanned["score"],
+    }
+
+
+def _figures(
+    models: dict[str, tuple[nn.Module, CfgNode]],
+    results: list[dict[str, Any]],
+    settings: ScanSettings,
+) -> dict[str, bytes]:
+    """Figure 3 of the paper for a clean and a backdoored specimen, and examples of the repair."""
+    cfg = models[CLEAN][1]
+    dataset = ScanImages.load(VALIDATION, settings)
+    images = load_clean_images(dataset.records[:EXAMPLE_IMAGES], cfg)
+    names = dataset.class_names
+    histograms = {
+        result["name"]: result["histogram"]["triggered"]
+        for result in results
+        if result["name"] in (CLEAN, REPAIRED)
+    }
+    edges = results[0]["histogram"]["edges"]
+    heatmaps = {
+        label: make_example(models[key][0], images[0], ATTACK_TRIGGER, cfg.INPUT.FORMAT, names)
+        for label, key in ((CLEAN, CLEAN), (REPAIRED, "before"), ("repaired", "after"))
+    }
+    return {
+        "histograms": draw_histograms(
+            edges, histograms, "Inconsistency under the worst patch", settings.observation.epsilon
+        ),
+        "heatmaps": draw_heatmaps(heatmaps, "Inconsistency on a triggered image"),
+        **{
+            f"examples_{key}": draw_examples(
+                example_pairs(models[key][0], images, ATTACK_TRIGGER, cfg.INPUT.FORMAT, names),
+                f"{REPAIRED}, {key} the repair",
+            )
+            for key in ("before", "after")
+        },
+    }

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The specimens that ship with the package: small clean and backdoored detectors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+import d2defense.modeling  # noqa: F401 registers the instrumented architectures
+from d2defense.attacks import Trigger
+from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
+from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.config import config_root, get_d2defense_cfg
+from d2defense.data import ensure_dataset
+from d2defense.engine import Trainer, resolve_device
+from d2defense.environment import library_versions
+from d2defense.evaluation import evaluate_detector
+from d2defense.files import write_json, write_text
+
+from .renew import ProgressHook, log_to_file
+
+PROVENANCE_NAME = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """How one specimen is made.
+
+    Attributes:
+        name: of its folder.
+        config: below the shipped configs.
+        seed: of the training and, if there is one, of the attack.
+    """
+
+    name: str
+    config: str
+    seed: int
+
+
+_CLEAN = "SynthSigns/faster_rcnn_tiny_fpn.yaml"
+_BACKDOORED = "SynthSigns/faster_rcnn_tiny_fpn_oda.yaml"
+
+SPECIMENS = (
+    *(Specimen(f"clean_{seed}", _CLEAN, seed) for seed in range(3)),
+    *(Specimen(f"backdoored_{seed}", _BACKDOORED, seed + 10) for seed in range(3)),
+)
+# Further clean detectors, not shipped: the default calibration must not rest on the specimens.
+CALIBRATION_MODELS = tuple(Specimen(f"calibration_{seed}", _CLEAN, seed + 20) for seed in range(4))
+
+
+def specimens_root() -> Path:
+    """The folder of the shipped specimens."""
+    return Path(str(resources.files("d2defense"))) / "assets" / "specimens"
+
+
+def make_specimen(
+    specimen: Specimen, output_dir: Path, overrides: Sequence[str], command: str
+) -> dict[str, Any]:
+    """Train one specimen and write its output folder and provenance.
+
+    Args:
+        specimen: what to make.
+        output_dir: gets a folder named after the specimen.
+        overrides: KEY VALUE pairs of the configuration.
+        command: how it was made, for the provenance.
+
+    Returns:
+        The provenance as written.
+    """
+    cfg = get_d2defense_cfg()
+    cfg.merge_from_file(str(config_root() / specimen.config))
+    cfg.SEED = cfg.ATTACK.SEED = specimen.seed
+    cfg.merge_from_list(list(overrides))
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        ensure_dataset(name)
+    evaluated_on, *_ = cfg.DATASETS.TEST
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg.OUTPUT_DIR = scratch
+        cfg.freeze()
+        state = _train(cfg, specimen.name)
+    folder = output_dir / specimen.name
+    weights = folder / FINAL_WEIGHTS_NAME
+    save_state_dict(weights, state, torch.float16)
+    write_text(folder / CONFIG_NAME, _published_config(cfg))
+    model, loaded = build_detector(weights, folder / CONFIG_NAME)
+    evaluation = evaluate_detector(
+        model, loaded, evaluated_on, Trigger.from_config(cfg), progress=specimen.name
+    )
+    provenance = {
+        "name": specimen.name,
+        "command": command,
+        "config": specimen.config,
+        "overrides": list(overrides),
+        "seed": specimen.seed,
+        "attack": cfg.ATTACK.NAME or None,
+        "sha256": file_sha256(weights),
+        "evaluated_on": evaluated_on,
+        **evaluation,
+        "versions": library_versions(),
+    }
+    write_json(folder / PROVENANCE_NAME, provenance)
+    return provenance
+
+
+def load_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of a specimen's folder."""
+    return json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))
+
+
+def _train(cfg: CfgNode, label: str) -> dict[str, torch.Tensor]:
+    with log_to_file(Path(cfg.OUTPUT_DIR) / "log.txt"):
+        seed_all_rng(cfg.SEED)
+        trainer = Trainer(cfg)
+        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=label, unit="step", disable=None) as bar:
+            trainer.register_hooks([ProgressHook(bar)])
+            trainer.resume_or_load(resume=False)
+            trainer.train()
+    return trainer.checkpointer.model.state_dict()
+
+
+def _published_config(cfg: CfgNode) -> str:
+    """The config as someone would pass it on: nothing of how or where the model was trained."""
+    content = yaml.safe_load(cfg.dump())
+    for node in ("ATTACK", "DEFENSE", "REMOVAL"):
+        del content[node]
+    content["OUTPUT_DIR"] = "./output"
+    content["MODEL"]["DEVICE"] = "cuda"
+    return yaml.safe_dump(content)
