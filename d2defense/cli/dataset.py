@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``d2defense dataset``: generate or load datasets and show what is in them."""
+"""Generate or load datasets and show what is in them.
+
+d2defense dataset
+d2defense dataset synth_signs_val_512px --contact-sheet sheet.png
+d2defense dataset --dataset-json val.json --image-root images/ --contact-sheet sheet.png
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+
+from .arguments import configure_logging
 
 NAME = "dataset"
 HELP = "generate or load datasets, count their objects and draw a contact sheet"
@@ -22,13 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="registered dataset names; synth_signs_{train,defender,val} come at any size from 64"
         " to 1024 pixels, as in synth_signs_val_320px (default: the three at 128 pixels)",
     )
-    parser.add_argument(
-        "--coco",
-        nargs=2,
-        metavar=("JSON", "IMAGES"),
-        type=Path,
-        help="a dataset of your own instead: annotation file in COCO's format and image folder",
-    )
+    parser.add_argument("--dataset-json", metavar="FILE", help="COCO annotations of your own data")
+    parser.add_argument("--image-root", metavar="DIR", help="folder of its images")
     parser.add_argument(
         "--contact-sheet",
         type=Path,
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images on the contact sheet (default: %(default)s)",
     )
+    parser.set_defaults(parser=parser)
 
 
 def _show(name: str) -> None:
@@ -78,27 +81,23 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 2 with one line on standard error when a dataset cannot be used.
     """
-    from d2defense.data import DatasetError
-    from d2defense.data.coco import register_coco_dataset
+    from d2defense.data import DatasetError, DatasetSource
 
-    names = list(args.names)
+    if bool(args.dataset_json) != bool(args.image_root):
+        args.parser.error("--dataset-json and --image-root go together")
     if args.images < 1:
-        print("error: --images must be at least 1", file=sys.stderr)
-        return 2
+        args.parser.error("--images must be at least 1")
+    configure_logging()
     try:
-        if args.coco:
-            json_file, image_root = args.coco
-            register_coco_dataset(json_file.stem, json_file, image_root)
-            names.insert(0, json_file.stem)
-        names = names or list(DEFAULT_NAMES)
+        sources = [DatasetSource(name) for name in args.names]
+        if args.dataset_json:
+            sources.insert(0, DatasetSource(args.dataset_json, args.dataset_json, args.image_root))
+        names = [source.ensure() for source in sources] or list(DEFAULT_NAMES)
         for name in names:
             _show(name)
         if args.contact_sheet:
             _draw(names[0], args.images, args.contact_sheet)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 
 import cv2
 import pytest
@@ -10,6 +11,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2defense.cli import dataset
 from d2defense.data.synth_signs.generate import generate_split
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was():
+    logger = logging.getLogger("d2defense")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 def run(*arguments: str) -> int:
@@ -23,13 +33,14 @@ def own(tmp_path):
     folder = generate_split("val", 64, 7, tmp_path)
     yield folder
     for catalogue in (DatasetCatalog, MetadataCatalog):
-        if folder.json_file.stem in catalogue:
-            catalogue.remove(folder.json_file.stem)
+        if str(folder.json_file) in catalogue:
+            catalogue.remove(str(folder.json_file))
 
 
 def test_counts_and_contact_sheet_of_a_dataset_of_ones_own(own, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
-    assert run("--coco", own.json_file, own.image_root, "--contact-sheet", sheet) == 0
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--contact-sheet", sheet) == 0
     lines = capsys.readouterr().out.splitlines()
     assert str(own.json_file) in lines[0]
     document = json.loads(own.json_file.read_text())
@@ -42,11 +53,35 @@ def test_counts_and_contact_sheet_of_a_dataset_of_ones_own(own, tmp_path, capsys
     ("arguments", "message"),
     [
         (["synth_signs_vall"], "synth_signs_val"),
-        (["--coco", "absent.json", "."], "absent.json: annotation file does not exist"),
-        (["--images", "0"], "--images must be at least 1"),
+        (
+            ["--dataset-json", "absent.json", "--image-root", "."],
+            "absent.json: annotation file does not exist",
+        ),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(capsys, arguments, message):
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--images", "0"], ["--image-root", "."]])
+def test_options_that_make_no_sense_are_a_usage_error(arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+
+
+def test_a_sheet_that_cannot_be_written_is_an_error(own, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--contact-sheet", tmp_path / "file" / "sheet.png") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_named(own, tmp_path, capsys):
+    (own.image_root / "000002.png").write_bytes(b"not an image")
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--contact-sheet", tmp_path / "sheet.png") == 2
+    error = capsys.readouterr().err
+    assert "000002.png: image cannot be read" in error and error.count("\n") == 1

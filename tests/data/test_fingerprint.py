@@ -5,6 +5,7 @@ import copy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data.datasets import load_coco_json
 
@@ -54,3 +55,12 @@ def test_an_annotation_cannot_wander_to_another_image(records):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"gone\.png: image cannot be read"):
         dataset_fingerprint([{"file_name": str(tmp_path / "gone.png"), "annotations": []}])
+
+
+def test_masks_and_arrays_have_one_fingerprint_however_they_are_held(records):
+    rle, text = (copy.deepcopy(records[:1]) for _ in range(2))
+    rle[0]["annotations"][0]["segmentation"] = {"size": [64, 64], "counts": b"04Y"}
+    rle[0]["annotations"][0]["bbox"] = np.array([1.0, 2.0, 3.0, 4.0])
+    text[0]["annotations"][0]["segmentation"] = {"counts": "04Y", "size": [64, 64]}
+    text[0]["annotations"][0]["bbox"] = [1.0, 2.0, 3.0, 4.0]
+    assert dataset_fingerprint(rle) == dataset_fingerprint(text)

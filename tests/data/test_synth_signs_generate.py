@@ -47,8 +47,8 @@ for _ in range(int(processes) - 1):
         break
 generate.generate_split("val", 64, COUNT, cache)
 assert generate.split_folder("val", 64, COUNT, cache).json_file.is_file()
-if all(children):
-    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+failed = all(children) and any(os.waitpid(child, 0)[1] for child in children)
+os._exit(int(failed))  # tearing forked copies of torch down takes seconds
 """.replace("COUNT", str(COUNT))
 
 
