@@ -104,6 +104,7 @@ class Step:
     def __init__(self, number: int, title: str, log: Path):
         self.log = log
         self.began = time.monotonic()
+        self.log_begin = log.stat().st_size if log.is_file() else 0
         print(f"[{number}/{STEPS}] {title}", flush=True)
 
     def run(self, command: Sequence[str | Path], environment: dict[str, str] | None = None) -> None:
@@ -139,9 +140,9 @@ class Step:
 
     def last_line(self) -> str:
         """What the running command began last, shortened."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self.log.read_bytes()[self.log_begin :].decode(errors="replace").splitlines()
         began = [line.strip() for line in lines if PROGRESS.match(line.strip())]
-        return began[-1][:90] if began else "..."
+        return began[-1][:90] if began else "still at work"
 
     def elapsed(self) -> str:
         """Seconds since the step began, for reading."""
@@ -200,7 +201,13 @@ class Environment:
         return self.ask(f"import {module}") is not None
 
     def pip(self, *arguments: str | Path) -> list[str | Path]:
-        """A pip command of the environment."""
+        """A pip command of the environment, which an interrupted one before it does not mislead.
+
+        pip writes a package's RECORD last, and takes a package without one for installed.
+        """
+        for metadata in self.folder.glob("lib/python*/site-packages/*.dist-info/METADATA"):
+            if self.state.get("kind") != "other" and not metadata.with_name("RECORD").exists():
+                shutil.rmtree(metadata.parent)
         flags = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         return [self.python, "-m", "pip", "install", *flags, *arguments]
 
