@@ -43,6 +43,7 @@ RUNTIME = [
     "pycocotools>=2.0.6",
     "yacs>=0.1.8",
     "termcolor>=1.1",
+    "scipy>=1.11",
     "tabulate>=0.9",
     "cloudpickle>=2.0",
     "matplotlib>=3.7",

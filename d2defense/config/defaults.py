@@ -12,6 +12,8 @@ def add_d2defense_config(cfg: CfgNode) -> None:
     _add_defense(cfg)
     _add_removal(cfg)
     _add_tiny_backbone(cfg)
+    # "SGD" as Detectron2 builds it, or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def get_d2defense_cfg() -> CfgNode:
