@@ -63,8 +63,8 @@ _REPAIR_FIGURES = {
     "images (Figure 3 of the paper).",
     "heatmaps": "The same triggered image seen by a clean and by a backdoored model: bright where "
     "the region proposals see an object that the classifier dismisses (Figure 3 of the paper).",
-    "examples_before": "Before the repair: under the trigger, objects are proposed, not detected.",
-    "examples_after": "After the repair: the same images, and the objects are found again.",
+    "examples_before": "The model before the repair, without and with the trigger.",
+    "examples_after": "The same images after the repair.",
 }
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _PNG_HEADER = struct.Struct(">8s4x4sII")
