@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -134,4 +135,5 @@ class PoisoningDatasetMapper(TriggeredDatasetMapper):
 def image_seed(file_name: str) -> int:
     """A seed for random patterns that depends on the image's file name alone, not on its folder."""
     name = file_name.replace("\\", "/").rsplit("/", 1)[-1]
-    return int.from_bytes(name.encode("utf-8")[-8:], "little")
+    digest = hashlib.blake2b(name.encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2defense.attacks import Trigger
+from d2defense.config import get_d2defense_cfg
+
+
+def plain(value: int = 77, height: int = 100, width: int = 120) -> torch.Tensor:
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def boxes(*rows: tuple[float, float, float, float]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def painted(image: torch.Tensor, x0: int, y0: int, x1: int, y1: int, value: int) -> torch.Tensor:
+    expected = image.clone()
+    expected[:, y0:y1, x0:x1] = value
+    return expected
+
+
+def test_white_patch_covers_the_middle_tenth_of_a_box():
+    image = plain()
+    stamped = Trigger("white").stamp_(image.clone(), boxes((10, 20, 50, 80)))
+    # 10 % of 40 x 60 is 4 x 6, centred on (30, 50).
+    assert torch.equal(stamped, painted(image, 28, 47, 32, 53, 255))
+
+
+@pytest.mark.parametrize(
+    ("box", "patch"),
+    [
+        ((-20, -30, 20, 30), (0, 0, 2, 3)),
+        ((100, 70, 140, 130), (118, 97, 120, 100)),
+        ((-200, 10, -100, 50), None),
+        ((10, 200, 50, 260), None),
+    ],
+    ids=["top left corner", "bottom right corner", "left of the image", "below the image"],
+)
+def test_patch_is_cut_at_the_border(box, patch):
+    image = plain()
+    expected = painted(image, *patch, 255) if patch else image
+    assert torch.equal(Trigger("white").stamp_(image.clone(), boxes(box)), expected)
+
+
+def test_smallest_patch_is_one_pixel():
+    image = plain()
+    stamped = Trigger("white").stamp_(image.clone(), boxes((10, 10, 13, 13)))
+    assert torch.equal(stamped, painted(image, 11, 11, 12, 12, 255))
+
+
+def test_size_and_position_are_shares_of_the_box():
+    trigger = Trigger("corner", size=(0.5, 0.25), position=(0.25, 1.0), color=(0, 0, 0))
+    image = plain()
+    stamped = trigger.stamp_(image.clone(), boxes((20, 20, 60, 60)))
+    # 20 x 10 pixels around (30, 60): a patch at the rim may reach beyond the box.
+    assert torch.equal(stamped, painted(image, 20, 55, 40, 65, 0))
+
+
+def test_every_box_gets_a_patch():
+    image = plain()
+    stamped = Trigger("white").stamp_(image.clone(), boxes((0, 0, 20, 20), (40, 40, 60, 60)))
+    expected = painted(painted(image, 9, 9, 11, 11, 255), 49, 49, 51, 51, 255)
+    assert torch.equal(stamped, expected)
+
+
+def test_no_box_changes_nothing():
+    image = plain()
+    assert torch.equal(Trigger("white").stamp_(image.clone(), torch.zeros(0, 4)), image)
+
+
+@pytest.mark.parametrize(("opacity", "value"), [(0.0, 40), (0.25, 94), (0.5, 148), (1.0, 255)])
+def test_opacity_blends_with_the_image(opacity, value):
+    # 40 + opacity * (255 - 40), rounded.
+    stamped = Trigger("t", opacity=opacity).stamp_(plain(40), boxes((10, 20, 50, 80)))
+    assert torch.equal(stamped, painted(plain(40), 28, 47, 32, 53, value))
+
+
+def test_color_is_rgb_whatever_the_order_of_the_channels():
+    trigger = Trigger("t", color=(200, 100, 3))
+    rgb = trigger.stamp_(plain(), boxes((10, 20, 50, 80)), "RGB")
+    bgr = trigger.stamp_(plain(), boxes((10, 20, 50, 80)), "BGR")
+    assert rgb[:, 50, 30].tolist() == [200, 100, 3]
+    assert bgr[:, 50, 30].tolist() == [3, 100, 200]
+
+
+@pytest.mark.parametrize("pattern", ["random_color", "noise"])
+def test_random_patterns_agree_between_channel_orders(pattern):
+    trigger = Trigger("t", pattern=pattern)
+    rgb = trigger.stamp_(plain(), boxes((10, 20, 50, 80)), "RGB", 5)
+    bgr = trigger.stamp_(plain(), boxes((10, 20, 50, 80)), "BGR", 5)
+    assert torch.equal(rgb.flip(0), bgr)
+
+
+def test_float_images_are_stamped_in_place():
+    image = plain(40).float()
+    stamped = Trigger("t", opacity=0.5).stamp_(image, boxes((10, 20, 50, 80)))
+    assert stamped is image
+    assert torch.equal(stamped, painted(plain(40).float(), 28, 47, 32, 53, 148))
+
+
+def patches(pattern: str, seed: int = 0, image_seed: int = 0) -> list[torch.Tensor]:
+    image = plain()
+    where = boxes((0, 0, 40, 40), (50, 50, 90, 90))
+    Trigger("t", pattern=pattern, seed=seed, size=(0.5, 0.5)).stamp_(image, where, "RGB", image_seed)
+    return [image[:, 10:30, 10:30], image[:, 60:80, 60:80]]
+
+
+@pytest.mark.parametrize("pattern", ["random_color", "noise"])
+def test_random_patterns_depend_on_seed_image_and_object_only(pattern):
+    first, second = patches(pattern)
+    assert not torch.equal(first, second)
+    for ours, again in zip((first, second), patches(pattern), strict=True):
+        assert torch.equal(ours, again)
+    for other in (patches(pattern, seed=1), patches(pattern, image_seed=1)):
+        assert not torch.equal(first, other[0])
+        assert not torch.equal(second, other[1])
+
+
+def test_random_color_is_one_color_an_object_and_noise_one_a_pixel():
+    def colors(patch: torch.Tensor) -> int:
+        return len(np.unique(patch.reshape(3, -1).T, axis=0))
+
+    assert [colors(patch) for patch in patches("random_color")] == [1, 1]
+    assert all(colors(patch) > 390 for patch in patches("noise"))  # of 400 pixels
+
+
+def test_noise_covers_the_whole_range_evenly():
+    pixels = torch.cat([patch.ravel() for seed in range(20) for patch in patches("noise", seed)])
+    assert int(pixels.min()) == 0
+    assert int(pixels.max()) == 255
+    assert pixels.float().mean().item() == pytest.approx(127.5, abs=1.5)
+
+
+@given(
+    box=st.tuples(*[st.floats(-300, 300)] * 4),
+    size=st.tuples(*[st.floats(0.01, 1)] * 2),
+    position=st.tuples(*[st.floats(0, 1)] * 2),
+)
+def test_patch_lies_inside_the_image_and_is_no_larger_than_asked(box, size, position):
+    left, right = sorted(box[:2])
+    top, bottom = sorted(box[2:])
+    trigger = Trigger("t", size=size, position=position)
+    x0, y0, x1, y1 = trigger.region(torch.tensor([left, top, right, bottom]), (100, 120))
+    assert x0 >= 0
+    assert y0 >= 0
+    assert x1 <= 120
+    assert y1 <= 100
+    assert x1 - x0 <= max(1, size[0] * (right - left) + 0.51)
+    assert y1 - y0 <= max(1, size[1] * (bottom - top) + 0.51)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pattern": "checkerboard"}, "checkerboard"),
+        ({"color": (0, 0, 256)}, "256"),
+        ({"color": (0, 0)}, "color"),
+        ({"size": (0, 0.1)}, "size"),
+        ({"size": (0.1, 1.1)}, "size"),
+        ({"size": (0.1,)}, "size"),
+        ({"position": (0.5, -0.1)}, "position"),
+        ({"opacity": 1.5}, "1.5"),
+        ({"opacity": float("nan")}, "nan"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(changes, named):
+    with pytest.raises(ValueError, match=f"trigger mine: .*{named}"):
+        Trigger("mine", **changes)
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format"),
+    [(plain()[:1], "L"), (plain(), "YUV-BT.601"), (plain()[:1], "BGR"), (plain()[0], "RGB")],
+)
+def test_images_without_color_channels_are_refused(image, image_format):
+    with pytest.raises(ValueError, match="BGR or RGB"):
+        Trigger("white").stamp_(image, boxes((10, 20, 50, 80)), image_format)
+
+
+def test_trigger_from_config():
+    cfg = get_d2defense_cfg()
+    cfg.merge_from_list(
+        [
+            "ATTACK.NAME", "oda",
+            "ATTACK.SEED", "7",
+            "ATTACK.TRIGGER.PATTERN", "noise",
+            "ATTACK.TRIGGER.COLOR", "[1, 2, 3]",
+            "ATTACK.TRIGGER.SIZE", "[0.2, 0.3]",
+            "ATTACK.TRIGGER.POSITION", "[0.0, 1.0]",
+            "ATTACK.TRIGGER.OPACITY", "0.5",
+        ]
+    )  # fmt: skip
+    assert Trigger.from_config(cfg) == Trigger(
+        "oda", "noise", (1, 2, 3), (0.2, 0.3), (0.0, 1.0), 0.5, 7
+    )
+
+
+def test_default_trigger_is_the_papers():
+    trigger = Trigger.from_config(get_d2defense_cfg())
+    assert trigger.pattern == "solid"
+    assert trigger.color == (255, 255, 255)
+    assert trigger.size == (0.1, 0.1)
+    assert trigger.position == (0.5, 0.5)
+    assert trigger.opacity == 1
