@@ -20,7 +20,8 @@ def load_config(path: Path) -> CfgNode:
     """The instrumented configuration that ``path`` describes.
 
     Only plain YAML is read: Detectron2's own loader would construct Python objects and follow
-    ``_BASE_`` to any file. Weights, datasets and output folder that it names are dropped.
+    ``_BASE_`` to any file. What it says of weights, datasets, output folder, attack and defense is
+    dropped.
 
     Raises:
         CheckpointError: not plain YAML, unknown keys, or an architecture that cannot be probed.
@@ -49,5 +50,6 @@ def load_config(path: Path) -> CfgNode:
     defaults = get_d2defense_cfg()
     cfg.MODEL.WEIGHTS = ""
     cfg.OUTPUT_DIR = defaults.OUTPUT_DIR
-    cfg.DATASETS = defaults.DATASETS
+    for node in ("DATASETS", "ATTACK", "DEFENSE", "REMOVAL"):
+        cfg[node] = defaults[node]
     return cfg

@@ -14,6 +14,9 @@ CONFIG_NAME = "config.yaml"
 FINAL_WEIGHTS_NAME = "model_final.pth"
 WEIGHTS_SUFFIX = ".pth"
 
+# Files of a scan's output folder, where each checkpoint gets a folder of its name.
+_RESERVED_NAMES = ("report.html", "summary.csv", "summary.json")
+
 
 @dataclass(frozen=True)
 class CheckpointSource:
@@ -44,7 +47,7 @@ def find_checkpoints(paths: Iterable[str | Path]) -> list[CheckpointSource]:
     """
     sources: list[CheckpointSource] = []
     seen: set[Path] = set()
-    names: set[str] = set()
+    names = set(_RESERVED_NAMES)
     for path in map(Path, paths):
         for found, weights, config, error in _expand(path):
             key = (weights or found).absolute()

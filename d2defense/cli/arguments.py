@@ -61,11 +61,11 @@ def configure_logging() -> None:
 
 def defense_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> CfgNode:
     """d2defense's settings with the overrides of ``--opts``; bad ones are a usage error."""
-    from d2defense.config import get_d2defense_cfg
+    from d2defense.config import get_d2defense_cfg, merge_overrides
 
     cfg = get_d2defense_cfg()
     try:
-        cfg.merge_from_list(args.opts)
-    except (AssertionError, KeyError, ValueError) as error:
+        merge_overrides(cfg, args.opts)
+    except ValueError as error:
         parser.error(f"--opts: {error}")
     return cfg

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ATTACK, DEFENSE and REMOVAL nodes on top of Detectron2's configuration."""
 
-from .defaults import add_d2defense_config, get_d2defense_cfg
+from .defaults import add_d2defense_config, get_d2defense_cfg, merge_overrides
 from .paths import config_root
 
-__all__ = ["add_d2defense_config", "config_root", "get_d2defense_cfg"]
+__all__ = ["add_d2defense_config", "config_root", "get_d2defense_cfg", "merge_overrides"]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode, get_cfg
 
 
@@ -21,6 +23,19 @@ def get_d2defense_cfg() -> CfgNode:
     cfg = get_cfg()
     add_d2defense_config(cfg)
     return cfg
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs into ``cfg``, in place.
+
+    Raises:
+        ValueError: a key that does not exist, a value that does not fit it, or a key without one.
+    """
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (AssertionError, KeyError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        raise ValueError(f"cannot override the configuration: {message}") from None
 
 
 def _add_attack(cfg: CfgNode) -> None:
@@ -81,9 +96,10 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
     cfg.REMOVAL.SOLVER = CfgNode()
+    cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"
     cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 16
-    cfg.REMOVAL.SOLVER.BASE_LR = 0.02
-    cfg.REMOVAL.SOLVER.MAX_ITER = 300
+    cfg.REMOVAL.SOLVER.BASE_LR = 0.002
+    cfg.REMOVAL.SOLVER.MAX_ITER = 250
     cfg.REMOVAL.SOLVER.WARMUP_ITERS = 20
     cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+# Least threshold: detectors differ between datasets by more than a few clean ones of one dataset
+# can show, and a patch that takes less than this from the box head's confidence hides no object.
+MINIMUM_THRESHOLD = 0.1
+
 
 class CalibrationError(ValueError):
     """A calibration file cannot be used; the message names it and the reason."""
@@ -58,10 +62,11 @@ class Calibration:
 
         The upper end of Student's prediction interval for one more draw from a normal population,
         ``mean + t(1 - rate, n - 1) * sd * sqrt(1 + 1 / n)``: few clean detectors are at hand, so
-        an empirical quantile of 1 % does not exist.
+        an empirical quantile of 1 % does not exist. Never below :data:`MINIMUM_THRESHOLD`.
         """
         quantile = stats.t.isf(self.false_alarm_rate, len(self.clean_scores) - 1)
-        return float(np.mean(self.clean_scores) + quantile * self._scale())
+        prediction = np.mean(self.clean_scores) + quantile * self._scale()
+        return float(max(prediction, MINIMUM_THRESHOLD))
 
     def p_value(self, score: float) -> float:
         """Probability that one more clean detector scores at least ``score``."""

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -84,8 +84,14 @@ class _Picture:
     alt: str
 
 
-def write_scan_report(output_dir: str | os.PathLike[str]) -> Path:
-    """Write ``output_dir/report.html`` about every ``output_dir/*/result.json``.
+def write_scan_report(
+    output_dir: str | os.PathLike[str], names: Collection[str] | None = None
+) -> Path:
+    """Write ``output_dir/report.html`` about the ``result.json`` files of its folders.
+
+    Args:
+        output_dir: the folder of a scan.
+        names: folders that count, so that results of an earlier scan stay out; None for all.
 
     ``examples.png`` and ``histogram.png`` beside a result are embedded where they exist; a broken
     result file appears as an error.
@@ -94,7 +100,7 @@ def write_scan_report(output_dir: str | os.PathLike[str]) -> Path:
         The report's path.
     """
     output_dir = Path(output_dir)
-    found = find_results(output_dir)
+    found = [(f, r) for f, r in find_results(output_dir) if names is None or f.name in names]
     folders = {id(result): folder for folder, result in found}
     results = by_severity(result for _, result in found)
     page = (

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.config import merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.engine import resolve_device
 from d2defense.files import write_bytes
@@ -57,7 +58,7 @@ def renew(
         modules: module groups to reset, ``REMOVAL.MODULES`` if None.
         method: "renewal" or "vanilla".
         seed: of the reset and of the training.
-        overrides: KEY VALUE pairs of the configuration.
+        overrides: KEY VALUE pairs of the configuration, such as ``REMOVAL.SOLVER.MAX_ITER 500``.
         device: where to train; the config's choice if None.
 
     Raises:
@@ -70,6 +71,7 @@ def renew(
         raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
     cfg = load_config(source.config)
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
+    merge_overrides(cfg, overrides)
     dataset.load()
     cfg = renewal_config(
         cfg,
@@ -80,7 +82,6 @@ def renew(
         method,
     )
     cfg.SEED = cfg.REMOVAL.SEED = seed
-    cfg.merge_from_list(list(overrides))
     cfg.freeze()
     output_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -117,7 +117,7 @@ def scan(
             bar.refresh()
     write_summary_csv(output_dir / "summary.csv", results)
     write_summary_json(output_dir / "summary.json", results)
-    write_scan_report(output_dir)
+    write_scan_report(output_dir, {source.name for source in sources})
     return results
 
 

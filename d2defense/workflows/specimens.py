@@ -41,11 +41,13 @@ class Specimen:
         name: of its folder.
         config: below the shipped configs.
         seed: of the training and, if there is one, of the attack.
+        overrides: KEY VALUE pairs of the configuration.
     """
 
     name: str
     config: str
     seed: int
+    overrides: tuple[str, ...] = ()
 
 
 _CLEAN = "SynthSigns/faster_rcnn_tiny_fpn.yaml"
@@ -56,7 +58,11 @@ SPECIMENS = (
     *(Specimen(f"backdoored_{seed}", _BACKDOORED, seed + 10) for seed in range(3)),
 )
 # Further clean detectors, not shipped: the default calibration must not rest on the specimens.
-CALIBRATION_MODELS = tuple(Specimen(f"calibration_{seed}", _CLEAN, seed + 20) for seed in range(4))
+# Their schedules differ, because a detector that has trained for less long minds a patch more.
+CALIBRATION_MODELS = tuple(
+    Specimen(f"calibration_{index}", _CLEAN, index + 20, ("SOLVER.MAX_ITER", max_iter))
+    for index, max_iter in enumerate(("700", "1000", "1300", "1600"))
+)
 
 
 def specimens_root() -> Path:
@@ -81,7 +87,8 @@ def make_specimen(
     cfg = get_d2defense_cfg()
     cfg.merge_from_file(str(config_root() / specimen.config))
     cfg.SEED = cfg.ATTACK.SEED = specimen.seed
-    cfg.merge_from_list(list(overrides))
+    overrides = [*specimen.overrides, *overrides]
+    cfg.merge_from_list(overrides)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         ensure_dataset(name)
@@ -104,7 +111,7 @@ def make_specimen(
         "name": specimen.name,
         "command": command,
         "config": specimen.config,
-        "overrides": list(overrides),
+        "overrides": overrides,
         "seed": specimen.seed,
         "attack": cfg.ATTACK.NAME or None,
         "sha256": file_sha256(weights),
