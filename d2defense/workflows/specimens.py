@@ -22,15 +22,18 @@ from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import config_root, get_d2defense_cfg
-from d2defense.data import ensure_dataset
+from d2defense.data import DatasetSource, ensure_dataset
+from d2defense.detection import Calibration, ScanSettings
 from d2defense.engine import Trainer, resolve_device
 from d2defense.environment import library_versions
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
 
+from .calibrate import calibrate
 from .renew import ProgressHook, log_to_file
 
 PROVENANCE_NAME = "provenance.json"
+FALSE_ALARM_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,25 @@ def make_specimen(
     }
     write_json(folder / PROVENANCE_NAME, provenance)
     return provenance
+
+
+def calibrate_default(models_dir: Path) -> Calibration:
+    """The calibration that ships with the package, from the detectors of CALIBRATION_MODELS.
+
+    Args:
+        models_dir: where :func:`make_specimen` wrote them.
+
+    Raises:
+        CheckpointError: one of them is missing or damaged.
+    """
+    cfg = get_d2defense_cfg()
+    return calibrate(
+        [models_dir / specimen.name for specimen in CALIBRATION_MODELS],
+        DatasetSource("synth_signs_defender"),
+        ScanSettings.from_config(cfg),
+        FALSE_ALARM_RATE,
+        "clean synth_signs detectors",
+    )
 
 
 def load_provenance(folder: Path) -> dict[str, Any]:
