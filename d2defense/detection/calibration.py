@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-# Least threshold: detectors differ between datasets by more than a few clean ones of one dataset
-# can show, and a patch that takes less than this from the box head's confidence hides no object.
-MINIMUM_THRESHOLD = 0.1
+# Least standard deviation of clean scores: a few detectors that were trained alike on one dataset
+# show less of it than there is between datasets and architectures.
+MINIMUM_DEVIATION = 0.02
 
 
 class CalibrationError(ValueError):
@@ -53,8 +53,8 @@ class Calibration:
             raise CalibrationError("a calibration needs the scores of at least 2 clean detectors")
         if not 0 < self.false_alarm_rate < 1:
             raise CalibrationError(f"false_alarm_rate {self.false_alarm_rate} is not in (0, 1)")
-        if not np.isfinite(self.clean_scores).all() or self._scale() == 0:
-            raise CalibrationError("the scores of the clean detectors are not finite and different")
+        if not np.isfinite(self.clean_scores).all():
+            raise CalibrationError("a score of a clean detector is not finite")
 
     @property
     def threshold(self) -> float:
@@ -62,11 +62,11 @@ class Calibration:
 
         The upper end of Student's prediction interval for one more draw from a normal population,
         ``mean + t(1 - rate, n - 1) * sd * sqrt(1 + 1 / n)``: few clean detectors are at hand, so
-        an empirical quantile of 1 % does not exist. Never below :data:`MINIMUM_THRESHOLD`.
+        an empirical quantile of 1 % does not exist. The standard deviation is taken as
+        :data:`MINIMUM_DEVIATION` at least, here and in the p-value.
         """
         quantile = stats.t.isf(self.false_alarm_rate, len(self.clean_scores) - 1)
-        prediction = np.mean(self.clean_scores) + quantile * self._scale()
-        return float(max(prediction, MINIMUM_THRESHOLD))
+        return float(np.mean(self.clean_scores) + quantile * self._scale())
 
     def p_value(self, score: float) -> float:
         """Probability that one more clean detector scores at least ``score``."""
@@ -96,7 +96,8 @@ class Calibration:
 
     def _scale(self) -> float:
         count = len(self.clean_scores)
-        return float(np.std(self.clean_scores, ddof=1) * np.sqrt(1 + 1 / count))
+        deviation = max(np.std(self.clean_scores, ddof=1), MINIMUM_DEVIATION)
+        return float(deviation * np.sqrt(1 + 1 / count))
 
     def save(self, path: Path) -> None:
         """Write the calibration as JSON."""
