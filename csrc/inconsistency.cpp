@@ -368,6 +368,8 @@ InconsistencyTensors inconsistency_cpu(
 }
 
 #ifdef WITH_CUDA
+constexpr int64_t kMostOnDevice = int64_t{1} << 30;
+
 const char* describe(DeviceFault fault) {
   switch (fault) {
     case DeviceFault::kProposalOffsetsStart:
@@ -416,6 +418,17 @@ InconsistencyTensors inconsistency_cuda(
       objectness_floor,
       iou_threshold,
       num_bins);
+  // Columns are counted in 32 bits there, and each group is a block of one launch.
+  TORCH_CHECK_VALUE(
+      class_logits.size(1) < kMostOnDevice,
+      "class_logits must have fewer than ",
+      kMostOnDevice,
+      " columns on a GPU");
+  TORCH_CHECK_VALUE(
+      proposal_offsets.size(0) < kMostOnDevice,
+      "proposal_offsets must describe fewer than ",
+      kMostOnDevice,
+      " groups on a GPU");
   const c10::cuda::CUDAGuard guard(objectness_logits.device());
   Call call(
       objectness_logits,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic of one proposal, stated once for both devices. Sums of exponentials arrive in
-// float, as each device computes them; everything after them is double, so that a comparison with
-// a threshold agrees with float64 arithmetic but for the last digits of those exponentials.
+// The arithmetic of one proposal, stated once for both devices. Exponentials and their sums are
+// float, as each device computes them fastest; everything after them is double, so that comparisons
+// with thresholds agree with float64 arithmetic but for the last digits of those exponentials.
 #pragma once
 
 #include <cstdint>
@@ -20,38 +20,39 @@ constexpr double kForegroundFloor = 0.5;
 // IoU below which a proposal has nothing to do with a target.
 constexpr double kUnmatchedIou = 0.1;
 
-// A proposal after its logits are read: exponentials are relative to the largest logit.
-struct ProposalScore {
-  double objectness;  // p = sigmoid(o)
-  double foreground;  // q = 1 - softmax(z)[background]
-  double difference;  // d = p - q
-};
+// The functions below take numbers as well as the compilers' vectors of numbers (Real is double or
+// a vector of doubles), hence the selections in place of branches.
 
-// p from the logit o and exp(-|o|): the sign is handled outside of the exponential, so that it
-// never overflows and a small p keeps its digits.
-D2DEFENSE_INLINE double objectness_probability(float logit, float decay) {
-  const double exponential = decay;
-  return (logit >= 0.0f ? 1.0 : exponential) / (1.0 + exponential);
+template <typename Real>
+D2DEFENSE_INLINE Real larger_of(Real a, Real b) {
+  return a > b ? a : b;
 }
 
-// q from the sum over the foreground classes and the background's term. The sum, not 1 - x: the
+template <typename Real>
+D2DEFENSE_INLINE Real smaller_of(Real a, Real b) {
+  return a < b ? a : b;
+}
+
+// p = sigmoid(o) from the logit o and exp(-|o|): the sign is handled outside of the exponential,
+// so that it never overflows and a small p keeps its digits.
+template <typename Real>
+D2DEFENSE_INLINE Real objectness_probability(Real logit, Real decay) {
+  const Real one = Real{} + 1.0;
+  return (logit >= Real{} ? one : decay) / (one + decay);
+}
+
+// q = 1 - softmax(z)[background] from the exponentials of the class logits relative to the
+// largest: the sum over the foreground classes, and the background's. As a sum, not as 1 - x: the
 // subtraction would lose every digit of a small q.
-D2DEFENSE_INLINE double foreground_probability(float foreground_sum, float background_term) {
-  const double sum = foreground_sum;
-  return sum / (sum + static_cast<double>(background_term));
+template <typename Real>
+D2DEFENSE_INLINE Real foreground_probability(Real foreground_sum, Real background_term) {
+  return foreground_sum / (foreground_sum + background_term);
 }
 
-D2DEFENSE_INLINE ProposalScore
-proposal_score(float logit, float decay, float foreground_sum, float background_term) {
-  ProposalScore score;
-  score.objectness = objectness_probability(logit, decay);
-  score.foreground = foreground_probability(foreground_sum, background_term);
-  score.difference = score.objectness - score.foreground;
-  return score;
-}
-
-D2DEFENSE_INLINE double inconsistency_of(double difference) {
-  return difference < 0.0 ? -difference : difference;
+// s = |d|.
+template <typename Real>
+D2DEFENSE_INLINE Real inconsistency_of(Real difference) {
+  return difference < Real{} ? -difference : difference;
 }
 
 // Bin of s in [0, 1]; 1 itself falls into the last one.
@@ -60,28 +61,27 @@ D2DEFENSE_INLINE int64_t histogram_bin(double inconsistency, int64_t num_bins) {
   return bin < num_bins ? bin : num_bins - 1;
 }
 
-// XYXY, pixels. Double: no finite float coordinates overflow an area.
+// XYXY, pixels. In double no finite float coordinates overflow an area.
+template <typename Real>
 struct Box {
-  double x1, y1, x2, y2;
+  Real x1, y1, x2, y2;
 };
 
-D2DEFENSE_INLINE double positive_part(double value) {
-  return value > 0.0 ? value : 0.0;
-}
-
 // A box turned inside out has no area.
-D2DEFENSE_INLINE double box_area(const Box& box) {
-  return positive_part(box.x2 - box.x1) * positive_part(box.y2 - box.y1);
+template <typename Real>
+D2DEFENSE_INLINE Real box_area(const Box<Real>& box) {
+  return larger_of(box.x2 - box.x1, Real{}) * larger_of(box.y2 - box.y1, Real{});
 }
 
 // Areas come with the boxes, since each serves many pairs. A pair without area has IoU 0.
-D2DEFENSE_INLINE double intersection_over_union(
-    const Box& a, double a_area, const Box& b, double b_area) {
-  const double width = (a.x2 < b.x2 ? a.x2 : b.x2) - (a.x1 > b.x1 ? a.x1 : b.x1);
-  const double height = (a.y2 < b.y2 ? a.y2 : b.y2) - (a.y1 > b.y1 ? a.y1 : b.y1);
-  const double intersection = positive_part(width) * positive_part(height);
-  const double both = a_area + b_area - intersection;
-  return both > 0.0 ? intersection / both : 0.0;
+template <typename Real>
+D2DEFENSE_INLINE Real
+intersection_over_union(const Box<Real>& a, Real a_area, const Box<Real>& b, Real b_area) {
+  const Box<Real> common{
+      larger_of(a.x1, b.x1), larger_of(a.y1, b.y1), smaller_of(a.x2, b.x2), smaller_of(a.y2, b.y2)};
+  const Real intersection = box_area(common);
+  const Real both = a_area + b_area - intersection;
+  return both > Real{} ? intersection / both : Real{};
 }
 
 // NaN where a coordinate is NaN or infinite, 0 elsewhere.
@@ -90,12 +90,12 @@ D2DEFENSE_INLINE float nonfinite_marker(const float* box) {
 }
 
 // A target with a NaN or infinite coordinate becomes a box without area, which matches nothing.
-D2DEFENSE_INLINE Box target_box(const float* box) {
+D2DEFENSE_INLINE Box<double> target_box(const float* box) {
   const float marker = nonfinite_marker(box);
   if (marker != marker) {
-    return Box{0.0, 0.0, 0.0, 0.0};
+    return Box<double>{0.0, 0.0, 0.0, 0.0};
   }
-  return Box{box[0], box[1], box[2], box[3]};
+  return Box<double>{box[0], box[1], box[2], box[3]};
 }
 
 }  // namespace d2defense

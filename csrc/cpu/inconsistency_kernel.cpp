@@ -2,13 +2,20 @@
 // The walk over memory on a CPU. The unit of work is a chunk: up to kChunkRows proposals of one
 // group, counted from the group's start. What a chunk yields depends on nothing else, and chunks
 // are added up in their order, so the number of threads leaves no trace in the result.
+
+// Every function on vectors is inlined: none crosses a call, so its calling convention is nobody's
+// concern.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "../inconsistency.h"
@@ -18,6 +25,8 @@
 namespace d2defense {
 namespace {
 
+// Proposals handled together: a register of floats at its widest.
+constexpr int kLanes = 16;
 constexpr int64_t kChunkRows = 4096;
 static_assert(kChunkRows % kLanes == 0, "a chunk is made of whole blocks");
 
@@ -49,318 +58,440 @@ struct ChunkTargets {
 };
 
 struct TargetGeometry {
-  Box box;
+  Box<double> box;
   double area;
 };
 
 // Kept by a thread from chunk to chunk.
 struct Scratch {
   std::vector<TargetGeometry> geometry;
-  std::vector<char> row;
+  std::vector<char> rows;  // of a block, where class_logits has them in columns
   std::vector<float> maxima;
   std::vector<int32_t> matches;
   std::vector<int64_t> histogram;
 };
 
-// Sixteen proposals, one a lane.
+// Sixteen proposals, one a lane. What is true or false is 1 or 0 in a double: comparisons that only
+// select numbers stay in registers of any kind.
 struct Block {
   int64_t begin;
   int64_t lanes;
-  alignas(64) float largest_logit[kLanes];
-  alignas(64) float foreground_sum[kLanes];
-  alignas(64) float background_term[kLanes];
   alignas(64) float logit[kLanes];
+  alignas(64) float largest_logit[kLanes];
+  alignas(64) float foreground_sum[kLanes];  // NaN where the proposal is not finite
+  alignas(64) float background[kLanes];
+  alignas(64) float background_term[kLanes];
   alignas(64) float decay[kLanes];
+  alignas(64) double boxes[4][kLanes];
+  alignas(64) double area[kLanes];
   alignas(64) double objectness[kLanes];
   alignas(64) double foreground[kLanes];
   alignas(64) double difference[kLanes];
-  alignas(64) double finite[kLanes];  // 1 or 0
-  alignas(64) double x1[kLanes];
-  alignas(64) double y1[kLanes];
-  alignas(64) double x2[kLanes];
-  alignas(64) double y2[kLanes];
-  alignas(64) double area[kLanes];
-  alignas(64) double near[kLanes];  // 1 if some target is no stranger to it
-  alignas(64) double matched[kLanes];
+  alignas(64) double finite[kLanes];
+  alignas(64) double unmatched[kLanes];  // IoU with every target so far is below kUnmatchedIou
+  alignas(64) double matched[kLanes];    // IoU with this target reaches the threshold
 };
 
-// Lanes kLanes - n .. kLanes - 1 are set in the vector that starts at kTailMask[n].
-alignas(64) constexpr uint32_t kTailMask[2 * kLanes] = {
-    0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,
-    ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
-
-// The largest logit of a row, and the sum over its foreground classes of the exponentials
-// relative to it: NaN where a logit is NaN or infinite.
-template <typename Logit>
-D2DEFENSE_VECTOR_INLINE void reduce_row(
-    const Logit* row, int64_t classes, float* largest_logit, float* foreground_sum) {
-  const int64_t whole = classes / kLanes * kLanes;
-  const int64_t rest = classes - whole;
-  const float background = static_cast<float>(row[classes]);
-  FloatVector largest = splat(background);
-  // Zero times a number is zero, times NaN or infinity NaN.
-  FloatVector total = splat(background * 0.0f);
-  for (int64_t column = 0; column < whole; column += kLanes) {
-    const FloatVector logits = load(row + column);
-    largest = larger(largest, logits);
-    total += logits * 0.0f;
-  }
-  FloatVector last = splat(background);
-  if (rest > 0) {
-    if (whole > 0) {
-      // The last sixteen overlap what was read; a maximum does not mind.
-      last = load(row + classes - kLanes);
-    } else {
-      alignas(64) float padded[kLanes];
-      store(padded, last);
-      for (int64_t column = 0; column < rest; ++column) {
-        padded[kLanes - rest + column] = static_cast<float>(row[column]);
-      }
-      last = load(padded);
-    }
-    largest = larger(largest, last);
-    total += last * 0.0f;
-  }
-  largest = largest_everywhere(largest);
-  for (int64_t column = 0; column < whole; column += kLanes) {
-    total += exponential(load(row + column) - largest);
-  }
-  if (rest > 0) {
-    const BitsVector mask = load_as<BitsVector>(kTailMask + rest);
-    total += (FloatVector)((BitsVector)exponential(last - largest) & mask);
-  }
-  *largest_logit = largest[0];
-  *foreground_sum = sum(total);
-}
-
-template <typename Logit>
-D2DEFENSE_VECTOR_INLINE void read_logits(
-    const InconsistencyInputs& inputs, Scratch& scratch, Block& block) {
-  const Logit* class_logits = static_cast<const Logit*>(inputs.class_logits);
-  const Logit* objectness_logits = static_cast<const Logit*>(inputs.objectness_logits);
-  alignas(64) float background[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (lane >= block.lanes) {
-      block.largest_logit[lane] = background[lane] = block.logit[lane] = 0.0f;
-      block.foreground_sum[lane] = 0.0f;
-      continue;
-    }
-    const int64_t proposal = block.begin + lane;
-    const Logit* row = class_logits + proposal * inputs.row_stride;
-    if (inputs.column_stride != 1) {
-      Logit* copy = reinterpret_cast<Logit*>(scratch.row.data());
-      for (int64_t column = 0; column <= inputs.classes; ++column) {
-        copy[column] = row[column * inputs.column_stride];
-      }
-      row = copy;
-    }
-    reduce_row(row, inputs.classes, &block.largest_logit[lane], &block.foreground_sum[lane]);
-    background[lane] = static_cast<float>(row[inputs.classes]);
-    block.logit[lane] = static_cast<float>(objectness_logits[proposal]);
-  }
-  const FloatVector logit = load(block.logit);
-  const FloatVector magnitude = (FloatVector)((BitsVector)logit & 0x7fffffffu);
-  store(block.decay, exponential(-magnitude));
-  store(block.background_term, exponential(load(background) - load(block.largest_logit)));
-}
-
-D2DEFENSE_VECTOR_INLINE void read_boxes(const InconsistencyInputs& inputs, Block& block) {
-  alignas(64) float marker[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int64_t proposal = block.begin + (lane < block.lanes ? lane : 0);
-    const float* box = inputs.proposal_boxes + 4 * proposal;
-    marker[lane] = nonfinite_marker(box);
-    block.x1[lane] = box[0];
-    block.y1[lane] = box[1];
-    block.x2[lane] = box[2];
-    block.y2[lane] = box[3];
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const float check = marker[lane] + block.foreground_sum[lane] * 0.0f + block.logit[lane] * 0.0f;
-    block.finite[lane] = lane < block.lanes && check == check ? 1.0 : 0.0;
-  }
-}
-
-D2DEFENSE_VECTOR_INLINE Box box_of(const Block& block, int lane) {
-  return Box{block.x1[lane], block.y1[lane], block.x2[lane], block.y2[lane]};
-}
-
-D2DEFENSE_VECTOR_INLINE void score_block(Block& block) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const ProposalScore score = proposal_score(
-        block.logit[lane],
-        block.decay[lane],
-        block.foreground_sum[lane],
-        block.background_term[lane]);
-    const bool finite = block.finite[lane] != 0.0;
-    block.objectness[lane] = finite ? score.objectness : 0.0;
-    block.foreground[lane] = finite ? score.foreground : 0.0;
-    block.difference[lane] = finite ? score.difference : 0.0;
-    block.area[lane] = box_area(box_of(block, lane));
-    block.near[lane] = 0.0;
-  }
-}
-
-template <typename Logit>
-D2DEFENSE_VECTOR_INLINE float largest_true_class(
-    const InconsistencyInputs& inputs, const Block& block, int64_t true_class) {
-  const Logit* logits =
-      static_cast<const Logit*>(inputs.class_logits) + true_class * inputs.column_stride;
-  alignas(64) float value[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    // A lane that does not match may hold anything, also a logit above the largest of its row.
-    value[lane] = block.matched[lane] != 0.0
-                      ? static_cast<float>(logits[(block.begin + lane) * inputs.row_stride])
-                      : block.largest_logit[lane];
-  }
-  store(value, exponential(load(value) - load(block.largest_logit)));
-  double largest = 0.0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const double sum =
-        static_cast<double>(block.foreground_sum[lane]) + block.background_term[lane];
-    const double probability = block.matched[lane] != 0.0 ? value[lane] / sum : 0.0;
-    largest = largest > probability ? largest : probability;
-  }
-  return static_cast<float>(largest);
-}
-
-template <typename Logit>
-D2DEFENSE_VECTOR_INLINE void match_targets(
-    const InconsistencyInputs& inputs,
-    const TargetGeometry* geometry,
-    const int64_t* target_classes,
-    int64_t targets,
-    const ChunkTargets& out,
-    Block& block) {
-  for (int64_t target = 0; target < targets; ++target) {
-    const TargetGeometry candidate = geometry[target];
-    double matches = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const double overlap = intersection_over_union(
-          box_of(block, lane), block.area[lane], candidate.box, candidate.area);
-      const double matched = overlap >= inputs.iou_threshold ? block.finite[lane] : 0.0;
-      block.matched[lane] = matched;
-      block.near[lane] = overlap < kUnmatchedIou ? block.near[lane] : 1.0;
-      matches += matched;
-    }
-    if (matches == 0.0) {
-      continue;
-    }
-    double objectness = 0.0;
-    double foreground = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const double p = block.matched[lane] != 0.0 ? block.objectness[lane] : 0.0;
-      const double q = block.matched[lane] != 0.0 ? block.foreground[lane] : 0.0;
-      objectness = objectness > p ? objectness : p;
-      foreground = foreground > q ? foreground : q;
-    }
-    out.objectness[target] = std::max(out.objectness[target], static_cast<float>(objectness));
-    out.foreground[target] = std::max(out.foreground[target], static_cast<float>(foreground));
-    out.matches[target] += static_cast<int32_t>(matches);
-    if (target_classes[target] >= 0) {
-      out.true_class[target] = std::max(
-          out.true_class[target], largest_true_class<Logit>(inputs, block, target_classes[target]));
-    }
-  }
-}
-
-// Lane sums of a chunk. Counts are doubles, exact here, so that all lanes have one width.
+// Lane sums of a chunk; counts are exact in double.
 struct LaneSums {
-  alignas(64) double tau_sum[kLanes] = {};
-  alignas(64) double tau_count[kLanes] = {};
-  alignas(64) double confident_sum[kLanes] = {};
-  alignas(64) double confident_count[kLanes] = {};
-  alignas(64) double score_max[kLanes] = {};
-  alignas(64) double finite[kLanes] = {};
-  alignas(64) double unmatched[kLanes] = {};
+  alignas(64) double tau_sum[kLanes];
+  alignas(64) double tau_count[kLanes];
+  alignas(64) double confident_sum[kLanes];
+  alignas(64) double confident_count[kLanes];
+  alignas(64) double score_max[kLanes];
+  alignas(64) double finite[kLanes];
+  alignas(64) double unmatched_foreground[kLanes];
 };
 
-D2DEFENSE_VECTOR_INLINE void add_block(
-    const InconsistencyInputs& inputs, const Block& block, int64_t leading_lanes, LaneSums& sums) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const double finite = block.finite[lane];
-    const double s = inconsistency_of(block.difference[lane]);
-    const double significant = lane < leading_lanes && s > inputs.epsilon ? finite : 0.0;
-    const double confident = block.objectness[lane] > inputs.objectness_floor ? finite : 0.0;
-    const double foreground = block.foreground[lane] > kForegroundFloor ? finite : 0.0;
-    sums.tau_sum[lane] += significant * s;
-    sums.tau_count[lane] += significant;
-    sums.confident_sum[lane] += confident * block.difference[lane];
-    sums.confident_count[lane] += confident;
-    sums.score_max[lane] = sums.score_max[lane] > s ? sums.score_max[lane] : s;
-    sums.finite[lane] += finite;
-    sums.unmatched[lane] += foreground * (1.0 - block.near[lane]);
-  }
-}
+// Of a vector of w lanes, the first n are set when it starts n lanes before the end of the ones,
+// and the last n when it ends n lanes after their beginning.
+constexpr uint32_t kOnes = ~uint32_t{0};
+constexpr uint32_t kLaneMasks[3 * kLanes] = {
+    0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0,
+    0,     0,     0,     0,     kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes,
+    kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, 0,     0,     0,     0,
+    0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0};
 
-double total(const double (&lanes)[kLanes]) {
-  double result = 0.0;
-  for (const double value : lanes) {
-    result += value;
-  }
-  return result;
-}
+alignas(64) constexpr double kLaneNumbers[kLanes] = {
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// Always inlined into one function an instruction set, which it is compiled for.
-template <typename Logit>
-D2DEFENSE_VECTOR_INLINE ChunkSums reduce_chunk(
-    const InconsistencyInputs& inputs,
-    const Chunk& chunk,
-    const ChunkTargets& out,
-    Scratch& scratch) {
-  const int64_t first_target = inputs.target_offsets[chunk.group];
-  const int64_t targets = inputs.target_offsets[chunk.group + 1] - first_target;
-  scratch.geometry.resize(targets);
-  for (int64_t target = 0; target < targets; ++target) {
-    const Box box = target_box(inputs.target_boxes + 4 * (first_target + target));
-    scratch.geometry[target] = TargetGeometry{box, box_area(box)};
+// A chunk's work, compiled for one register width.
+template <typename Logit, int Bytes>
+class ChunkReducer {
+  using V = Vectors<Bytes>;
+  using Float = typename V::Float;
+  using Bits = typename V::Bits;
+  using Double = typename V::Double;
+  using LaneIndex = typename V::DoubleBits;
+
+ public:
+  static D2DEFENSE_VECTOR_INLINE ChunkSums reduce(
+      const InconsistencyInputs& inputs,
+      const Chunk& chunk,
+      const ChunkTargets& out,
+      Scratch& scratch) {
+    const int64_t first_target = inputs.target_offsets[chunk.group];
+    const int64_t targets = inputs.target_offsets[chunk.group + 1] - first_target;
+    scratch.geometry.resize(targets);
+    for (int64_t target = 0; target < targets; ++target) {
+      const Box<double> box = target_box(inputs.target_boxes + 4 * (first_target + target));
+      scratch.geometry[target] = TargetGeometry{box, box_area(box)};
+    }
+    const int64_t group_begin = inputs.proposal_offsets[chunk.group];
+    const bool all_lead = inputs.topk == 0 || inputs.topk > chunk.end - group_begin;
+    const int64_t leading_end = all_lead ? chunk.end : group_begin + inputs.topk;
+    LaneSums sums{};
+    Block block{};
+    for (block.begin = chunk.begin; block.begin < chunk.end; block.begin += kLanes) {
+      block.lanes = std::min<int64_t>(kLanes, chunk.end - block.begin);
+      read_logits(inputs, scratch, block);
+      read_boxes(inputs, block);
+      score(block);
+      for (int64_t target = 0; target < targets; ++target) {
+        match(inputs, scratch.geometry[target], target, first_target + target, out, block);
+      }
+      const int64_t leading_lanes = std::min(block.lanes, leading_end - block.begin);
+      add(inputs, block, leading_lanes, sums);
+      if (inputs.num_bins > 0) {
+        fill_histogram(block, leading_lanes, inputs.num_bins, out.histogram);
+      }
+    }
+    ChunkSums result;
+    result.tau_sum = total(sums.tau_sum);
+    result.confident_sum = total(sums.confident_sum);
+    result.score_max = *std::max_element(sums.score_max, sums.score_max + kLanes);
+    result.tau_count = static_cast<int64_t>(total(sums.tau_count));
+    result.confident_count = static_cast<int64_t>(total(sums.confident_count));
+    result.nonfinite = chunk.end - chunk.begin - static_cast<int64_t>(total(sums.finite));
+    result.unmatched_foreground = static_cast<int64_t>(total(sums.unmatched_foreground));
+    return result;
   }
-  const int64_t group_begin = inputs.proposal_offsets[chunk.group];
-  const int64_t leading_end = inputs.topk == 0 || inputs.topk > chunk.end - group_begin
-                                  ? chunk.end
-                                  : group_begin + inputs.topk;
-  LaneSums sums;
-  Block block;
-  for (block.begin = chunk.begin; block.begin < chunk.end; block.begin += kLanes) {
-    block.lanes = std::min<int64_t>(kLanes, chunk.end - block.begin);
-    const int64_t leading_lanes = std::min(block.lanes, leading_end - block.begin);
-    read_logits<Logit>(inputs, scratch, block);
-    read_boxes(inputs, block);
-    score_block(block);
-    match_targets<Logit>(
-        inputs, scratch.geometry.data(), inputs.target_classes + first_target, targets, out, block);
-    add_block(inputs, block, leading_lanes, sums);
-    if (inputs.num_bins > 0) {
-      for (int64_t lane = 0; lane < leading_lanes; ++lane) {
-        if (block.finite[lane] != 0.0) {
-          const double s = inconsistency_of(block.difference[lane]);
-          ++out.histogram[histogram_bin(s, inputs.num_bins)];
+
+ private:
+  // Asks for the row that lies `distance` logits ahead, perhaps beyond the last: rows are too short
+  // for the processor to notice in time that it will need the next ones.
+  static D2DEFENSE_VECTOR_INLINE void prefetch(
+      const Logit* row, int64_t distance, int64_t classes) {
+    constexpr uintptr_t kCacheLine = 64;
+    constexpr uintptr_t kEnough = 1024;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(row) + distance * sizeof(Logit);
+    const uintptr_t bytes = std::min<uintptr_t>(kEnough, (classes + 1) * sizeof(Logit));
+    for (uintptr_t offset = 0; offset < bytes; offset += kCacheLine) {
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + offset));
+    }
+  }
+
+  // The foreground columns of a row beyond the last whole register, in some lanes of one.
+  struct Rest {
+    Float logits;  // other lanes: what may take part in a maximum
+    Bits mask;     // of the lanes that count
+  };
+
+  // `readable` logits can be read from `row` on.
+  static D2DEFENSE_VECTOR_INLINE Rest
+  read_rest(const Logit* row, int64_t classes, int64_t readable) {
+    const int64_t count = classes % V::kFloats;
+    if (classes > V::kFloats) {
+      // Lanes that were read before; a maximum does not mind.
+      const Bits mask = V::template read<Bits>(kLaneMasks + kLanes - V::kFloats + count);
+      return Rest{V::load(row + classes - V::kFloats), mask};
+    }
+    const Bits mask = V::template read<Bits>(kLaneMasks + 2 * kLanes - count);
+    const Float background = Float{} + static_cast<float>(row[classes]);
+    Float logits;
+    if (readable >= V::kFloats) {
+      logits = V::load(row);
+    } else {
+      Logit padded[V::kFloats] = {};
+      std::copy(row, row + count, padded);
+      logits = V::load(padded);
+    }
+    return Rest{(Float)(((Bits)logits & mask) | ((Bits)background & ~mask)), mask};
+  }
+
+  // First walk over a row: its largest logit, lane by lane, and zero, or NaN where a logit is NaN
+  // or infinite.
+  static D2DEFENSE_VECTOR_INLINE void find_largest(
+      const Logit* row, int64_t classes, int64_t readable, Float& largest, Float& sum) {
+    const float background = static_cast<float>(row[classes]);
+    const int64_t whole = classes / V::kFloats * V::kFloats;
+    Float maximum = Float{} + background;
+    Float zero = maximum * 0.0f;
+    for (int64_t column = 0; column < whole; column += V::kFloats) {
+      const Float logits = V::load(row + column);
+      maximum = larger_of(maximum, logits);
+      zero += logits * 0.0f;
+    }
+    if (whole < classes) {
+      const Rest rest = read_rest(row, classes, readable);
+      maximum = larger_of(maximum, rest.logits);
+      zero += rest.logits * 0.0f;
+    }
+    largest = maximum;
+    sum = zero;
+  }
+
+  // Second walk, over what the cache still holds: the exponentials of the foreground classes.
+  static D2DEFENSE_VECTOR_INLINE void add_exponentials(
+      const Logit* row, int64_t classes, int64_t readable, float largest_logit, Float& sum) {
+    const int64_t whole = classes / V::kFloats * V::kFloats;
+    const Float largest = Float{} + largest_logit;
+    Float total = sum;
+    for (int64_t column = 0; column < whole; column += V::kFloats) {
+      total += V::exponential(V::load(row + column) - largest);
+    }
+    if (whole < classes) {
+      const Rest rest = read_rest(row, classes, readable);
+      total += (Float)((Bits)V::exponential(rest.logits - largest) & rest.mask);
+    }
+    sum = total;
+  }
+
+  static D2DEFENSE_VECTOR_INLINE void read_logits(
+      const InconsistencyInputs& inputs, Scratch& scratch, Block& block) {
+    const Logit* rows =
+        static_cast<const Logit*>(inputs.class_logits) + block.begin * inputs.row_stride;
+    const Logit* logits = static_cast<const Logit*>(inputs.objectness_logits) + block.begin;
+    const int64_t classes = inputs.classes;
+    int64_t row_stride = inputs.row_stride;
+    int64_t rows_left = inputs.proposals - block.begin;
+    if (inputs.column_stride != 1) {
+      Logit* copy = reinterpret_cast<Logit*>(scratch.rows.data());
+      for (int64_t lane = 0; lane < block.lanes; ++lane) {
+        for (int64_t column = 0; column <= classes; ++column) {
+          copy[lane * (classes + 1) + column] =
+              rows[lane * row_stride + column * inputs.column_stride];
         }
       }
+      rows = copy;
+      row_stride = classes + 1;
+      rows_left = block.lanes;
+    }
+    Float largest[kLanes];
+    Float sums[kLanes];
+    for (int64_t lane = 0; lane < block.lanes; ++lane) {
+      const Logit* row = rows + lane * row_stride;
+      const int64_t readable = (rows_left - 1 - lane) * row_stride + classes + 1;
+      prefetch(row, kLanes * row_stride, classes);
+      find_largest(row, classes, readable, largest[lane], sums[lane]);
+      block.background[lane] = static_cast<float>(row[classes]);
+      block.logit[lane] = static_cast<float>(logits[lane]);
+    }
+    for (int64_t lane = block.lanes; lane < kLanes; ++lane) {
+      largest[lane] = Float{};
+      sums[lane] = Float{} + std::numeric_limits<float>::quiet_NaN();
+    }
+    for (int lane = 0; lane < kLanes; lane += V::kFloats) {
+      V::store(block.largest_logit + lane, combine_rows<Bits>(largest + lane, Larger()));
+    }
+    for (int64_t lane = 0; lane < block.lanes; ++lane) {
+      const Logit* row = rows + lane * row_stride;
+      const int64_t readable = (rows_left - 1 - lane) * row_stride + classes + 1;
+      add_exponentials(row, classes, readable, block.largest_logit[lane], sums[lane]);
+    }
+    for (int lane = 0; lane < kLanes; lane += V::kFloats) {
+      const Float logit = V::load(block.logit + lane);
+      const Float magnitude = (Float)((Bits)logit & 0x7fffffffu);
+      V::store(block.decay + lane, V::exponential(-magnitude));
+      const Float background = V::load(block.background + lane);
+      const Float shifted = background - V::load(block.largest_logit + lane);
+      V::store(block.background_term + lane, V::exponential(shifted));
+      const Float sum = combine_rows<Bits>(sums + lane, Sum());
+      V::store(block.foreground_sum + lane, sum + logit * 0.0f);
     }
   }
-  ChunkSums result;
-  result.tau_sum = total(sums.tau_sum);
-  result.confident_sum = total(sums.confident_sum);
-  result.score_max = *std::max_element(sums.score_max, sums.score_max + kLanes);
-  result.tau_count = static_cast<int64_t>(total(sums.tau_count));
-  result.confident_count = static_cast<int64_t>(total(sums.confident_count));
-  result.nonfinite = chunk.end - chunk.begin - static_cast<int64_t>(total(sums.finite));
-  result.unmatched_foreground = static_cast<int64_t>(total(sums.unmatched));
-  return result;
-}
+
+  static D2DEFENSE_VECTOR_INLINE void read_boxes(const InconsistencyInputs& inputs, Block& block) {
+    const float* boxes = inputs.proposal_boxes + 4 * block.begin;
+    float padded[4 * kLanes];
+    alignas(64) float edges[4][kLanes];
+    if (block.lanes < kLanes) {
+      std::fill(std::copy(boxes, boxes + 4 * block.lanes, padded), padded + 4 * kLanes, 0.0f);
+      boxes = padded;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int edge = 0; edge < 4; ++edge) {
+        edges[edge][lane] = boxes[4 * lane + edge];
+      }
+    }
+    for (int lane = 0; lane < kLanes; lane += V::kFloats) {
+      Float sum = V::load(block.foreground_sum + lane);
+      for (int edge = 0; edge < 4; ++edge) {
+        sum += V::load(edges[edge] + lane) * 0.0f;
+      }
+      V::store(block.foreground_sum + lane, sum);
+    }
+    for (int edge = 0; edge < 4; ++edge) {
+      for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+        V::store(block.boxes[edge] + lane, V::load_double(edges[edge] + lane));
+      }
+    }
+  }
+
+  static D2DEFENSE_VECTOR_INLINE Box<Double> boxes_of(const Block& block, int lane) {
+    return Box<Double>{
+        V::load_double(block.boxes[0] + lane),
+        V::load_double(block.boxes[1] + lane),
+        V::load_double(block.boxes[2] + lane),
+        V::load_double(block.boxes[3] + lane)};
+  }
+
+  static D2DEFENSE_VECTOR_INLINE Double number(double value) {
+    return Double{} + value;
+  }
+
+  // Proposals that are not finite score zero: of zero and NaN, zero is what larger_of returns.
+  static D2DEFENSE_VECTOR_INLINE void score(Block& block) {
+    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+      const Double sum = V::load_double(block.foreground_sum + lane);
+      const Double zero_or_nan = sum * 0.0;
+      const Double objectness = objectness_probability(
+          V::load_double(block.logit + lane), V::load_double(block.decay + lane));
+      const Double foreground =
+          foreground_probability(sum, V::load_double(block.background_term + lane));
+      const Double p = larger_of(objectness + zero_or_nan, Double{});
+      const Double q = larger_of(foreground, Double{});
+      V::store(block.finite + lane, sum == sum ? number(1.0) : Double{});
+      V::store(block.objectness + lane, p);
+      V::store(block.foreground + lane, q);
+      V::store(block.difference + lane, p - q);
+      V::store(block.unmatched + lane, number(1.0));
+      V::store(block.area + lane, box_area(boxes_of(block, lane)));
+    }
+  }
+
+  // `index` is the target's place in the group, `target` in all.
+  static D2DEFENSE_VECTOR_INLINE void match(
+      const InconsistencyInputs& inputs,
+      const TargetGeometry& geometry,
+      int64_t index,
+      int64_t target,
+      const ChunkTargets& out,
+      Block& block) {
+    const Box<Double> box{
+        number(geometry.box.x1),
+        number(geometry.box.y1),
+        number(geometry.box.x2),
+        number(geometry.box.y2)};
+    Double count{};
+    Double objectness{};
+    Double foreground{};
+    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+      const Double overlap = intersection_over_union(
+          boxes_of(block, lane), V::load_double(block.area + lane), box, number(geometry.area));
+      const Double unmatched = V::load_double(block.unmatched + lane);
+      V::store(block.unmatched + lane, overlap < number(kUnmatchedIou) ? unmatched : Double{});
+      const Double finite = V::load_double(block.finite + lane);
+      const Double matched = overlap >= number(inputs.iou_threshold) ? finite : Double{};
+      V::store(block.matched + lane, matched);
+      count += matched;
+      objectness = larger_of(objectness, matched * V::load_double(block.objectness + lane));
+      foreground = larger_of(foreground, matched * V::load_double(block.foreground + lane));
+    }
+    const double matches = combine_lanes<LaneIndex, 1>(count, Sum())[0];
+    if (matches == 0.0) {
+      return;
+    }
+    objectness = combine_lanes<LaneIndex, 1>(objectness, Larger());
+    foreground = combine_lanes<LaneIndex, 1>(foreground, Larger());
+    out.matches[index] += static_cast<int32_t>(matches);
+    out.objectness[index] = std::max(out.objectness[index], static_cast<float>(objectness[0]));
+    out.foreground[index] = std::max(out.foreground[index], static_cast<float>(foreground[0]));
+    const int64_t true_class = inputs.target_classes[target];
+    if (true_class >= 0) {
+      out.true_class[index] =
+          std::max(out.true_class[index], largest_probability(inputs, block, true_class));
+    }
+  }
+
+  // The largest softmax probability of a class over the matched lanes.
+  static D2DEFENSE_VECTOR_INLINE float largest_probability(
+      const InconsistencyInputs& inputs, const Block& block, int64_t column) {
+    const Logit* logits = static_cast<const Logit*>(inputs.class_logits) +
+                          block.begin * inputs.row_stride + column * inputs.column_stride;
+    alignas(64) float term[kLanes] = {};
+    for (int64_t lane = 0; lane < block.lanes; ++lane) {
+      term[lane] = static_cast<float>(logits[lane * inputs.row_stride]);
+    }
+    for (int lane = 0; lane < kLanes; lane += V::kFloats) {
+      // At most 0, but for lanes that do not match and may hold anything.
+      const Float shifted = V::load(term + lane) - V::load(block.largest_logit + lane);
+      V::store(term + lane, V::exponential(smaller_of(shifted, Float{})));
+    }
+    Double largest{};
+    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+      const Double sum = V::load_double(block.foreground_sum + lane) +
+                         V::load_double(block.background_term + lane);
+      const Double matched = V::load_double(block.matched + lane);
+      const Double probability = V::load_double(term + lane) / sum;
+      largest = larger_of(largest, matched > Double{} ? probability : Double{});
+    }
+    return static_cast<float>(combine_lanes<LaneIndex, 1>(largest, Larger())[0]);
+  }
+
+  static D2DEFENSE_VECTOR_INLINE void add(
+      const InconsistencyInputs& inputs,
+      const Block& block,
+      int64_t leading_lanes,
+      LaneSums& sums) {
+    const Double one = number(1.0);
+    const Double leading = number(static_cast<double>(leading_lanes));
+    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+      const Double finite = V::load_double(block.finite + lane);
+      const Double p = V::load_double(block.objectness + lane);
+      const Double q = V::load_double(block.foreground + lane);
+      const Double d = V::load_double(block.difference + lane);
+      const Double s = inconsistency_of(d);
+      const Double leads = V::load_double(kLaneNumbers + lane) < leading ? one : Double{};
+      const Double significant = s > number(inputs.epsilon) ? leads * finite : Double{};
+      const Double confident = p > number(inputs.objectness_floor) ? finite : Double{};
+      const Double alone =
+          q > number(kForegroundFloor) ? V::load_double(block.unmatched + lane) : Double{};
+      const Double largest = V::load_double(sums.score_max + lane);
+      V::store(sums.score_max + lane, larger_of(largest, s));
+      add_to(sums.tau_sum + lane, significant * s);
+      add_to(sums.tau_count + lane, significant);
+      add_to(sums.confident_sum + lane, confident * d);
+      add_to(sums.confident_count + lane, confident);
+      add_to(sums.finite + lane, finite);
+      add_to(sums.unmatched_foreground + lane, alone);
+    }
+  }
+
+  static D2DEFENSE_VECTOR_INLINE void add_to(double* sums, Double vector) {
+    V::store(sums, V::load_double(sums) + vector);
+  }
+
+  static D2DEFENSE_VECTOR_INLINE void fill_histogram(
+      const Block& block, int64_t leading_lanes, int64_t num_bins, int64_t* histogram) {
+    for (int64_t lane = 0; lane < leading_lanes; ++lane) {
+      if (block.finite[lane] != 0.0) {
+        ++histogram[histogram_bin(inconsistency_of(block.difference[lane]), num_bins)];
+      }
+    }
+  }
+
+  static D2DEFENSE_VECTOR_INLINE double total(const double (&lanes)[kLanes]) {
+    double sum = 0.0;
+    for (const double value : lanes) {
+      sum += value;
+    }
+    return sum;
+  }
+};
 
 template <typename Logit>
 using ChunkKernel =
     ChunkSums (*)(const InconsistencyInputs&, const Chunk&, const ChunkTargets&, Scratch&);
 
+// One entry an instruction set: the reducer is inlined into it and compiled for it.
 template <typename Logit>
 ChunkSums reduce_chunk_baseline(
     const InconsistencyInputs& inputs,
     const Chunk& chunk,
     const ChunkTargets& out,
     Scratch& scratch) {
-  return reduce_chunk<Logit>(inputs, chunk, out, scratch);
+  return ChunkReducer<Logit, 16>::reduce(inputs, chunk, out, scratch);
 }
 
 #if defined(__x86_64__)
@@ -370,7 +501,7 @@ __attribute__((target("avx2,fma"))) ChunkSums reduce_chunk_avx2(
     const Chunk& chunk,
     const ChunkTargets& out,
     Scratch& scratch) {
-  return reduce_chunk<Logit>(inputs, chunk, out, scratch);
+  return ChunkReducer<Logit, 32>::reduce(inputs, chunk, out, scratch);
 }
 
 #if defined(__clang__)
@@ -385,7 +516,7 @@ __attribute__((target(D2DEFENSE_AVX512))) ChunkSums reduce_chunk_avx512(
     const Chunk& chunk,
     const ChunkTargets& out,
     Scratch& scratch) {
-  return reduce_chunk<Logit>(inputs, chunk, out, scratch);
+  return ChunkReducer<Logit, 64>::reduce(inputs, chunk, out, scratch);
 }
 #endif
 
@@ -535,7 +666,7 @@ void run(const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs)
   at::parallel_for(0, inputs.proposals, grain, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     if (inputs.column_stride != 1) {
-      scratch.row.resize((inputs.classes + 1) * sizeof(Logit));
+      scratch.rows.resize(kLanes * (inputs.classes + 1) * sizeof(Logit));
     }
     auto chunk = std::lower_bound(
         chunks.begin(), chunks.end(), begin, [](const Chunk& candidate, int64_t row) {

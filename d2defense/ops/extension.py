@@ -36,11 +36,11 @@ def _fake_inconsistency(
     target_offsets: torch.Tensor,
     target_classes: torch.Tensor,
     *,
-    epsilon: float,
-    topk: int,
-    objectness_floor: float,
-    iou_threshold: float,
-    num_bins: int,
+    epsilon: float = 0.1,
+    topk: int = 0,
+    objectness_floor: float = 0.8,
+    iou_threshold: float = 0.5,
+    num_bins: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """Shapes and types alone, for tracing; the order is that of the schema."""
     groups = proposal_offsets.shape[0] - 1

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from d2defense.ops import build_info, extension_available, inconsistency, inconsistency_reference
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+    pytest.mark.skipif(
+        not extension_available() or build_info()["cuda"] is None,
+        reason="d2defense._C is built without its CUDA kernels",
+    ),
+]
+
+
+def on_device(problem):
+    return {name: tensor.cuda() for name, tensor in problem.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [1, 7, 8, 80, 96, 97, 256, 257, 1203])
+def test_agrees_with_the_reference(make_problem, assert_agrees, classes, dtype):
+    problem = make_problem([70, 3, 0, 17, 1, 333], [3, 1, 2, 0, 1, 40], classes, dtype)
+    settings = {"topk": 9, "num_bins": 13}
+    assert_agrees(
+        inconsistency(**on_device(problem), **settings),
+        inconsistency_reference(**problem, **settings),
+    )
+
+
+@pytest.mark.parametrize(
+    ("proposals", "targets"), [([], []), ([0], [0]), ([0, 0], [2, 0]), ([5], [0]), ([1], [1])]
+)
+def test_empty_groups_and_missing_targets(make_problem, assert_agrees, proposals, targets):
+    problem = make_problem(proposals, targets)
+    assert_agrees(inconsistency(**on_device(problem)), inconsistency_reference(**problem))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["objectness_logits", "class_logits", "proposal_boxes"])
+def test_what_is_not_finite_is_counted_as_such(make_problem, assert_agrees, name, value):
+    problem = make_problem([50, 20], [2, 1])
+    problem[name].view(50 + 20, -1)[20, -1] = value
+    result = inconsistency(**on_device(problem))
+    assert result.nonfinite.tolist() == [1, 0]
+    assert_agrees(result, inconsistency_reference(**problem))
+
+
+def test_strided_logits(make_problem, assert_agrees):
+    problem = make_problem([70], [3], classes=20)
+    device = on_device(problem)
+    device["class_logits"] = device["class_logits"].T.contiguous().T
+    assert_agrees(inconsistency(**device), inconsistency_reference(**problem))
+
+
+def test_every_run_gives_the_same_bits(make_problem):
+    problem = on_device(make_problem([30000, 10, 5000], [9, 1, 0], classes=20))
+    first = inconsistency(**problem, num_bins=50)
+    for _ in range(20):
+        for a, b in zip(first, inconsistency(**problem, num_bins=50), strict=True):
+            assert a.cpu().numpy().tobytes() == b.cpu().numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("proposal_offsets", [1, 4, 9]),
+        ("proposal_offsets", [0, 1 << 40, 9]),
+        ("proposal_offsets", [0, -5, 9]),
+        ("proposal_offsets", [0, 4, 8]),
+        ("target_offsets", [0, 1 << 40, 3]),
+        ("target_offsets", [0, 1, 2]),
+        ("target_classes", [0, 5, 1]),
+    ],
+)
+def test_values_that_only_the_device_sees_are_checked(make_problem, name, value):
+    problem = on_device(make_problem([4, 5], [1, 2], classes=5))
+    problem[name] = torch.tensor(value).cuda()
+    with pytest.raises(ValueError, match=name):
+        inconsistency(**problem)
+    torch.cuda.synchronize()
+
+
+def test_tensors_on_two_devices_are_named(make_problem):
+    problem = on_device(make_problem([4, 5], [1, 2]))
+    problem["target_boxes"] = problem["target_boxes"].cpu()
+    with pytest.raises(ValueError, match="target_boxes"):
+        inconsistency(**problem)
+
+
+def test_runs_in_a_captured_graph(make_problem):
+    problem = on_device(make_problem([400, 50], [3, 2], classes=20))
+    expected = inconsistency(**problem)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = inconsistency(**problem)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured.tau_sum, expected.tau_sum)
+    assert torch.equal(captured.target_matches, expected.target_matches)
+
+
+def test_opcheck_finds_no_fault(make_problem):
+    problem = on_device(make_problem([9, 0, 4], [2, 1, 0]))
+    torch.library.opcheck(torch.ops.d2defense.inconsistency.default, tuple(problem.values()))
+
+
+@pytest.mark.slow
+def test_compute_sanitizer_finds_no_fault():
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on PATH")
+    selection = "agrees_with_the_reference or only_the_device_sees or strided"
+    outcome = subprocess.run(
+        [
+            *(sanitizer, "--error-exitcode=9", sys.executable, "-m", "pytest", "-q", __file__),
+            *("-k", selection, "-p", "no:cacheprovider"),
+        ],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stdout[-4000:]

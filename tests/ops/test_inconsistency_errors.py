@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from d2defense.ops import extension_available, inconsistency, inconsistency_reference
+
+IMPLEMENTATIONS = [inconsistency_reference]
+if extension_available():
+    IMPLEMENTATIONS.append(inconsistency)
+
+WRONG_TENSORS = {
+    "objectness_logits of two dimensions": ("objectness_logits", lambda t: t[None], ValueError),
+    "objectness_logits of doubles": ("objectness_logits", torch.Tensor.double, TypeError),
+    "class_logits short of a row": ("class_logits", lambda t: t[:-1], ValueError),
+    "class_logits with the background alone": ("class_logits", lambda t: t[:, :1], ValueError),
+    "class_logits of another type": ("class_logits", torch.Tensor.half, TypeError),
+    "class_logits of one dimension": ("class_logits", lambda t: t[:, 0], ValueError),
+    "class_logits elsewhere": ("class_logits", lambda t: t.to("meta"), (ValueError, Exception)),
+    "proposal_boxes with five columns": (
+        "proposal_boxes",
+        lambda t: torch.cat([t, t[:, :1]], 1),
+        ValueError,
+    ),
+    "proposal_boxes of halves": ("proposal_boxes", torch.Tensor.half, TypeError),
+    "proposal_offsets that are empty": ("proposal_offsets", lambda t: t[:0], ValueError),
+    "proposal_offsets of int32": ("proposal_offsets", torch.Tensor.int, TypeError),
+    "proposal_offsets that start late": (
+        "proposal_offsets",
+        lambda t: torch.tensor([1, 4, 9]),
+        ValueError,
+    ),
+    "proposal_offsets that decrease": (
+        "proposal_offsets",
+        lambda t: torch.tensor([0, 12, 9]),
+        ValueError,
+    ),
+    "proposal_offsets that end early": (
+        "proposal_offsets",
+        lambda t: torch.tensor([0, 4, 8]),
+        ValueError,
+    ),
+    "proposal_offsets that end late": (
+        "proposal_offsets",
+        lambda t: torch.tensor([0, 4, 10]),
+        ValueError,
+    ),
+    "target_boxes of one dimension": ("target_boxes", torch.Tensor.flatten, ValueError),
+    "target_offsets of other groups": (
+        "target_offsets",
+        lambda t: torch.tensor([0, 1, 2, 3]),
+        ValueError,
+    ),
+    "target_offsets below zero": (
+        "target_offsets",
+        lambda t: torch.tensor([0, -1, 3]),
+        ValueError,
+    ),
+    "target_classes short of one": ("target_classes", lambda t: t[:-1], ValueError),
+    "target_classes of int32": ("target_classes", torch.Tensor.int, TypeError),
+    "target_classes with the background": (
+        "target_classes",
+        lambda t: torch.tensor([0, 5, 1]),
+        ValueError,
+    ),
+    "target_classes below -1": ("target_classes", lambda t: torch.tensor([0, -2, 1]), ValueError),
+}
+
+WRONG_SETTINGS = [
+    ("epsilon", -0.1),
+    ("epsilon", float("nan")),
+    ("epsilon", float("inf")),
+    ("topk", -1),
+    ("objectness_floor", 1.5),
+    ("objectness_floor", float("nan")),
+    ("iou_threshold", 0.0),
+    ("iou_threshold", 1.1),
+    ("num_bins", -1),
+    ("num_bins", 2**21),
+]
+
+
+@pytest.mark.parametrize("function", IMPLEMENTATIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", WRONG_TENSORS)
+def test_a_wrong_tensor_is_named(make_problem, case, function):
+    problem = make_problem([4, 5], [1, 2], classes=5)
+    name, spoil, error = WRONG_TENSORS[case]
+    problem[name] = spoil(problem[name])
+    if case == "class_logits elsewhere" and function is inconsistency:
+        # The dispatcher goes to the meta kernel, which computes shapes alone.
+        return
+    with pytest.raises(error, match=name):
+        function(**problem)
+
+
+@pytest.mark.parametrize("function", IMPLEMENTATIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("name", "value"), WRONG_SETTINGS)
+def test_a_wrong_setting_is_named(make_problem, name, value, function):
+    with pytest.raises(ValueError, match=name):
+        function(**make_problem([4, 5], [1, 2]), **{name: value})
