@@ -14,6 +14,8 @@ from d2defense.modeling import UnsupportedArchitectureError, instrument_config
 from .errors import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20
+# A dumped config has about 500 values.
+_MAX_CONFIG_VALUES = 100_000
 
 
 def load_config(path: Path) -> CfgNode:
@@ -35,6 +37,8 @@ def load_config(path: Path) -> CfgNode:
         raise CheckpointError(path, f"not a plain YAML config: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(path, "not a Detectron2 config: no mapping at its top")
+    if not _has_at_most(content, _MAX_CONFIG_VALUES):
+        raise CheckpointError(path, f"its aliases expand to more than {_MAX_CONFIG_VALUES} values")
     if "_BASE_" in content:
         raise CheckpointError(path, "refers to another file (_BASE_); give the dumped config")
     if content.get("VERSION", 2) != 2:
@@ -53,3 +57,19 @@ def load_config(path: Path) -> CfgNode:
     for node in ("DATASETS", "ATTACK", "DEFENSE", "REMOVAL"):
         cfg[node] = defaults[node]
     return cfg
+
+
+def _has_at_most(content: object, limit: int) -> bool:
+    """Whether a document holds at most ``limit`` values with every alias written out.
+
+    Mappings are copied and values are printed in messages, which would take for ever where a
+    kilobyte of aliases stands for billions of values, or for a value inside itself.
+    """
+    pending, count = [content], 0
+    while pending and count <= limit:
+        value = pending.pop()
+        children = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list | tuple | set):
+            count += len(value)
+            pending.extend(children)
+    return count <= limit

@@ -49,7 +49,11 @@ def find_checkpoints(paths: Iterable[str | Path]) -> list[CheckpointSource]:
     seen: set[Path] = set()
     names = set(_RESERVED_NAMES)
     for path in map(Path, paths):
-        for found, weights, config, error in _expand(path):
+        try:
+            expanded = list(_expand(path))
+        except OSError as error:  # a name too long, a folder without permission, a pipe, ...
+            expanded = [(path, None, None, CheckpointError(path, error.strerror or str(error)))]
+        for found, weights, config, error in expanded:
             key = (weights or found).absolute()
             if key in seen:
                 continue

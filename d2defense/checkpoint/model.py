@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -16,7 +17,7 @@ from .errors import CheckpointError
 from .weights import load_state_dict
 
 # Buffers that older Detectron2 releases stored and newer ones compute.
-_OBSOLETE_SUFFIXES = ("pixel_mean", "pixel_std", "cell_anchors")
+_OBSOLETE_BUFFERS = re.compile(r"pixel_mean|pixel_std|.*\.anchor_generator\.cell_anchors\.\d+")
 
 
 def build_detector(
@@ -33,8 +34,8 @@ def build_detector(
         CheckpointError: either file is unusable, or they do not fit each other.
     """
     cfg = load_config(config)
-    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
     try:
+        cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
         model = build_model(cfg)
     except Exception as error:  # any key of an untrusted config can be wrong in any way
         reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
@@ -51,7 +52,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state: dict[str, Tensor] = load_state_dict(path)
     expected = model.state_dict()
-    state = {k: v for k, v in state.items() if k in expected or not k.endswith(_OBSOLETE_SUFFIXES)}
+    state = {k: v for k, v in state.items() if k in expected or not _OBSOLETE_BUFFERS.fullmatch(k)}
     differing = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
     if differing:
         key = differing[0]
@@ -65,4 +66,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     for keys, what in ((missing, "lacks"), (unexpected, "has beyond the config")):
         if keys:
             raise CheckpointError(path, f"{what} {len(keys)} tensors, first {str(keys[0])[:120]}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # sparse, quantized or meta tensors of the right shape
+        reason = str(error).strip().rsplit("\n", 1)[-1]
+        raise CheckpointError(
+            path, f"its tensors cannot be copied into the model: {reason}"
+        ) from None

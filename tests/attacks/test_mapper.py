@@ -131,9 +131,9 @@ def test_trigger_comes_from_the_config_unless_given(cfg, dataset):
     cfg.ATTACK.TRIGGER.COLOR = [0, 0, 0]
     record = dataset.load()[1]
     configured = TriggeredDatasetMapper(cfg, is_train=False)(record)
-    given = TriggeredDatasetMapper(
-        cfg, is_train=False, trigger=Trigger("mine", color=(0, 0, 0))
-    )(record)
+    given = TriggeredDatasetMapper(cfg, is_train=False, trigger=Trigger("mine", color=(0, 0, 0)))(
+        record
+    )
     assert torch.equal(configured["image"], given["image"])
 
 

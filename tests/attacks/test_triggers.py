@@ -107,7 +107,9 @@ def test_float_images_are_stamped_in_place():
 def patches(pattern: str, seed: int = 0, image_seed: int = 0) -> list[torch.Tensor]:
     image = plain()
     where = boxes((0, 0, 40, 40), (50, 50, 90, 90))
-    Trigger("t", pattern=pattern, seed=seed, size=(0.5, 0.5)).stamp_(image, where, "RGB", image_seed)
+    Trigger("t", pattern=pattern, seed=seed, size=(0.5, 0.5)).stamp_(
+        image, where, "RGB", image_seed
+    )
     return [image[:, 10:30, 10:30], image[:, 60:80, 60:80]]
 
 

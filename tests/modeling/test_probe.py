@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -33,7 +35,7 @@ def batch():
 
 def per_image(output, tensor):
     offsets = output.proposal_offsets.tolist()
-    return [tensor[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [tensor[start:end] for start, end in pairwise(offsets)]
 
 
 def test_probe_says_what_stock_modules_say_of_each_image(stock, instrumented, batch):

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from d2defense.checkpoint import CheckpointError, file_sha256, load_state_dict, save_state_dict
+
+STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3) / 7, "count": torch.tensor(5)}
+
+
+def refused(path, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_state_dict(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def equal(one: dict, other: dict) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [STATE, {"model": STATE}, {"model": STATE, "optimizer": {"state": {}}, "iteration": 9}],
+    ids=["bare", "published", "training checkpoint"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reads_what_detectron2_and_torch_write(tmp_path, content, zipped):
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert equal(load_state_dict(path), STATE)
+
+
+def test_round_trip(tmp_path):
+    path = save_state_dict(tmp_path / "new" / "model.pth", STATE)
+    assert equal(load_state_dict(path), STATE)
+    assert torch.load(path, weights_only=True).keys() == {"model"}
+
+
+def test_half_precision_storage_keeps_integers(tmp_path):
+    path = save_state_dict(tmp_path / "model.pth", STATE, torch.float16)
+    stored = load_state_dict(path)
+    assert stored["layer.weight"].dtype == torch.float16
+    assert torch.equal(stored["layer.weight"], STATE["layer.weight"].half())
+    assert stored["count"].dtype == torch.int64
+
+
+def test_saving_leaves_the_tensors_alone_and_no_other_file(tmp_path):
+    state = {"weight": torch.nn.Parameter(torch.ones(3))}
+    save_state_dict(tmp_path / "model.pth", state, torch.float16)
+    assert state["weight"].dtype == torch.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("where", ["model", "optimizer"])
+def test_pickled_code_is_refused_and_not_executed(tmp_path, payload, canary, zipped, where):
+    path = tmp_path / "model.pth"
+    torch.save({"model": STATE, where: payload}, path, _use_new_zipfile_serialization=zipped)
+    refused(path, "not a safe PyTorch checkpoint")
+    assert not canary.exists()
+
+
+def test_plain_pickle_of_code_is_refused_and_not_executed(tmp_path, payload, canary):
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps(payload))
+    refused(path, "not a safe PyTorch checkpoint")
+    assert not canary.exists()
+    pickle.loads(path.read_bytes()).close()
+    assert canary.exists()  # the payload works where nobody takes care
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_file(tmp_path, share, zipped):
+    path = tmp_path / "model.pth"
+    state = {"model": {"weight": torch.rand(100, 100)}}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path, "PyTorch checkpoint")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00" * 1000, b"not a checkpoint", b"PK\x03\x04 almost a zip file", b"\x80\x02junk"],
+)
+def test_junk(tmp_path, content):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    refused(path, "PyTorch checkpoint")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {}, {"model": {}}, "text", 5])
+def test_no_state_dict(tmp_path, content):
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    refused(path, "no state dict")
+
+
+@pytest.mark.parametrize("state", [{"a": 1}, {"a": [torch.ones(1)]}, {3: torch.ones(1)}])
+def test_entries_that_are_no_tensors(tmp_path, state):
+    path = tmp_path / "model.pth"
+    torch.save({"model": state}, path)
+    refused(path, "is no tensor")
+
+
+def test_arrays_of_numpy_are_not_trusted(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"weight": np.ones(3)}}, path)
+    refused(path, "")
+
+
+def test_missing_file_and_folder(tmp_path):
+    refused(tmp_path / "gone.pth", "not a readable PyTorch checkpoint")
+    refused(tmp_path, "not a readable PyTorch checkpoint")
+
+
+def test_sha256(tmp_path):
+    content = np.random.default_rng(0).bytes(300_000)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
