@@ -12,3 +12,8 @@ TORCH_LIBRARY(d2defense, library) {
       "Tensor histogram, Tensor target_objectness, Tensor target_foreground, "
       "Tensor target_true_class, Tensor target_matches, Tensor unmatched_foreground)");
 }
+
+// Statistics carry no gradient: inputs that require one are read like any others.
+TORCH_LIBRARY_IMPL(d2defense, Autograd, library) {
+  library.impl("inconsistency", torch::CppFunction::makeFallthrough());
+}

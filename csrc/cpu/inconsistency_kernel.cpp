@@ -337,7 +337,7 @@ class ChunkReducer {
   }
 
   static D2DEFENSE_VECTOR_INLINE Double number(double value) {
-    return Double{} + value;
+    return V::opaque(Double{} + value);
   }
 
   // Proposals that are not finite score zero: of zero and NaN, zero is what larger_of returns.
@@ -349,8 +349,8 @@ class ChunkReducer {
           V::load_double(block.logit + lane), V::load_double(block.decay + lane));
       const Double foreground =
           foreground_probability(sum, V::load_double(block.background_term + lane));
-      const Double p = larger_of(objectness + zero_or_nan, Double{});
-      const Double q = larger_of(foreground, Double{});
+      const Double p = V::opaque(larger_of(objectness + zero_or_nan, Double{}));
+      const Double q = V::opaque(larger_of(foreground, Double{}));
       V::store(block.finite + lane, sum == sum ? number(1.0) : Double{});
       V::store(block.objectness + lane, p);
       V::store(block.foreground + lane, q);
@@ -377,12 +377,12 @@ class ChunkReducer {
     Double objectness{};
     Double foreground{};
     for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
-      const Double overlap = intersection_over_union(
-          boxes_of(block, lane), V::load_double(block.area + lane), box, number(geometry.area));
+      const Double overlap = V::opaque(intersection_over_union(
+          boxes_of(block, lane), V::load_double(block.area + lane), box, number(geometry.area)));
       const Double unmatched = V::load_double(block.unmatched + lane);
       V::store(block.unmatched + lane, overlap < number(kUnmatchedIou) ? unmatched : Double{});
       const Double finite = V::load_double(block.finite + lane);
-      const Double matched = overlap >= number(inputs.iou_threshold) ? finite : Double{};
+      const Double matched = V::opaque(overlap >= number(inputs.iou_threshold) ? finite : Double{});
       V::store(block.matched + lane, matched);
       count += matched;
       objectness = larger_of(objectness, matched * V::load_double(block.objectness + lane));
@@ -442,9 +442,10 @@ class ChunkReducer {
       const Double q = V::load_double(block.foreground + lane);
       const Double d = V::load_double(block.difference + lane);
       const Double s = inconsistency_of(d);
-      const Double leads = V::load_double(kLaneNumbers + lane) < leading ? one : Double{};
-      const Double significant = s > number(inputs.epsilon) ? leads * finite : Double{};
-      const Double confident = p > number(inputs.objectness_floor) ? finite : Double{};
+      const Double leads =
+          V::opaque(V::load_double(kLaneNumbers + lane) < leading ? one : Double{});
+      const Double significant = V::opaque(s > number(inputs.epsilon) ? leads * finite : Double{});
+      const Double confident = V::opaque(p > number(inputs.objectness_floor) ? finite : Double{});
       const Double alone =
           q > number(kForegroundFloor) ? V::load_double(block.unmatched + lane) : Double{};
       const Double largest = V::load_double(sums.score_max + lane);

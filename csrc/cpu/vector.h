@@ -124,6 +124,15 @@ struct Vectors : Registers<Bytes> {
     std::memcpy(address, &vector, sizeof(vector));
   }
 
+  // The same value, of which the compiler forgets how it came about. GCC merges selections that
+  // follow each other into logic on masks, which it then works out lane by lane.
+  static D2DEFENSE_VECTOR_INLINE Double opaque(Double vector) {
+#if defined(__x86_64__)
+    asm("" : "+v"(vector));
+#endif
+    return vector;
+  }
+
   // exp(x) for x <= 0 to a relative error of 1e-7 near 0, which grows to 4e-7 at -20. Below -87 it
   // is exp(-87), 1.6e-38.
   static D2DEFENSE_VECTOR_INLINE Float exponential(Float x) {
