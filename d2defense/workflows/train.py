@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
 from d2defense.attacks import ATTACK_REGISTRY
@@ -93,6 +94,7 @@ def trainer_class(cfg: CfgNode) -> type[Trainer]:
 def _main(args: argparse.Namespace) -> None:
     cfg = setup_config(args)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2defense")
     trainer_type = trainer_class(cfg)
     if args.eval_only:
         model = trainer_type.build_model(cfg)
