@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -66,6 +67,8 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
         known = ", ".join(name for name, _ in ATTACK_REGISTRY)
         raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
+    if cfg.REMOVAL.METHOD and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise ValueError(f"MODEL.WEIGHTS: no weights file {cfg.MODEL.WEIGHTS!r} to start from")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         ensure_dataset(name)
     cfg.freeze()
