@@ -19,7 +19,11 @@ from .images import CleanImage
 
 @dataclass(frozen=True)
 class ObservationSettings:
-    """How proposals are reduced; the values of ``DEFENSE`` of the same names."""
+    """How proposals are reduced; the values of ``DEFENSE`` of the same names.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+    """
 
     batch_size: int = 16
     epsilon: float = 0.1
@@ -27,6 +31,18 @@ class ObservationSettings:
     objectness_floor: float = 0.8
     iou_threshold: float = 0.5
     num_bins: int = 20
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("batch_size", self.batch_size >= 1),
+            ("epsilon", 0 <= self.epsilon < 1),
+            ("topk", self.topk >= 0),
+            ("objectness_floor", 0 <= self.objectness_floor <= 1),
+            ("iou_threshold", 0 < self.iou_threshold <= 1),
+            ("num_bins", self.num_bins >= 1),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} {getattr(self, name)} is out of range")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ class ScanSettings:
         seed: of the draw and of the bootstrap.
         confidence: level of the intervals.
         bootstrap_samples: resamples of the images.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
     """
 
     triggers: tuple[Trigger, ...] = DEFAULT_BANK
@@ -47,12 +50,22 @@ class ScanSettings:
     confidence: float = 0.95
     bootstrap_samples: int = 1000
 
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("max_images", self.max_images >= 0),
+            ("seed", self.seed >= 0),
+            ("confidence", 0 < self.confidence < 1),
+            ("bootstrap_samples", self.bootstrap_samples >= 1),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} {getattr(self, name)} is out of range")
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ScanSettings:
         """The settings that ``DEFENSE`` gives.
 
         Raises:
-            ValueError: a trigger that the bank does not have.
+            ValueError: a trigger that the bank does not have, or a value out of range.
         """
         node = cfg.DEFENSE
         return cls(

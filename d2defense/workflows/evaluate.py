@@ -11,8 +11,10 @@ from tabulate import tabulate
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints
-from d2defense.data import DatasetSource
+from d2defense.data import DatasetError, DatasetSource
 from d2defense.evaluation import AP_METRICS, evaluate_detector
+
+from .classes import check_classes
 
 
 def evaluate(
@@ -37,7 +39,8 @@ def evaluate(
             if source.error:
                 raise source.error
             model, cfg = build_detector(source.weights, source.config, device)
-        except CheckpointError as error:
+            check_classes(name, cfg)
+        except (CheckpointError, DatasetError) as error:
             results.append({"name": source.name, "error": str(error)})
             continue
         evaluation = evaluate_detector(model, cfg, name, trigger, progress=source.name)

@@ -22,6 +22,8 @@ from d2defense.engine import resolve_device
 from d2defense.files import write_bytes
 from d2defense.removal import RenewalTrainer, renewal_config
 
+from .classes import check_classes
+
 
 @dataclass(frozen=True)
 class Renewal:
@@ -63,7 +65,7 @@ def renew(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        DatasetError: the dataset cannot be used.
+        DatasetError: the dataset cannot be used, or its classes are not the detector's.
         ValueError: an unknown method, module group or override, or an output folder that is the
             checkpoint's own.
     """
@@ -73,6 +75,7 @@ def renew(
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
     merge_overrides(cfg, overrides)
     dataset.load()
+    check_classes(dataset.name, cfg)
     cfg = renewal_config(
         cfg,
         source.weights,

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from d2defense.checkpoint import build_detector
+from d2defense.config import get_d2defense_cfg
+from d2defense.detection import (
+    Calibration,
+    ScanSettings,
+    inspect_detector,
+    score_detector,
+    select_triggers,
+)
+
+CALIBRATION = Calibration("c", "signs", ("white", "grey"), "fall", 0.01, (0.01, 0.02, 0.03))
+SETTINGS = ScanSettings(select_triggers(["grey", "white"]), bootstrap_samples=100)
+
+
+@pytest.fixture
+def detector(specimen):
+    def load(name: str):
+        folder = specimen(name)
+        return build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")[0]
+
+    return load
+
+
+def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images):
+    calls = []
+    images = clean_images(8)
+    model = detector("backdoored_0")
+    inspection = inspect_detector(
+        model, images, SETTINGS, CALIBRATION, "BGR", progress=lambda: calls.append(1)
+    )
+    assert inspection.worst_trigger == "white"
+    assert inspection.verdict.label == "backdoored"
+    assert inspection.dominant_modules
+    assert len(calls) == 3  # clean, grey, white
+    by_name = {trigger["name"]: trigger for trigger in inspection.fields["triggers"]}
+    assert list(by_name) == ["grey", "white"]
+    assert inspection.verdict.score == by_name["white"]["score"] > by_name["grey"]["score"]
+    for trigger in by_name.values():
+        for name, statistic in trigger["statistics"].items():
+            assert statistic["clean"] == inspection.fields["clean"][name]
+            change = statistic["triggered"] - statistic["clean"]
+            assert statistic["change"] == pytest.approx(change)
+            low, high = statistic["interval"]
+            assert low <= high
+    histogram = inspection.fields["histogram"]
+    assert len(histogram["edges"]) == len(histogram["clean"]) + 1
+    assert sum(histogram["triggered"]) <= 5 * len(images)
+    # Calibration scores by the same number.
+    assert score_detector(model, images, SETTINGS, "BGR") == inspection.verdict.score
+
+
+def test_clean_specimen_does_not(detector, clean_images):
+    images = clean_images(8)
+    before = copy.deepcopy(images)
+    inspection = inspect_detector(detector("clean_0"), images, SETTINGS, CALIBRATION, "BGR")
+    assert inspection.verdict.score < 0.15
+    if inspection.verdict.label == "clean":
+        assert inspection.dominant_modules == []
+    assert all(
+        torch.equal(one.image, other.image) for one, other in zip(images, before, strict=True)
+    )
+
+
+def test_a_scan_of_the_same_images_says_the_same(lively_detector, clean_images):
+    images = clean_images(4)
+    first, again = (
+        inspect_detector(lively_detector, images, SETTINGS, CALIBRATION, "BGR") for _ in range(2)
+    )
+    assert first == again
+
+
+def test_settings_from_config():
+    cfg = get_d2defense_cfg()
+    cfg.DEFENSE.TRIGGERS = ("noise",)
+    cfg.DEFENSE.TOPK = 3
+    cfg.DEFENSE.MAX_IMAGES = 7
+    settings = ScanSettings.from_config(cfg)
+    flat = settings.as_dict()
+    assert flat["triggers"] == ["noise"]
+    assert (flat["topk"], flat["max_images"], flat["epsilon"]) == (3, 7, 0.1)
+    assert ScanSettings.from_config(get_d2defense_cfg()) == ScanSettings()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MAX_IMAGES", -1),
+        ("SEED", -1),
+        ("BATCH_SIZE", 0),
+        ("BOOTSTRAP_SAMPLES", 0),
+        ("CONFIDENCE", 1.5),
+        ("IOU_THRESHOLD", 0.0),
+        ("EPSILON", -0.1),
+        ("TOPK", -1),
+        ("OBJECTNESS_FLOOR", 2.0),
+        ("TRIGGERS", ("plaid",)),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(key, value):
+    cfg = get_d2defense_cfg()
+    cfg.DEFENSE[key] = value
+    with pytest.raises(ValueError, match=str(value) if key != "TRIGGERS" else "plaid"):
+        ScanSettings.from_config(cfg)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renewal as a caller sees it: a checkpoint goes in, another output folder comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints, load_state_dict
+from d2defense.data import DatasetSource
+from d2defense.modeling import module_group_parameters
+from d2defense.removal import RenewalTrainer, renewal_config, reset_modules
+from d2defense.workflows.renew import renew
+
+SHORT = ["REMOVAL.SOLVER.MAX_ITER", "3", "REMOVAL.SOLVER.IMS_PER_BATCH", "2"]
+STANDSTILL = [
+    *SHORT,
+    "REMOVAL.SOLVER.BASE_LR", "0.0",
+    "REMOVAL.SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR",
+]  # fmt: skip
+
+
+@pytest.fixture
+def source(untrained_checkpoint):
+    (source,) = find_checkpoints([untrained_checkpoint])
+    return source
+
+
+@pytest.fixture
+def defender(make_coco_dataset, sign_scenes):
+    return make_coco_dataset(sign_scenes(4))
+
+
+def digests(folder) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def parameters(folder) -> dict[str, torch.Tensor]:
+    """Trained tensors; running statistics of batch normalisation left out."""
+    state = load_state_dict(folder / "model_final.pth")
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+
+
+def test_output_folder_is_a_checkpoint_of_the_same_config(source, defender, tmp_path):
+    before = digests(source.path)
+    renewal = renew(source, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+    assert digests(source.path) == before
+    folder = renewal.output_dir
+    assert folder == tmp_path / "renewed"
+    assert (folder / "config.yaml").read_bytes() == source.config.read_bytes()
+    assert renewal.modules == ("box_head", "box_predictor")
+    assert renewal.seconds > 0
+    (found,) = find_checkpoints([folder])
+    assert found.error is None
+    build_detector(found.weights, found.config, "cpu")
+    steps = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert "total_loss" in steps[-1]
+    assert "reset" in (folder / "log.txt").read_text()
+    trained, original = parameters(folder), parameters(source.path)
+    assert all(not torch.equal(trained[k], original[k]) for k in trained if k.endswith(".weight"))
+    # No optimizer state: the folder can be passed on as it is.
+    assert torch.load(folder / "model_final.pth", weights_only=True).keys() == {"model"}
+
+
+def test_training_starts_from_the_checkpoint_with_the_modules_reset(source, defender, tmp_path):
+    renewal = renew(
+        source, defender, tmp_path / "renewed", ["rpn"], seed=4, overrides=STANDSTILL, device="cpu"
+    )
+    model, cfg = build_detector(source.weights, source.config, "cpu")
+    reset = set(module_group_parameters(model, ["rpn"]))
+    reset_modules(model, cfg, ["rpn"], seed=4)
+    expected, got = model.state_dict(), parameters(renewal.output_dir)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
+    original = parameters(source.path)
+    weights = {name for name in reset if name.endswith("weight")}
+    assert all(not torch.equal(got[name], original[name]) for name in weights)
+
+
+def test_vanilla_fine_tuning_resets_nothing(source, defender, tmp_path):
+    renewal = renew(
+        source, defender, tmp_path / "tuned", method="vanilla", overrides=STANDSTILL, device="cpu"
+    )
+    assert renewal.modules == ()
+    original = parameters(source.path)
+    got = parameters(renewal.output_dir)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in got.items())
+
+
+def test_settings_of_the_repair_can_be_overridden(source, defender, tmp_path):
+    overrides = [*SHORT, "REMOVAL.SOLVER.MAX_ITER", "2", "REMOVAL.MODULES", "('rpn',)"]
+    renewal = renew(source, defender, tmp_path / "renewed", overrides=overrides, device="cpu")
+    assert renewal.modules == ("rpn",)
+    steps = (renewal.output_dir / "metrics.json").read_text().splitlines()
+    assert json.loads(steps[-1])["iteration"] == 1
+
+
+def test_the_terminal_keeps_its_loggers(source, defender, tmp_path, capfd):
+    before = {name: logging.getLogger(name).handlers[:] for name in ("detectron2", "d2defense")}
+    renew(source, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+    after = {name: logging.getLogger(name).handlers[:] for name in before}
+    assert after == before
+    assert capfd.readouterr().out == ""
+
+
+def refused(reason: str, source, defender, output, **arguments) -> None:
+    error = (ValueError, KeyError, AssertionError)
+    with pytest.raises(error, match=reason):
+        renew(source, defender, output, overrides=arguments.pop("overrides", SHORT), **arguments)
+
+
+def test_what_cannot_be_done_is_refused(source, defender, tmp_path):
+    before = digests(source.path)
+    output = tmp_path / "renewed"
+    refused("folder of the checkpoint itself", source, defender, source.path)
+    refused("no module group neck", source, defender, output, modules=["neck"])
+    refused("REMOVAL.METHOD is 'magic'", source, defender, output, method="magic")
+    refused("NO_SUCH", source, defender, output, overrides=["NO_SUCH", "1"])
+    refused("unknown dataset 'no_such_set'", source, DatasetSource("no_such_set"), output)
+    assert digests(source.path) == before
+    assert not (output / "model_final.pth").exists()
+
+
+def test_classes_that_the_detector_does_not_have_are_refused(
+    source, make_coco_dataset, sign_scenes, tmp_path
+):
+    images = [(pixels, [(*box[:4], 9) for box in objects]) for pixels, objects in sign_scenes(2)]
+    other = make_coco_dataset(images, num_classes=9)
+    refused("9 classes", source, other, tmp_path / "renewed")
+
+
+def test_a_damaged_checkpoint_is_refused(source, defender, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.yaml").write_bytes(source.config.read_bytes())
+    (tmp_path / "bad" / "model_final.pth").write_bytes(b"junk")
+    (bad,) = find_checkpoints([tmp_path / "bad"])
+    with pytest.raises(CheckpointError, match=r"model_final\.pth"):
+        renew(bad, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+
+
+@pytest.fixture
+def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
+    return renewal_config(
+        make_tiny_cfg(), source.weights, defender.name, tmp_path / "renewed", ["rpn"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["REMOVAL.METHOD", ""], "REMOVAL.METHOD is ''"),
+        (["REMOVAL.METHOD", "prune"], "REMOVAL.METHOD is 'prune', none of renewal, vanilla"),
+        (["MODEL.WEIGHTS", ""], "set MODEL.WEIGHTS"),
+        (["ATTACK.NAME", "oda"], "ATTACK.NAME must be empty"),
+    ],
+)
+def test_trainer_refuses_configs_that_repair_nothing(trainer_cfg, overrides, reason):
+    trainer_cfg.merge_from_list(overrides)
+    with pytest.raises(ValueError, match=reason):
+        RenewalTrainer(trainer_cfg)
+
+
+def test_renewal_config_replaces_what_the_checkpoint_says_of_training(
+    make_tiny_cfg, defender, tmp_path
+):
+    cfg = make_tiny_cfg(
+        "ATTACK.NAME", "oda",
+        "DATASETS.TRAIN", ("theirs",),
+        "SOLVER.MAX_ITER", 10**6,
+        "SOLVER.STEPS", (5,),
+        "OUTPUT_DIR", "/theirs",
+    )  # fmt: skip
+    cfg.freeze()
+    ours = renewal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla")
+    assert ours.ATTACK.NAME == ""
+    assert list(ours.DATASETS.TRAIN) == [defender.name]
+    assert ours.SOLVER.MAX_ITER == cfg.REMOVAL.SOLVER.MAX_ITER
+    assert ours.SOLVER.STEPS == ()
+    assert Path(ours.OUTPUT_DIR) == tmp_path
+    assert (ours.REMOVAL.METHOD, ours.REMOVAL.MODULES) == ("vanilla", ("rpn",))
+    assert cfg.ATTACK.NAME == "oda"
+
+
+def test_photometric_distortion_changes_colors_and_keeps_boxes(trainer_cfg):
+    trainer_cfg.SOLVER.IMS_PER_BATCH = 2
+    trainer_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    loader = iter(RenewalTrainer.build_train_loader(trainer_cfg))
+    trainer_cfg.REMOVAL.PHOTOMETRIC_DISTORTION = False
+    plain = iter(RenewalTrainer.build_train_loader(trainer_cfg))
+
+    def views(batches) -> set[tuple]:
+        images = [image for _ in range(12) for image in next(batches)]
+        return {(image["image_id"], image["image"].numpy().tobytes()) for image in images}
+
+    assert len(views(plain)) <= 2 * 4  # each image as it is and flipped
+    assert len(views(loader)) > 12
