@@ -27,8 +27,12 @@ TESTS = [
 ]
 
 
-def build(folder: Path) -> Path:
-    """Compile the extension into ``folder`` and return the library."""
+def build(folder: Path) -> None:
+    """Compile the extension to ``folder/_C.so``; the process may end here.
+
+    torch loads what it has built, and the sanitizers' runtime, which must come before any other
+    library, then ends the process.
+    """
     sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
     openmp = ["-fopenmp"] if "backend: OpenMP" in torch.__config__.parallel_info() else []
     cpp_extension.load(
@@ -38,12 +42,24 @@ def build(folder: Path) -> Path:
         extra_cflags=["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE, *openmp],
         extra_ldflags=[*SANITIZE, *openmp],
         build_directory=str(folder),
-        # Loading it here would need the sanitizers' runtime in this process.
         is_python_module=False,
-        is_standalone=False,
         with_cuda=False,
     )
-    return folder / "_C.so"
+
+
+def build_apart(folder: Path) -> Path:
+    """:func:`build` in a process of its own; return the library.
+
+    Raises:
+        SystemExit: the compiler failed.
+    """
+    folder.mkdir()
+    library = folder / "_C.so"
+    command = [sys.executable, __file__, "--build", str(folder)]
+    output = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not library.is_file():
+        raise SystemExit(output.stdout + output.stderr)
+    return library
 
 
 def package_beside(library: Path, folder: Path) -> None:
@@ -67,14 +83,7 @@ def main() -> int:
     """Build, check that the instrumented extension is the one imported, run the tests."""
     with tempfile.TemporaryDirectory(prefix="d2defense-sanitizers-") as temporary:
         folder = Path(temporary)
-        (folder / "build").mkdir()
-        try:
-            build(folder / "build")
-        except (ImportError, OSError) as error:
-            # torch loads what it has built, which fails without the runtime; the file is there.
-            if not (folder / "build" / "_C.so").is_file():
-                raise SystemExit(f"the instrumented extension was not built: {error}") from error
-        package_beside(folder / "build" / "_C.so", folder)
+        package_beside(build_apart(folder / "build"), folder)
         environment = {
             **os.environ,
             "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
@@ -101,4 +110,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--build"]:
+        build(Path(sys.argv[2]))
+    else:
+        sys.exit(main())
