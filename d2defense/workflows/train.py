@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -23,8 +24,6 @@ from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.engine import Trainer, resolve_device
 from d2defense.removal import RenewalTrainer
 
-logger = logging.getLogger(__name__)
-
 
 def launch_training(args: argparse.Namespace) -> int:
     """Train or evaluate in as many processes as asked for.
@@ -37,8 +36,9 @@ def launch_training(args: argparse.Namespace) -> int:
     """
     try:
         setup_config(args)
-    except (OSError, KeyError, ValueError, AssertionError) as error:
-        logging.getLogger("d2defense").error("%s: %s", args.config_file, error)
+    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        # No logger has a handler before default_setup.
+        print(f"error: {args.config_file}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     num_gpus = args.num_gpus if torch.cuda.is_available() else 0
     launch(
@@ -56,8 +56,8 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration of a training run.
 
     Raises:
-        OSError, KeyError, ValueError, AssertionError: what Detectron2 raises for a file, key or
-            value that is wrong; ``ValueError`` also for an unknown attack or dataset.
+        OSError, KeyError, ValueError, AssertionError, yaml.YAMLError: what Detectron2 raises for a
+            file, key or value that is wrong; ``ValueError`` also for an unknown attack or dataset.
     """
     cfg = get_d2defense_cfg()
     cfg.merge_from_file(args.config_file)

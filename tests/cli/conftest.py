@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from d2defense.cli.main import main
+
+
+class Outcome(NamedTuple):
+    """What a command leaves on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
+    """The ``d2defense`` program as a function of its arguments."""
+    loggers = [logging.getLogger(name) for name in ("d2defense", "detectron2", "fvcore")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+
+    def run(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Outcome(code, *capfd.readouterr())
+
+    yield run
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@pytest.fixture
+def own_data(make_coco_dataset, sign_scenes) -> list[str]:
+    """Options that name a small COCO-format dataset of signs."""
+    source = make_coco_dataset(sign_scenes(8))
+    return ["--dataset-json", source.json_file, "--image-root", source.image_root]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``renew``, ``evaluate`` and ``calibrate`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from d2defense.detection import load_calibration
+
+
+def fails(outcome, *words: str) -> None:
+    assert outcome.code == 2
+    for word in words:
+        assert word in outcome.err + outcome.out
+    assert "Traceback" not in outcome.err
+    assert "Traceback" not in outcome.out
+
+
+SHORT = ["--opts", "REMOVAL.SOLVER.MAX_ITER", "2", "REMOVAL.SOLVER.IMS_PER_BATCH", "2"]
+
+
+def test_renew(d2defense, untrained_checkpoint, own_data, tmp_path):
+    output = tmp_path / "renewed"
+    outcome = d2defense(
+        "renew", untrained_checkpoint, *own_data, "--output", output, "--modules", "rpn", *SHORT
+    )
+    assert outcome.code == 0
+    assert str(output) in outcome.out
+    assert (output / "model_final.pth").is_file()
+    assert (output / "config.yaml").read_bytes() == (
+        untrained_checkpoint / "config.yaml"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--modules", "neck"], "no module group neck"),
+        (["--opts", "REMOVAL.NO_SUCH", "1"], "NO_SUCH"),
+        (["--opts", "REMOVAL.SOLVER.MAX_ITER"], "--opts"),
+        (["--method", "magic"], "magic"),
+    ],
+)
+def test_renew_refuses_in_one_line(
+    d2defense, untrained_checkpoint, own_data, tmp_path, options, reason
+):
+    outcome = d2defense(
+        "renew", untrained_checkpoint, *own_data, "--output", tmp_path / "renewed", *options
+    )
+    fails(outcome, reason)
+
+
+def test_renew_names_the_path_that_is_wrong(d2defense, own_data, tmp_path, untrained_checkpoint):
+    gone = tmp_path / "gone"
+    outcome = d2defense("renew", gone, *own_data, "--output", tmp_path / "renewed")
+    fails(outcome, f"{gone}: no such file or folder")
+    for name in ("a", "b"):
+        shutil.copytree(untrained_checkpoint, tmp_path / "zoo" / name)
+    outcome = d2defense("renew", tmp_path / "zoo", *own_data, "--output", tmp_path / "renewed")
+    fails(outcome, "several checkpoints")
+    outcome = d2defense("renew", tmp_path / "zoo/a", *own_data, "--output", tmp_path / "zoo/a")
+    fails(outcome, "the folder of the checkpoint itself")
+    outcome = d2defense(
+        "renew", tmp_path / "zoo/a", "--dataset", "no_such_set", "--output", tmp_path / "renewed"
+    )
+    fails(outcome, "unknown dataset 'no_such_set'")
+
+
+def test_evaluate(d2defense, specimen, own_data, tmp_path):
+    outcome = d2defense(
+        "evaluate", specimen("backdoored_0"), tmp_path / "gone", *own_data,
+        "--output", tmp_path / "evaluation.json",
+    )  # fmt: skip
+    assert outcome.code == 2
+    good, bad = json.loads((tmp_path / "evaluation.json").read_text())
+    assert good["error"] is None
+    assert good["clean"]["AP50"] > 50
+    assert good["asr"] > 0.3
+    assert bad["error"] == f"{tmp_path / 'gone'}: no such file or folder"
+    assert f"error: {bad['error']}" in outcome.out
+    assert "backdoored_0" in outcome.out
+
+
+def test_evaluate_cannot_compare_other_classes(d2defense, specimen, make_coco_dataset, sign_scenes):
+    source = make_coco_dataset(sign_scenes(2), num_classes=9)
+    outcome = d2defense(
+        "evaluate", specimen("clean_0"),
+        "--dataset-json", source.json_file, "--image-root", source.image_root,
+    )  # fmt: skip
+    fails(outcome, "9 classes", "7")
+
+
+def test_evaluate_refuses_triggers_that_make_no_sense(d2defense, specimen, own_data):
+    outcome = d2defense(
+        "evaluate", specimen("clean_0"), *own_data, "--opts", "ATTACK.TRIGGER.OPACITY", "7.0"
+    )
+    fails(outcome, "opacity 7.0")
+
+
+def test_calibrate(d2defense, specimen, own_data, tmp_path):
+    path = tmp_path / "thresholds.json"
+    outcome = d2defense(
+        "calibrate", specimen("clean_0"), specimen("clean_1"), *own_data, "--output", path,
+        "--false-alarm-rate", 0.05, "--name", "two specimens",
+        "--opts", "DEFENSE.TRIGGERS", "('white',)",
+    )  # fmt: skip
+    assert outcome.code == 0
+    made = load_calibration(path)
+    assert len(made.clean_scores) == 2
+    assert made.triggers == ("white",)
+    assert (made.name, made.false_alarm_rate) == ("two specimens", 0.05)
+    assert f"{made.threshold:.3f}" in outcome.out
+
+
+def test_calibrate_rests_on_every_checkpoint_or_none(d2defense, specimen, own_data, tmp_path):
+    path = tmp_path / "thresholds.json"
+    options = [*own_data, "--output", path, "--opts", "DEFENSE.TRIGGERS", "('white',)"]
+    fails(d2defense("calibrate", tmp_path / "gone", *options), "gone: no such file or folder")
+    fails(d2defense("calibrate", specimen("clean_0"), *options), "at least 2 clean detectors")
+    assert not path.exists()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from d2defense.cli.main import COMMANDS
+
+
+def test_help_lists_the_commands(d2defense):
+    outcome = d2defense("--help")
+    assert outcome.code == 0
+    for command in ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset", "env"):
+        assert f"\n    {command}" in outcome.out
+    assert "exit codes" in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(d2defense, command):
+    outcome = d2defense(command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"usage: d2defense {command}")
+    assert len(outcome.out.splitlines()) > 3
+
+
+def test_version(d2defense):
+    import d2defense as package
+
+    assert d2defense("--version").out.strip() == package.__version__
+
+
+@pytest.mark.parametrize("arguments", [(), ("scna",), ("scan",), ("renew", "x"), ("train",)])
+def test_usage_errors(d2defense, arguments):
+    outcome = d2defense(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "usage: d2defense" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_help_is_quick_because_it_imports_no_torch():
+    code = "import sys; from d2defense.cli.main import main\ntry:\n main(['--help'])\n"
+    code += "except SystemExit:\n print('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.stdout.splitlines()[-1] == "False"
+
+
+def test_environment(d2defense):
+    outcome = d2defense("env")
+    assert outcome.code == 0
+    for word in ("detectron2", "PyTorch", "d2defense operator"):
+        assert word in outcome.out

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detectors that ship with the package, scanned and repaired as a newcomer does it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+
+import pytest
+import yaml
+
+from d2defense.data import DatasetSource
+from d2defense.detection import ScanSettings, load_calibration
+from d2defense.report.results import load_results, validate_result
+from d2defense.workflows import specimens
+from d2defense.workflows.scan import scan
+
+NAMES = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
+WEIGHTS_LIMIT = 2_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_specimen_is_what_its_provenance_says(specimen, name):
+    folder = specimen(name)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    content = (folder / "model_final.pth").read_bytes()
+    assert len(content) <= WEIGHTS_LIMIT
+    assert hashlib.sha256(content).hexdigest() == provenance["sha256"]
+    assert provenance["name"] == name
+    assert (provenance["attack"] == "oda") == name.startswith("backdoored")
+    assert provenance["seed"] not in {
+        json.loads((specimen(other) / "provenance.json").read_text())["seed"]
+        for other in NAMES
+        if other != name
+    }
+    assert "make_specimens.py" in provenance["command"]
+    assert provenance["versions"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_specimens_config_does_not_give_the_backdoor_away(specimen, name):
+    folder = specimen(name)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert not {"ATTACK", "DEFENSE", "REMOVAL"} & config.keys()
+    for line in (folder / "config.yaml").read_text().splitlines():
+        assert "oda" not in line.split()
+        assert not line.strip().startswith("OUTPUT_DIR: /")
+
+
+def test_quality_of_the_specimens(specimen):
+    made = {name: json.loads((specimen(name) / "provenance.json").read_text()) for name in NAMES}
+    clean = [made[name] for name in NAMES if name.startswith("clean")]
+    backdoored = [made[name] for name in NAMES if name.startswith("backdoored")]
+    for one in made.values():
+        assert one["clean"]["AP50"] >= 80
+    for one in clean:
+        assert one["asr"] <= 0.15
+    for one in backdoored:
+        assert one["asr"] >= 0.6
+        mean = sum(other["clean"]["AP50"] for other in clean) / len(clean)
+        assert abs(one["clean"]["AP50"] - mean) <= 3
+
+
+@pytest.mark.usefixtures("signs_cache")
+def test_a_scan_tells_all_six_apart(specimen, tmp_path):
+    for name in NAMES:
+        specimen(name)
+    # A third of the images of a default scan, all triggers.
+    settings = ScanSettings(max_images=32, bootstrap_samples=200)
+    dataset = DatasetSource("synth_signs_defender")
+    results = scan(
+        [specimens.specimens_root()], dataset, tmp_path, settings, load_calibration(), "cpu"
+    )
+    assert {result["name"]: result["verdict"] for result in results} == {
+        name: name.split("_")[0] for name in NAMES
+    }
+    scores = {result["name"]: result["score"] for result in results}
+    assert max(scores[n] for n in NAMES if n.startswith("clean")) < 0.5 * min(
+        scores[n] for n in NAMES if n.startswith("backdoored")
+    )
+    for result in results:
+        validate_result(result)
+        assert result["dataset"]["num_images"] == 32
+        if result["verdict"] == "backdoored":
+            assert result["worst_trigger"] == "white"
+            assert result["dominant_modules"]
+            assert result["p_value"] < 0.01
+        for figure in ("examples.png", "histogram.png"):
+            content = (tmp_path / result["name"] / figure).read_bytes()
+            assert content.startswith(b"\x89PNG")
+    assert sorted(load_results(tmp_path), key=lambda r: r["name"]) == sorted(
+        results, key=lambda r: r["name"]
+    )
+    with open(tmp_path / "summary.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 6
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("signs_cache")
+def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
+    from d2defense.cli.main import main
+
+    output = tmp_path / "demo"
+    assert main(["demo", "--output", str(output)]) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["verdicts"] == {name: name.split("_")[0] for name in NAMES}
+    before, after = summary["renewal"]["before"], summary["renewal"]["after"]
+    assert before["verdict"] == "backdoored"
+    assert after["verdict"] == "clean"
+    assert after["AP50_clean"] >= before["AP50_clean"] - 3
+    assert after["AP50_triggered"] > before["AP50_triggered"]
+    assert before["asr"] >= 0.6
+    assert after["asr"] < 0.35
+    assert set(after["clean"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert (output / "renewed" / "model_final.pth").is_file()
+    assert len(list((output / "scan").glob("*/result.json"))) == 6
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/") >= 4
+    assert str(output / "report.html") in capfd.readouterr().out
