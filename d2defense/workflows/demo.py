@@ -152,10 +152,10 @@ def _figures(
     dataset = ScanImages.load(VALIDATION, settings)
     images = load_clean_images(dataset.records[:EXAMPLE_IMAGES], cfg)
     names = dataset.class_names
+    scanned = {result["name"]: result["histogram"] for result in results}
     histograms = {
-        result["name"]: result["histogram"]["triggered"]
-        for result in results
-        if result["name"] in (CLEAN, REPAIRED)
+        name: {"clean images": scanned[name]["clean"], "worst patch": scanned[name]["triggered"]}
+        for name in (CLEAN, REPAIRED)
     }
     edges = results[0]["histogram"]["edges"]
     heatmaps = {
@@ -164,7 +164,7 @@ def _figures(
     }
     return {
         "histograms": draw_histograms(
-            edges, histograms, "Inconsistency under the worst patch", settings.observation.epsilon
+            edges, histograms, "Inconsistency of the proposals", settings.observation.epsilon
         ),
         "heatmaps": draw_heatmaps(heatmaps, "Inconsistency on a triggered image"),
         **{
