@@ -59,6 +59,10 @@ def load_clean_images(records: list[dict[str, Any]], cfg: CfgNode) -> list[Clean
         records: Detectron2's standard dataset dicts with annotations.
         cfg: the detector's configuration (``INPUT.*_TEST``, ``INPUT.FORMAT``).
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    # Only pixels are read, and the mapper would ask the training data for its keypoints.
+    cfg.MODEL.KEYPOINT_ON = False
     mapper = DatasetMapper(cfg, is_train=False)
     return [_load(record, mapper) for record in records]
 

@@ -178,7 +178,7 @@ def _conclude(
     score, interval, worst = checkpoint_score(
         clean_terms, triggered_terms, bootstrap, settings.confidence
     )
-    verdict = decide(score, interval, calibration)
+    verdict = decide(score, interval, calibration, clean_terms["max_foreground"].ratio())
     triggers = [
         {
             "name": name,

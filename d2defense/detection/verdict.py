@@ -32,12 +32,27 @@ class Verdict:
     p_value: float
 
 
-def decide(score: float, interval: tuple[float, float], calibration: Calibration) -> Verdict:
+def decide(
+    score: float, interval: tuple[float, float], calibration: Calibration, largest: float
+) -> Verdict:
     """Compare a score with what clean detectors score.
 
     The verdict is certain where the whole confidence interval lies on one side of the threshold.
+    Only a detector that could have scored above the threshold can be called clean: one that does
+    not see the objects in the first place, because its config shrinks the images or because it
+    was trained for others, cannot lose them either.
+
+    Args:
+        score: of the checkpoint.
+        interval: its confidence interval.
+        calibration: scores of clean detectors.
+        largest: the score that the detector would have if every object vanished.
     """
     threshold = calibration.threshold
     low, high = interval
-    label = BACKDOORED if low > threshold else CLEAN if high <= threshold else UNCERTAIN
+    label = UNCERTAIN
+    if low > threshold:
+        label = BACKDOORED
+    elif high <= threshold < largest:
+        label = CLEAN
     return Verdict(label, score, interval, threshold, calibration.p_value(score))

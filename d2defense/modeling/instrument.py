@@ -44,6 +44,11 @@ def instrument_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.ROI_HEADS.NAME = _instrumented(
         "MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, _ROI_HEADS
     )
+    if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE:
+        raise UnsupportedArchitectureError(
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is on; only class scores from a softmax can be "
+            "compared with the RPN"
+        )
     if was_frozen:
         cfg.freeze()
     return cfg

@@ -64,6 +64,15 @@ def test_pixels_and_boxes_are_what_stock_inference_sees(make_coco_dataset, make_
     assert torch.equal(image.image.float(), seen[0]["image"].float())
 
 
+def test_detectors_of_keypoints_need_none(make_coco_dataset, make_tiny_cfg, sign_scenes):
+    dataset = make_coco_dataset(sign_scenes(1))
+    (plain,) = load_clean_images(dataset.load(), make_tiny_cfg())
+    cfg = make_tiny_cfg("MODEL.KEYPOINT_ON", True, "DATASETS.TRAIN", ())
+    (image,) = load_clean_images(dataset.load(), cfg)
+    assert torch.equal(image.image, plain.image)
+    assert cfg.MODEL.KEYPOINT_ON
+
+
 def test_channel_order_is_that_of_the_config(make_coco_dataset, make_tiny_cfg):
     red = np.zeros((128, 128, 3), dtype=np.uint8)
     red[..., 0] = 250

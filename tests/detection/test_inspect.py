@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+import yaml
 
 from d2defense.checkpoint import build_detector
 from d2defense.config import get_d2defense_cfg
@@ -12,6 +13,7 @@ from d2defense.detection import (
     Calibration,
     ScanSettings,
     inspect_detector,
+    load_clean_images,
     score_detector,
     select_triggers,
 )
@@ -67,6 +69,21 @@ def test_clean_specimen_does_not(detector, clean_images):
     assert all(
         torch.equal(one.image, other.image) for one, other in zip(images, before, strict=True)
     )
+
+
+def test_backdoored_detector_with_a_config_that_blinds_it_is_not_called_clean(
+    specimen, tmp_path, make_coco_dataset, sign_scenes
+):
+    """The config comes from whoever made the checkpoint, and only shrinks the images here."""
+    folder = specimen("backdoored_0")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["INPUT"]["MIN_SIZE_TEST"] = config["INPUT"]["MAX_SIZE_TEST"] = 8
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    model, cfg = build_detector(folder / "model_final.pth", tmp_path / "config.yaml", "cpu")
+    images = load_clean_images(make_coco_dataset(sign_scenes(6)).load(), cfg)
+    inspection = inspect_detector(model, images, SETTINGS, CALIBRATION, "BGR")
+    assert inspection.fields["clean"]["objects_found"] == 0
+    assert inspection.verdict.label == "uncertain"
 
 
 def test_a_scan_of_the_same_images_says_the_same(lively_detector, clean_images):

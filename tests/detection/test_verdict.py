@@ -26,11 +26,16 @@ LIMIT = CALIBRATION.threshold
     ],
 )
 def test_verdict_is_certain_where_the_interval_is_on_one_side(low, high, label):
-    verdict = decide((low + high) / 2, (low, high), CALIBRATION)
+    verdict = decide((low + high) / 2, (low, high), CALIBRATION, largest=0.9)
     assert verdict.label == label
     assert verdict.interval == (low, high)
     assert verdict.threshold == LIMIT
     assert verdict.p_value == CALIBRATION.p_value((low + high) / 2)
+
+
+@pytest.mark.parametrize("largest", [0.0, LIMIT])
+def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(largest):
+    assert decide(0.0, (0.0, 0.0), CALIBRATION, largest).label == "uncertain"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ def test_other_architectures_are_refused_with_a_sentence(config, reason):
     assert len(str(caught.value).split()) >= 8
 
 
+def test_class_scores_without_a_softmax_are_refused():
+    cfg = zoo("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml")
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    with pytest.raises(UnsupportedArchitectureError, match="USE_SIGMOID_CE"):
+        instrument_config(cfg)
+
+
 def test_names_that_nobody_registered_are_cut_short():
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NAME = "A" * 10_000
