@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def configure_logging() -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+    # Notices of Detectron2's and torch's to their own developers, which users cannot act on.
+    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+    warnings.filterwarnings("ignore", message=".*pkg_resources", category=UserWarning)
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 
 def defense_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> CfgNode:
