@@ -16,7 +16,7 @@ COMMANDS = ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset"
 
 EPILOG = """\
 exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored or uncertain,
-2 at least one could not be scanned
+2 at least one could not be scanned, 3 there was nothing to scan
 """
 
 

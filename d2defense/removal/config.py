@@ -43,6 +43,7 @@ def renewal_config(
     for key, value in cfg.REMOVAL.SOLVER.items():
         cfg.SOLVER[key] = value
     cfg.SOLVER.STEPS = ()
-    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    # Beyond the last step: only the final weights are kept.
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1
     cfg.TEST.EVAL_PERIOD = 0
     return cfg
