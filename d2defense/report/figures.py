@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torchvision.ops import box_iou
 
+from d2defense.evaluation import found as matching
 from d2defense.report import text
 from d2defense.report.examples import Example
 
@@ -39,7 +39,6 @@ SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 _HEAT_COLORS = "inferno"
 _HEAT_OPACITY = 0.72
-_FOUND_IOU = 0.5
 _MAX_BYTES = 300_000
 _INK = "#1f2933"
 _MUTED = "#5f6b7a"
@@ -81,17 +80,18 @@ def inconsistency_map(
 
 
 def found_objects(target_boxes: ArrayLike, detection_boxes: ArrayLike) -> NDArray[np.bool_]:
-    """Which true objects have a detection with an IoU of at least 0.5, bool [M].
+    """Which true objects one of the drawn detections finds, of whatever class, bool [M].
 
     Args:
         target_boxes: float [M, 4], pixels XYXY absolute.
-        detection_boxes: float [D, 4], pixels XYXY absolute.
+        detection_boxes: float [D, 4], pixels XYXY absolute; all of them count as confident.
     """
-    targets = torch.as_tensor(np.asarray(target_boxes, dtype=np.float64).reshape(-1, 4))
-    detections = torch.as_tensor(np.asarray(detection_boxes, dtype=np.float64).reshape(-1, 4))
-    if not len(targets) or not len(detections):
-        return np.zeros(len(targets), dtype=bool)
-    return (box_iou(targets, detections).amax(dim=1) >= _FOUND_IOU).numpy()
+    targets = torch.as_tensor(np.asarray(target_boxes, dtype=np.float32).reshape(-1, 4))
+    detections = torch.as_tensor(np.asarray(detection_boxes, dtype=np.float32).reshape(-1, 4))
+    count = len(detections)
+    return matching.found_objects(
+        targets, None, detections, torch.zeros(count, dtype=torch.int64), torch.ones(count)
+    ).numpy()
 
 
 def draw_examples(pairs: Sequence[tuple[Example, Example]], title: str, topk: int = 12) -> bytes:
@@ -465,8 +465,8 @@ def _describe_found(example: Example) -> str:
     count = len(example.target_boxes)
     if not count:
         return "no true objects"
-    found = int(found_objects(example.target_boxes, example.detection_boxes).sum())
-    return f"{found} of {count} objects found"
+    num_found = int(found_objects(example.target_boxes, example.detection_boxes).sum())
+    return f"{num_found} of {count} objects found"
 
 
 def _png(figure: Figure) -> bytes:
