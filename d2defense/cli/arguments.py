@@ -58,7 +58,12 @@ def configure_logging() -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    # Notices of Detectron2's and torch's to their own developers, which users cannot act on.
+
+
+def silence_developer_notices() -> None:
+    """Hide notices of Detectron2 and torch to their own developers, which users cannot act on."""
+    import torch  # noqa: F401 puts filters of its own in front when it is first imported
+
     warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*pkg_resources", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import d2defense
 
+from .arguments import silence_developer_notices
+
 # Each names a module beside this one with NAME, HELP, add_arguments(parser) and run(args).
 COMMANDS = ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset", "env")
 
@@ -53,6 +55,7 @@ def run_command(
     module.add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
+        silence_developer_notices()
         return module.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
