@@ -134,12 +134,12 @@ def test_aliases_that_multiply_are_refused_quickly(open_, close, write):
     ]
     lines.append(f"{close}: *a39")
     start = time.process_time()
-    refused(write("\n".join(lines)), "")
+    refused(write("\n".join(lines)), "its aliases expand to more than 100000 values")
     assert time.process_time() - start < 5
 
 
 def test_mapping_that_contains_itself(write):
-    refused(write("MODEL: &m {RPN: *m}"), "")
+    refused(write("MODEL: &m {RPN: *m}"), "its aliases expand to more than 100000 values")
 
 
 def test_aliases_of_ordinary_size_are_read(write, make_tiny_cfg):

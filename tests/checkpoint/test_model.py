@@ -112,7 +112,7 @@ def test_unexpected_tensors(folder):
 def test_tensors_that_are_not_dense(folder):
     key = "roi_heads.box_head.fc1.weight"
     change_state(folder, lambda state: state.update({key: state[key].to_sparse()}))
-    refused(folder, "model_final.pth", "")
+    refused(folder, "model_final.pth", "between dense and sparse")
 
 
 @pytest.mark.parametrize(

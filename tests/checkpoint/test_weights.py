@@ -113,7 +113,7 @@ def test_entries_that_are_no_tensors(tmp_path, state):
 def test_arrays_of_numpy_are_not_trusted(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": {"weight": np.ones(3)}}, path)
-    refused(path, "")
+    refused(path, "its pickle asks for more than tensors")
 
 
 def test_missing_file_and_folder(tmp_path):
