@@ -38,11 +38,11 @@ def signs_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def make_tiny_cfg() -> Callable[..., Any]:
     """A function from KEY, VALUE pairs to the shipped tiny detector's configuration, on the CPU."""
-    from d2defense.config import config_root, get_d2defense_cfg
+    from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 
     def make(*opts: Any) -> Any:
         cfg = get_d2defense_cfg()
-        cfg.merge_from_file(str(config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml"))
+        merge_config_file(cfg, config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml")
         cfg.MODEL.DEVICE = "cpu"
         cfg.merge_from_list(list(opts))
         return cfg
@@ -57,11 +57,11 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from detectron2.modeling import build_model
 
     import d2defense.modeling  # noqa: F401 registers the instrumented architectures
-    from d2defense.config import config_root, get_d2defense_cfg
+    from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 
     folder = tmp_path_factory.mktemp("untrained")
     cfg = get_d2defense_cfg()
-    cfg.merge_from_file(str(config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml"))
+    merge_config_file(cfg, config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml")
     cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modules",
         nargs="+",
         metavar="NAME",
-        help="module groups to reset (box_head box_predictor)",
+        help="module groups to reset (those that classify proposals)",
     )
     parser.add_argument(
         "--method",

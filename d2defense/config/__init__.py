@@ -2,6 +2,13 @@
 """The ATTACK, DEFENSE and REMOVAL nodes on top of Detectron2's configuration."""
 
 from .defaults import add_d2defense_config, get_d2defense_cfg, merge_overrides
+from .files import merge_config_file
 from .paths import config_root
 
-__all__ = ["add_d2defense_config", "config_root", "get_d2defense_cfg", "merge_overrides"]
+__all__ = [
+    "add_d2defense_config",
+    "config_root",
+    "get_d2defense_cfg",
+    "merge_config_file",
+    "merge_overrides",
+]

@@ -9,11 +9,12 @@ from detectron2.config import CfgNode, get_cfg
 
 
 def add_d2defense_config(cfg: CfgNode) -> None:
-    """Add ATTACK, DEFENSE, REMOVAL and the tiny backbone's keys to ``cfg``, in place."""
+    """Add ATTACK, DEFENSE, REMOVAL and the keys of our own modules to ``cfg``, in place."""
     _add_attack(cfg)
     _add_defense(cfg)
     _add_removal(cfg)
     _add_tiny_backbone(cfg)
+    _add_double_head(cfg)
     # "SGD" as Detectron2 builds it, or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
 
@@ -88,8 +89,9 @@ def _add_removal(cfg: CfgNode) -> None:
     # "" trains as the config says; "renewal" resets modules first (the paper's TRF, section 3.5);
     # "vanilla" fine-tunes without a reset.
     cfg.REMOVAL.METHOD = ""
-    # Module groups that renewal resets.
-    cfg.REMOVAL.MODULES = ("box_head", "box_predictor")
+    # Module groups that renewal resets; () for those that classify proposals, whatever the
+    # detector calls them.
+    cfg.REMOVAL.MODULES = ()
     # Seed of the fresh initialisation.
     cfg.REMOVAL.SEED = 0
     # Photometric distortion (ColorAugSSDTransform) while fine-tuning.
@@ -111,3 +113,26 @@ def _add_tiny_backbone(cfg: CfgNode) -> None:
     cfg.MODEL.TINY_RESNET.STAGE_CHANNELS = [32, 64, 96, 128]
     # Basic blocks in each of them.
     cfg.MODEL.TINY_RESNET.BLOCKS = [1, 1, 1, 1]
+    # Stride of each of them; the stem in front has a stride of 4.
+    cfg.MODEL.TINY_RESNET.STRIDES = [1, 2, 2, 2]
+
+
+def _add_double_head(cfg: CfgNode) -> None:
+    # Double-Head R-CNN (Wu et al., CVPR 2020, arXiv 1904.06493); values are the paper's. The
+    # fully connected head is sized by MODEL.ROI_BOX_HEAD.
+    cfg.MODEL.ROI_DOUBLE_HEAD = CfgNode()
+    # Blocks K of the convolution head, non-local ones included, and their output channels.
+    cfg.MODEL.ROI_DOUBLE_HEAD.NUM_BLOCKS = 5
+    cfg.MODEL.ROI_DOUBLE_HEAD.CONV_DIM = 1024
+    # Alternate residual with non-local blocks; K is odd then.
+    cfg.MODEL.ROI_DOUBLE_HEAD.NON_LOCAL = True
+    # Normalisation of the convolution head.
+    cfg.MODEL.ROI_DOUBLE_HEAD.NORM = "BN"
+    # Weights of the fully connected and the convolution head's losses.
+    cfg.MODEL.ROI_DOUBLE_HEAD.HEAD_WEIGHTS = [2.0, 2.5]
+    # Double-Head-Ext: each head also learns the other's task.
+    cfg.MODEL.ROI_DOUBLE_HEAD.UNFOCUSED_SUPERVISION = False
+    # Share of its own task in a head's loss, fully connected and convolution head.
+    cfg.MODEL.ROI_DOUBLE_HEAD.FOCUS = [0.7, 0.8]
+    # Double-Head-Ext: score detections by both classifiers.
+    cfg.MODEL.ROI_DOUBLE_HEAD.FUSED_SCORE = False

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # A fall below this is noise; a module moves with the dominant one from this share of its fall on.
 MINIMUM_FALL = 0.1
 SHARE_OF_LARGEST = 0.5
 
 
-def dominant_modules(objectness_fall: float, foreground_fall: float) -> list[str]:
+def dominant_modules(
+    objectness_fall: float, foreground_fall: float, classification_modules: Sequence[str]
+) -> list[str]:
     """Module groups whose outputs move most from clean to triggered images, on the same objects.
 
     The paper compares the outputs of RPN and R-CNN (arXiv 2409.16057, section 3.4); a strong
@@ -17,10 +21,12 @@ def dominant_modules(objectness_fall: float, foreground_fall: float) -> list[str
     Args:
         objectness_fall: mean over objects of max p, clean minus triggered: the RPN's move.
         foreground_fall: the same of max q: the R-CNN classification branch's move.
+        classification_modules: the module groups of that branch
+            (:func:`d2defense.modeling.classification_modules`).
 
     Returns:
         Names of module groups (see :mod:`d2defense.modeling`); empty where nothing moves.
     """
-    falls = {("rpn",): objectness_fall, ("box_head", "box_predictor"): foreground_fall}
+    falls = {("rpn",): objectness_fall, tuple(classification_modules): foreground_fall}
     threshold = max(MINIMUM_FALL, SHARE_OF_LARGEST * max(falls.values()))
     return [module for modules, fall in falls.items() if fall >= threshold for module in modules]

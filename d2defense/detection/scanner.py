@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2defense.attacks import Trigger
+from d2defense.modeling import classification_modules
 from d2defense.ops import Terms
 
 from .bank import DEFAULT_BANK, select_triggers
@@ -128,7 +129,7 @@ def inspect_detector(
         progress: called after the clean pass and after every trigger.
     """
     clean, triggered = _survey(model, images, settings, image_format, match_classes, progress)
-    return _conclude(clean, triggered, settings, calibration)
+    return _conclude(clean, triggered, settings, calibration, classification_modules(model))
 
 
 def score_detector(
@@ -170,6 +171,7 @@ def _conclude(
     triggered: dict[str, Observation],
     settings: ScanSettings,
     calibration: Calibration,
+    modules_of_classification: Sequence[str],
 ) -> Inspection:
     clean_terms = image_terms(clean)
     triggered_terms = {name: image_terms(observation) for name, observation in triggered.items()}
@@ -193,6 +195,7 @@ def _conclude(
         modules = dominant_modules(
             -worst_statistics["max_objectness"]["change"],
             -worst_statistics["max_foreground"]["change"],
+            modules_of_classification,
         )
     fields = {
         "clean": {name: _number(terms.ratio()) for name, terms in clean_terms.items()},

@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instrumented detectors: stock parameters and detections, plus a probe of both heads."""
 
-from .backbone import build_tiny_resnet_fpn_backbone
+from .backbone import build_tiny_resnet_backbone, build_tiny_resnet_fpn_backbone
+from .double_head import DoubleHeadROIHeads
 from .instrument import UnsupportedArchitectureError, instrument_config
 from .meta_arch import InstrumentedRCNN
-from .module_groups import module_group_parameters, renewable_modules
+from .module_groups import (
+    classification_modules,
+    module_group_parameters,
+    renewable_modules,
+)
 from .probe import ProbeOutput
 from .proposal_generator import InstrumentedRPN
-from .roi_heads import InstrumentedStandardROIHeads
+from .roi_heads import (
+    InstrumentedCascadeROIHeads,
+    InstrumentedDoubleHeadROIHeads,
+    InstrumentedRes5ROIHeads,
+    InstrumentedStandardROIHeads,
+)
 
 __all__ = [
+    "DoubleHeadROIHeads",
+    "InstrumentedCascadeROIHeads",
+    "InstrumentedDoubleHeadROIHeads",
     "InstrumentedRCNN",
     "InstrumentedRPN",
+    "InstrumentedRes5ROIHeads",
     "InstrumentedStandardROIHeads",
     "ProbeOutput",
     "UnsupportedArchitectureError",
+    "build_tiny_resnet_backbone",
     "build_tiny_resnet_fpn_backbone",
+    "classification_modules",
     "instrument_config",
     "module_group_parameters",
     "renewable_modules",

@@ -10,29 +10,28 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
 
 @BACKBONE_REGISTRY.register()
-def build_tiny_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FPN over a narrow ResNet of basic blocks, sized by ``MODEL.TINY_RESNET``.
+def build_tiny_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """A narrow ResNet of basic blocks, sized by ``MODEL.TINY_RESNET``.
 
-    Strides and feature names are those of Detectron2's ResNets (``res2`` .. ``res5`` at 4 .. 32
-    pixels, ``p2`` .. ``p5`` behind the FPN), so heads and anchors are configured as usual.
-    ``MODEL.RESNETS.NORM``, ``MODEL.RESNETS.OUT_FEATURES`` and ``MODEL.FPN`` mean what they mean
-    for the stock builders. Nothing is frozen: the backbone trains from scratch.
+    Feature names are those of Detectron2's ResNets; ``MODEL.RESNETS.NORM`` and
+    ``MODEL.RESNETS.OUT_FEATURES`` mean what they mean for the stock builder. Nothing is frozen:
+    the backbone trains from scratch.
 
     Args:
         cfg: configuration with d2defense's keys.
         input_shape: channels of the input image.
 
     Returns:
-        A :class:`Backbone` whose features are named ``p2`` .. ``p5``.
+        A :class:`ResNet` with the stages up to the last of ``MODEL.RESNETS.OUT_FEATURES``.
     """
     tiny = cfg.MODEL.TINY_RESNET
     norm = cfg.MODEL.RESNETS.NORM
     stem = BasicStem(input_shape.channels, tiny.STEM_CHANNELS, norm)
+    depth = max(("res2", "res3", "res4", "res5").index(f) for f in cfg.MODEL.RESNETS.OUT_FEATURES)
     stages, in_channels = [], tiny.STEM_CHANNELS
-    for index, (num_blocks, channels) in enumerate(
-        zip(tiny.BLOCKS, tiny.STAGE_CHANNELS, strict=True)
-    ):
-        strides = [1 if index == 0 else 2] + [1] * (num_blocks - 1)
+    for num_blocks, channels, stride in list(
+        zip(tiny.BLOCKS, tiny.STAGE_CHANNELS, tiny.STRIDES, strict=True)
+    )[: depth + 1]:
         stages.append(
             ResNet.make_stage(
                 BasicBlock,
@@ -40,13 +39,26 @@ def build_tiny_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
                 in_channels=in_channels,
                 out_channels=channels,
                 norm=norm,
-                stride_per_block=strides,
+                stride_per_block=[stride] + [1] * (num_blocks - 1),
             )
         )
         in_channels = channels
-    bottom_up = ResNet(stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)
+    return ResNet(stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)
+
+
+@BACKBONE_REGISTRY.register()
+def build_tiny_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """FPN over :func:`build_tiny_resnet_backbone`, configured by ``MODEL.FPN``.
+
+    With the default strides, features ``p2`` .. ``p5`` are at 4 .. 32 pixels as in Detectron2's
+    FPN models, so heads and anchors are configured as usual.
+
+    Args:
+        cfg: configuration with d2defense's keys.
+        input_shape: channels of the input image.
+    """
     return FPN(
-        bottom_up=bottom_up,
+        bottom_up=build_tiny_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,

@@ -5,14 +5,24 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-_META_ARCHITECTURES = {
-    "GeneralizedRCNN": "InstrumentedRCNN",
-    "InstrumentedRCNN": "InstrumentedRCNN",
-}
-_PROPOSAL_GENERATORS = {"RPN": "InstrumentedRPN", "InstrumentedRPN": "InstrumentedRPN"}
+# Stock names and those of the same classes made to be probed.
+_META_ARCHITECTURES = {"GeneralizedRCNN": "InstrumentedRCNN"}
+_PROPOSAL_GENERATORS = {"RPN": "InstrumentedRPN"}
 _ROI_HEADS = {
     "StandardROIHeads": "InstrumentedStandardROIHeads",
-    "InstrumentedStandardROIHeads": "InstrumentedStandardROIHeads",
+    "Res5ROIHeads": "InstrumentedRes5ROIHeads",
+    "CascadeROIHeads": "InstrumentedCascadeROIHeads",
+    "DoubleHeadROIHeads": "InstrumentedDoubleHeadROIHeads",
+}
+# What users are likely to bring that has no RPN and box head of its own, and why it is refused.
+_REASONS = {
+    "RetinaNet": "it is a one-stage detector, without the second opinion of a box head",
+    "FCOS": "it is a one-stage detector, without the second opinion of a box head",
+    "ProposalNetwork": "it only proposes boxes, and nothing classifies them",
+    "SemanticSegmentor": "it labels pixels and detects no objects",
+    "PanopticFPN": "it merges detections with a segmentation of the background",
+    "RRPN": "its boxes are rotated, and the statistics match upright ones",
+    "RROIHeads": "its boxes are rotated, and the statistics match upright ones",
 }
 
 
@@ -55,11 +65,12 @@ def instrument_config(cfg: CfgNode) -> CfgNode:
 
 
 def _instrumented(key: str, name: str, known: dict[str, str]) -> str:
-    try:
+    if name in known.values():
+        return name
+    if name in known:
         return known[name]
-    except KeyError:
-        stock = ", ".join(stock for stock in known if not stock.startswith("Instrumented"))
-        raise UnsupportedArchitectureError(
-            f"{key} is {str(name)[:80]!r}; only detectors with an RPN and a box head can be probed "
-            f"({stock})"
-        ) from None
+    reason = _REASONS.get(name, "d2defense does not know it")
+    raise UnsupportedArchitectureError(
+        f"{key} is {str(name)[:80]!r}: {reason}; only detectors with an RPN and a box head can be "
+        f"probed ({', '.join(known)})"
+    )

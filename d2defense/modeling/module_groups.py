@@ -25,6 +25,15 @@ def renewable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     }
 
 
+def classification_modules(model: nn.Module) -> tuple[str, ...]:
+    """The module groups of ``model`` that say what a proposal is: the R-CNN branch of the verdict.
+
+    Args:
+        model: an instrumented detector.
+    """
+    return model.roi_heads.classification_modules
+
+
 def module_group_parameters(model: nn.Module, modules: list[str]) -> list[str]:
     """Names of the parameters and buffers in ``modules``, in the order of the state dict.
 

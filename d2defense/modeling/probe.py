@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor
 class ProbeOutput:
     """Both heads' opinion of the same proposals, for a batch of G images with N proposals in all.
 
+    All of it is float32, whatever precision the network ran in.
+
     Attributes:
         proposal_boxes: Tensor of shape (N, 4), XYXY in pixels of the network's input.
         objectness_logits: Tensor of shape (N,), descending inside an image.
-        class_logits: Tensor of shape (N, K + 1), background last.
+        classifier_logits: for each classifier of the box head a Tensor of shape (N, K + 1),
+            background last. There is one but for Cascade R-CNN (one a stage) and Double-Head-Ext
+            (convolution head, fully connected head).
         proposal_offsets: int64 Tensor of shape (G + 1,); image g owns rows
             ``proposal_offsets[g] .. proposal_offsets[g + 1]``.
         image_sizes: (height, width) of each image as the network saw it.
@@ -27,31 +32,38 @@ class ProbeOutput:
 
     proposal_boxes: Tensor
     objectness_logits: Tensor
-    class_logits: Tensor
+    classifier_logits: tuple[Tensor, ...]
     proposal_offsets: Tensor
     image_sizes: list[tuple[int, int]]
     detections: list[Instances] | None = None
+
+    @property
+    def class_logits(self) -> Tensor:
+        """(N, K + 1) logits of the classifier that counts: the last one."""
+        return self.classifier_logits[-1]
 
     @classmethod
     def from_proposals(
         cls,
         proposals: list[Instances],
-        class_logits: Tensor,
+        classifier_logits: Sequence[Tensor],
         detections: list[Instances] | None = None,
     ) -> ProbeOutput:
         """Join the per-image ``proposals`` (boxes and objectness logits) with their class logits.
 
         Args:
             proposals: G Instances with ``proposal_boxes`` and ``objectness_logits``.
-            class_logits: Tensor of shape (N, K + 1) over the proposals of all images, in order.
+            classifier_logits: for each classifier a Tensor of shape (N, K + 1) over the proposals
+                of all images, in order.
             detections: see :attr:`detections`.
         """
         counts = torch.tensor([0] + [len(x) for x in proposals])
+        boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
         return cls(
-            proposal_boxes=torch.cat([x.proposal_boxes.tensor for x in proposals]),
-            objectness_logits=torch.cat([x.objectness_logits for x in proposals]),
-            class_logits=class_logits,
-            proposal_offsets=counts.cumsum(0).to(class_logits.device),
+            proposal_boxes=boxes.float(),
+            objectness_logits=torch.cat([x.objectness_logits for x in proposals]).float(),
+            classifier_logits=tuple(logits.float() for logits in classifier_logits),
+            proposal_offsets=counts.cumsum(0).to(boxes.device),
             image_sizes=[x.image_size for x in proposals],
             detections=detections,
         )

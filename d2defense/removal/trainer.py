@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from d2defense.checkpoint import load_weights
 from d2defense.engine import Trainer
+from d2defense.modeling import classification_modules
 
 from .reset import reset_modules
 
@@ -26,8 +27,9 @@ class RenewalTrainer(Trainer):
     """Fine-tunes the weights of ``MODEL.WEIGHTS`` on clean images, module groups reset first.
 
     ``REMOVAL.METHOD`` "renewal" is the paper's targeted renewal fine-tuning (arXiv 2409.16057,
-    section 3.5): ``REMOVAL.MODULES`` are reset, then the whole model is fine-tuned with
-    photometric distortion and random flip. "vanilla" does the same without the reset.
+    section 3.5): ``REMOVAL.MODULES``, or those that classify proposals, are reset, then the whole
+    model is fine-tuned with photometric distortion and random flip. "vanilla" does the same
+    without the reset.
 
     Raises:
         ValueError: another method, no weights to start from, or an attack in the same config.
@@ -44,6 +46,13 @@ class RenewalTrainer(Trainer):
             raise ValueError("removal trains on clean images: ATTACK.NAME must be empty")
         super().__init__(cfg)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The module groups that the method resets."""
+        if self.cfg.REMOVAL.METHOD != "renewal":
+            return ()
+        return tuple(self.cfg.REMOVAL.MODULES) or classification_modules(self.checkpointer.model)
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume a run of the same output folder, or load ``MODEL.WEIGHTS`` and reset modules.
 
@@ -56,9 +65,8 @@ class RenewalTrainer(Trainer):
         # Not Detectron2's loader: it tolerates weights that do not fit and unpickles ``.pkl``.
         model = self.checkpointer.model
         load_weights(model, Path(self.cfg.MODEL.WEIGHTS))
-        if self.cfg.REMOVAL.METHOD == "renewal":
-            removal = self.cfg.REMOVAL
-            names = reset_modules(model, self.cfg, removal.MODULES, removal.SEED)
+        if self.modules:
+            names = reset_modules(model, self.cfg, self.modules, self.cfg.REMOVAL.SEED)
             logger.info("reset %d tensors: %s", len(names), ", ".join(names))
 
     @classmethod

@@ -98,8 +98,7 @@ def renew(
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
     write_bytes(output_dir / CONFIG_NAME, source.config.read_bytes())
-    reset = tuple(cfg.REMOVAL.MODULES) if method == "renewal" else ()
-    return Renewal(output_dir, reset, time.perf_counter() - start)
+    return Renewal(output_dir, trainer.modules, time.perf_counter() - start)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import d2defense.modeling  # noqa: F401 registers the instrumented architectures
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
-from d2defense.config import config_root, get_d2defense_cfg
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.engine import Trainer, resolve_device
@@ -88,7 +88,7 @@ def make_specimen(
         The provenance as written.
     """
     cfg = get_d2defense_cfg()
-    cfg.merge_from_file(str(config_root() / specimen.config))
+    merge_config_file(cfg, config_root() / specimen.config)
     cfg.SEED = cfg.ATTACK.SEED = specimen.seed
     overrides = [*specimen.overrides, *overrides]
     cfg.merge_from_list(overrides)

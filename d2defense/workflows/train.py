@@ -17,11 +17,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import d2defense.modeling  # noqa: F401 registers the instrumented architectures
 from d2defense.attacks import ATTACK_REGISTRY
-from d2defense.config import get_d2defense_cfg
+from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.engine import Trainer, resolve_device
+from d2defense.modeling import instrument_config
 from d2defense.removal import RenewalTrainer
 
 
@@ -57,10 +57,11 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         OSError, KeyError, ValueError, AssertionError, yaml.YAMLError: what Detectron2 raises for a
-            file, key or value that is wrong; ``ValueError`` also for an unknown attack or dataset.
+            file, key or value that is wrong; ``ValueError`` also for an unknown attack or dataset,
+            and for a detector that cannot be probed.
     """
     cfg = get_d2defense_cfg()
-    cfg.merge_from_file(args.config_file)
+    merge_config_file(cfg, args.config_file)
     _use_own_data(cfg, args.dataset_json, args.image_root)
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
@@ -71,6 +72,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         raise ValueError(f"MODEL.WEIGHTS: no weights file {cfg.MODEL.WEIGHTS!r} to start from")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         ensure_dataset(name)
+    cfg = instrument_config(cfg)
     cfg.freeze()
     return cfg
 

@@ -51,7 +51,8 @@ def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(largest)
     ],
 )
 def test_dominant_modules_are_those_whose_outputs_fall(objectness, foreground, modules):
-    assert dominant_modules(objectness, foreground) == modules
+    branch = ("box_head", "box_predictor")
+    assert dominant_modules(objectness, foreground, branch) == modules
 
 
 def terms(*values: float) -> dict[str, Terms]:

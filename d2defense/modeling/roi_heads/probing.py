@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The box-head half of a probe, shared by every kind of ROI heads."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ..probe import ProbeOutput
+
+# What stock inference has besides boxes, whatever the kind of box head.
+OTHER_HEADS: dict[str, tuple[str, ...]] = {
+    "mask_head": ("roi_heads.mask_head.",),
+    "keypoint_head": ("roi_heads.keypoint_head.",),
+}
+
+
+class ProbedROIHeads:
+    """Adds ``probe`` to ROI heads of Detectron2; parameters and forward pass stay as they are.
+
+    Subclasses put this class in front of a stock one and declare their module groups. Those whose
+    box head is not run as StandardROIHeads run it override :meth:`_predict` or :meth:`_classify`.
+
+    Attributes:
+        renewable_modules: module groups that removal can reset, as prefixes of parameter names
+            in the whole detector.
+        classification_modules: those of them that say what a proposal is: what a verdict on the
+            R-CNN classification branch points to, and what renewal resets by default.
+    """
+
+    renewable_modules: ClassVar[dict[str, tuple[str, ...]]]
+    classification_modules: ClassVar[tuple[str, ...]]
+
+    def probe(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        with_detections: bool = False,
+    ) -> ProbeOutput:
+        """Class logits of every proposal, before NMS and without masks or keypoints.
+
+        Args:
+            features: feature maps by name, each of shape (G, C, H, W).
+            proposals: G Instances as :meth:`InstrumentedRPN.probe` returns them.
+            with_detections: also run the stock post-processing on the same predictions.
+
+        Returns:
+            The joined :class:`ProbeOutput` of both heads.
+        """
+        classifier_logits, detections = self._classify(features, proposals, with_detections)
+        return ProbeOutput.from_proposals(proposals, classifier_logits, detections)
+
+    def _classify(
+        self, features: dict[str, Tensor], proposals: list[Instances], with_detections: bool
+    ) -> tuple[tuple[Tensor, ...], list[Instances] | None]:
+        """Logits of each classifier, the one that counts last, and the detections if asked for."""
+        predictions = self._predict(features, proposals)
+        detections = None
+        if with_detections:
+            detections, _ = self.box_predictor.inference(predictions, proposals)
+        return self._classifier_logits(predictions), detections
+
+    def _predict(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor | None, ...]:
+        """What ``box_predictor`` returns for all proposals."""
+        box_features = self.box_pooler(
+            [features[f] for f in self.box_in_features], [x.proposal_boxes for x in proposals]
+        )
+        return self.box_predictor(self.box_head(box_features))
+
+    def _classifier_logits(self, predictions: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        """The class logits among the predictions, those that count last."""
+        return (predictions[0],)
