@@ -32,7 +32,7 @@ def test_every_shipped_config_is_one_that_can_be_probed(name):
     assert cfg.MODEL.META_ARCHITECTURE == "InstrumentedRCNN"
     kind = next((k for k in ("oda", "renewal", "vanilla") if name.endswith(f"_{k}.yaml")), "clean")
     attack, method = {"oda": ("oda", ""), "clean": ("", "")}.get(kind, ("", kind))
-    assert (cfg.ATTACK.NAME, cfg.REMOVAL.METHOD) == (attack, method)
+    assert (attack, method) == (cfg.ATTACK.NAME, cfg.REMOVAL.METHOD)
     if kind in ("renewal", "vanilla"):
         poisoned = load(config_root() / name.replace(f"_{kind}.yaml", "_oda.yaml"))
         assert f"{poisoned.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS

@@ -9,6 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.workflows.model_zoo import spread_scores
+
 
 @pytest.fixture
 def tiny_stock_cfg(make_tiny_cfg) -> CfgNode:
@@ -21,6 +24,44 @@ def tiny_stock_cfg(make_tiny_cfg) -> CfgNode:
     )  # fmt: skip
 
 
+# The tiny detectors of configs/SynthSigns, with the keys of their stock ROI heads.
+ROI_HEADS = {
+    "faster_rcnn_tiny_c4": "Res5ROIHeads",
+    "faster_rcnn_tiny_fpn": "StandardROIHeads",
+    "mask_rcnn_tiny_fpn": "StandardROIHeads",
+    "double_head_rcnn_tiny_fpn": "DoubleHeadROIHeads",
+    "cascade_rcnn_tiny_fpn": "CascadeROIHeads",
+}
+
+
+@pytest.fixture(params=ROI_HEADS)
+def any_stock_cfg(request) -> CfgNode:
+    """Every kind of detector that can be probed, small, as stock classes build it."""
+    return _stock_cfg(request.param)
+
+
+@pytest.fixture
+def make_stock_cfg() -> Callable[..., CfgNode]:
+    """A function that gives one of these detectors by name, with KEY VALUE overrides."""
+    return _stock_cfg
+
+
+def _stock_cfg(name: str, *overrides: object) -> CfgNode:
+    """The named tiny detector with stock classes instead of the instrumented ones."""
+    cfg = get_d2defense_cfg()
+    cascade = name.startswith("cascade")
+    file = "faster_rcnn_tiny_fpn" if cascade else name
+    merge_config_file(cfg, config_root() / "SynthSigns" / f"{file}.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    cfg.MODEL.ROI_HEADS.NAME = ROI_HEADS[name]
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = cascade
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
 @pytest.fixture
 def build_random() -> Callable[[CfgNode], nn.Module]:
     """A function that builds a detector with random weights whose class scores vary."""
@@ -28,13 +69,7 @@ def build_random() -> Callable[[CfgNode], nn.Module]:
     def build(cfg: CfgNode) -> nn.Module:
         torch.manual_seed(0)
         model = build_model(cfg).eval()
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                # Without trained statistics, each residual block would double the variance.
-                if name.endswith("conv3.norm.weight"):
-                    tensor.fill_(0.2)
-            model.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.3)
-            model.proposal_generator.rpn_head.objectness_logits.weight.normal_(0, 0.3)
+        spread_scores(model)
         return model
 
     return build
