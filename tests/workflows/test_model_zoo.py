@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model-zoo detectors, stock and instrumented; tools/check_model_zoo.py goes through all of them."""
+"""Model-zoo detectors, stock and instrumented; tools/check_model_zoo.py goes through them all."""
 
 from __future__ import annotations
 
