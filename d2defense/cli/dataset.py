@@ -4,6 +4,8 @@
 d2defense dataset
 d2defense dataset synth_signs_val_512px --contact-sheet sheet.png
 d2defense dataset --dataset-json val.json --image-root images/ --contact-sheet sheet.png
+d2defense dataset --dataset-json val.json --image-root images/ --split runs/split \
+    --defender-images 500
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from .arguments import configure_logging
 
 NAME = "dataset"
-HELP = "generate or load datasets, count their objects and draw a contact sheet"
+HELP = "generate, load or split datasets, count their objects and draw a contact sheet"
 
 DEFAULT_NAMES = ("synth_signs_train", "synth_signs_defender", "synth_signs_val")
 
@@ -43,6 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=15,
         metavar="N",
         help="images on the contact sheet (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        type=Path,
+        metavar="DIR",
+        help="set images of --dataset-json aside: writes DIR/defender.json and, with all others, "
+        "DIR/rest.json",
+    )
+    parser.add_argument(
+        "--defender-images",
+        type=int,
+        default=200,
+        metavar="N",
+        help="images with an object in the defender's set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the split (default: %(default)s)"
     )
     parser.set_defaults(parser=parser)
 
@@ -87,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--dataset-json and --image-root go together")
     if args.images < 1:
         args.parser.error("--images must be at least 1")
+    if args.split and not args.dataset_json:
+        args.parser.error("--split divides your own data: give --dataset-json and --image-root")
     configure_logging()
     try:
         sources = [DatasetSource(name) for name in args.names]
@@ -97,6 +118,11 @@ def run(args: argparse.Namespace) -> int:
             _show(name)
         if args.contact_sheet:
             _draw(names[0], args.images, args.contact_sheet)
+        if args.split:
+            from d2defense.data.split import split_coco
+
+            files = split_coco(args.dataset_json, args.split, args.defender_images, args.seed)
+            print("defender's set: {}\nall others: {}".format(*files))
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

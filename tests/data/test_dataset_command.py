@@ -85,3 +85,38 @@ def test_an_image_that_cannot_be_read_is_named(own, tmp_path, capsys):
     assert run(*files, "--contact-sheet", tmp_path / "sheet.png") == 2
     error = capsys.readouterr().err
     assert "000002.png: image cannot be read" in error and error.count("\n") == 1
+
+
+def test_split_gives_two_sets_without_a_common_image(own, tmp_path, capsys):
+    arguments = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    for name in ("one", "again"):
+        output = tmp_path / name
+        assert run(*arguments, "--split", output, "--defender-images", 3, "--seed", 5) == 0
+        assert str(output / "defender.json") in capsys.readouterr().out
+    whole = json.loads(own.json_file.read_text())
+    defender, rest = (
+        json.loads((tmp_path / "one" / name).read_text()) for name in ("defender.json", "rest.json")
+    )
+    ids = [{image["id"] for image in part["images"]} for part in (defender, rest)]
+    assert len(ids[0]) == 3
+    assert not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {image["id"] for image in whole["images"]}
+    for part, images in zip((defender, rest), ids, strict=True):
+        assert {a["image_id"] for a in part["annotations"]} <= images
+        assert part["categories"] == whole["categories"]
+    assert {a["image_id"] for a in defender["annotations"]} == ids[0]
+    again = (tmp_path / "again" / "defender.json").read_text()
+    assert again == (tmp_path / "one" / "defender.json").read_text()
+
+
+def test_split_of_more_images_than_there_are_is_one_line(own, tmp_path, capsys):
+    arguments = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*arguments, "--split", tmp_path / "s", "--defender-images", 7) == 2
+    assert "cannot be set aside" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_split_needs_own_data(capsys):
+    with pytest.raises(SystemExit):
+        run("--split", "somewhere")
+    assert "--dataset-json" in capsys.readouterr().err
