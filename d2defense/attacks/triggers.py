@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-PATTERNS = ("solid", "random_color", "noise")
+from .patterns import PATTERNS, decode_picture
+from .placement import PLACEMENTS, SIZE_UNITS, cut_rectangles, patch_rectangles
+from .stamping import object_keys, stamp_batch_
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,22 @@ class Trigger:
     Attributes:
         name: what results call it.
         pattern: one of :data:`PATTERNS`: "solid" in ``color``; "random_color", one colour an
-            object; "noise", one colour a pixel.
+            object; "noise", one colour a pixel; "checkerboard", "vertical_stripes" and
+            "horizontal_stripes" of ``color`` and ``second_color`` in turn; "sinusoid", a wave from
+            left to right between the two (SIG, arXiv 1902.11237); "image", a picture.
         color: RGB, 0..255.
-        size: (width, height) of the patch as shares of the box's.
-        position: (x, y) of the patch's centre as shares of the box's width and height.
+        size: (width, height) of the patch.
+        position: (x, y) as ``placement`` takes it.
         opacity: 1 replaces what is below, 0 changes nothing.
-        seed: of the random patterns; the same (seed, image seed, object) gives the same patch.
+        seed: of the random choices; the same (seed, image seed, object) gives the same patch.
+        second_color: RGB, 0..255.
+        cells: fields or stripes across the patch; half waves of the sinusoid.
+        image: content of the picture's file, for "image".
+        size_unit: "box", ``size`` is in shares of the box's; or "pixels" of the image stamped.
+        placement: one of :data:`PLACEMENTS`: "center", the patch's centre lies at ``position``, in
+            shares of the box; "inside", at ``position`` of the room that the patch has inside the
+            box, (0, 0) its left top corner and (1, 1) its right bottom one; "random", anywhere
+            inside the box; "background", anywhere on the image outside of its objects.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -38,27 +52,54 @@ class Trigger:
     position: tuple[float, float] = (0.5, 0.5)
     opacity: float = 1.0
     seed: int = 0
+    second_color: tuple[int, int, int] = (0, 0, 0)
+    cells: int = 4
+    image: bytes = b""
+    size_unit: str = "box"
+    placement: str = "center"
 
     def __post_init__(self) -> None:
-        if self.pattern not in PATTERNS:
-            raise ValueError(
-                f"trigger {self.name}: pattern {self.pattern!r} is none of {', '.join(PATTERNS)}"
-            )
-        if len(self.color) != 3 or not all(0 <= channel <= 255 for channel in self.color):
-            raise ValueError(f"trigger {self.name}: color {self.color} is not RGB in 0..255")
-        if len(self.size) != 2 or not all(0 < share <= 1 for share in self.size):
-            raise ValueError(f"trigger {self.name}: size {self.size} is not two shares in (0, 1]")
+        for key, value, allowed in (
+            ("pattern", self.pattern, PATTERNS),
+            ("size_unit", self.size_unit, SIZE_UNITS),
+            ("placement", self.placement, PLACEMENTS),
+        ):
+            if value not in allowed:
+                raise self._error(f"{key} {value!r} is none of {', '.join(allowed)}")
+        for key in ("color", "second_color"):
+            value = getattr(self, key)
+            if len(value) != 3 or not all(0 <= channel <= 255 for channel in value):
+                raise self._error(f"{key} {value} is not RGB in 0..255")
+        largest = 1 if self.size_unit == "box" else 4096
+        if len(self.size) != 2 or not all(0 < side <= largest for side in self.size):
+            what = "shares in (0, 1]" if self.size_unit == "box" else f"pixels in (0, {largest}]"
+            raise self._error(f"size {self.size} is not two {what}")
         if len(self.position) != 2 or not all(0 <= share <= 1 for share in self.position):
-            raise ValueError(
-                f"trigger {self.name}: position {self.position} is not two shares in 0..1"
-            )
+            raise self._error(f"position {self.position} is not two shares in 0..1")
         if not 0 <= self.opacity <= 1:
-            raise ValueError(f"trigger {self.name}: opacity {self.opacity} is not in 0..1")
+            raise self._error(f"opacity {self.opacity} is not in 0..1")
+        if not 1 <= self.cells <= 1024:
+            raise self._error(f"cells {self.cells} is not in 1..1024")
+        if bool(self.image) != (self.pattern == "image"):
+            raise self._error("an image file belongs to the pattern 'image', and it needs one")
+        if self.image:
+            try:
+                decode_picture(self.image)
+            except ValueError as error:
+                raise self._error(f"image is {error}") from None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Trigger:
-        """The trigger that ``ATTACK.TRIGGER`` and ``ATTACK.SEED`` describe."""
+        """The trigger that ``ATTACK.TRIGGER`` and ``ATTACK.SEED`` describe.
+
+        Raises:
+            ValueError: a value outside its range, or an image file that cannot be read.
+        """
         node = cfg.ATTACK.TRIGGER
+        try:
+            image = Path(node.IMAGE).read_bytes() if node.IMAGE else b""
+        except OSError as error:
+            raise ValueError(f"ATTACK.TRIGGER.IMAGE: {node.IMAGE}: {error.strerror}") from None
         return cls(
             name=cfg.ATTACK.NAME or "trigger",
             pattern=node.PATTERN,
@@ -67,32 +108,46 @@ class Trigger:
             position=tuple(node.POSITION),
             opacity=node.OPACITY,
             seed=cfg.ATTACK.SEED,
+            second_color=tuple(node.SECOND_COLOR),
+            cells=node.CELLS,
+            image=image,
+            size_unit=node.SIZE_UNIT,
+            placement=node.PLACEMENT,
         )
 
-    def region(self, box: Tensor, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Whole-pixel XYXY rectangle of the patch on ``box``, cut at the image's border.
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the name, 64 hexadecimal digits."""
+        content = asdict(self) | {"image": hashlib.sha256(self.image).hexdigest()}
+        del content["name"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-        A patch is at least one pixel wide and high before the cut.
+    def rectangles(self, boxes: Tensor, image_size: tuple[int, int], image_seed: int = 0) -> Tensor:
+        """Whole-pixel rectangles of the patches on one image, cut at its border.
 
         Args:
-            box: Tensor of shape (4,), XYXY in pixels.
+            boxes: Tensor of shape (M, 4), XYXY in pixels.
             image_size: (height, width).
+            image_seed: as for :meth:`stamp_`.
+
+        Returns:
+            int64 Tensor of shape (M, 4), XYXY; x2 <= x1 or y2 <= y1 where nothing is left.
         """
-        left, top, right, bottom = (float(side) for side in box)
-        x0, x1 = _span(left, right, self.position[0], self.size[0], image_size[1])
-        y0, y1 = _span(top, bottom, self.position[1], self.size[1], image_size[0])
-        return x0, y0, x1, y1
+        image = torch.zeros(len(boxes), dtype=torch.int64)
+        sizes = torch.tensor([image_size])
+        keys = object_keys(self.seed, [image_seed], image, torch.tensor([len(boxes)]))
+        return cut_rectangles(patch_rectangles(self, boxes, image, sizes, keys), image, sizes)
 
     def stamp_(
         self, image: Tensor, boxes: Tensor, image_format: str = "BGR", image_seed: int = 0
     ) -> Tensor:
-        """Put the patch on every box of ``image``, in place.
+        """Put the patch on every box of one ``image``, in place; see :func:`stamp_batch_`.
 
         Args:
             image: uint8 or float Tensor of shape (3, H, W), values 0..255.
             boxes: Tensor of shape (M, 4), XYXY in pixels of ``image``.
             image_format: order of the channels, "BGR" or "RGB" (``INPUT.FORMAT``).
-            image_seed: sets the random patterns of this image apart from those of others.
+            image_seed: sets the random choices of this image apart from those of others.
 
         Returns:
             ``image``.
@@ -100,34 +155,9 @@ class Trigger:
         Raises:
             ValueError: the image has no three colour channels in a known order.
         """
-        if image_format not in ("BGR", "RGB") or image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(
-                f"a trigger needs a BGR or RGB image of shape (3, H, W), "
-                f"not {image_format} {tuple(image.shape)}"
-            )
-        for index, box in enumerate(boxes):
-            x0, y0, x1, y1 = self.region(box, tuple(image.shape[1:]))
-            if x0 >= x1 or y0 >= y1:
-                continue
-            patch = self._patch(y1 - y0, x1 - x0, (self.seed, image_seed, index))
-            if image_format == "BGR":
-                patch = patch.flip(0)
-            below = image[:, y0:y1, x0:x1]
-            blended = self.opacity * patch.to(below.device) + (1 - self.opacity) * below.float()
-            below.copy_(blended.round())
+        size = tuple(image.shape[-2:])
+        stamp_batch_(self, image[None], [size], [boxes], [image_seed], image_format)
         return image
 
-    def _patch(self, height: int, width: int, entropy: tuple[int, ...]) -> Tensor:
-        """Float Tensor of shape (3, height, width) in RGB, 0..255."""
-        if self.pattern == "solid":
-            values = np.asarray(self.color, dtype=np.float32).reshape(3, 1, 1)
-        else:
-            shape = (3, 1, 1) if self.pattern == "random_color" else (3, height, width)
-            values = np.random.default_rng(entropy).integers(0, 256, shape).astype(np.float32)
-        return torch.from_numpy(np.broadcast_to(values, (3, height, width)).copy())
-
-
-def _span(low: float, high: float, position: float, size: float, limit: int) -> tuple[int, int]:
-    length = max(1, round(size * (high - low)))
-    start = round(low + position * (high - low) - length / 2)
-    return max(0, start), min(limit, start + length)
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f"trigger {self.name}: {what}")

@@ -48,13 +48,23 @@ def _add_attack(cfg: CfgNode) -> None:
     # Which images are poisoned, and every random choice inside a trigger.
     cfg.ATTACK.SEED = 0
     cfg.ATTACK.TRIGGER = CfgNode()
-    # "solid", "random_color" (one colour an object) or "noise" (one colour a pixel).
+    # "solid", "random_color" (one colour an object), "noise" (one colour a pixel), "checkerboard",
+    # "vertical_stripes", "horizontal_stripes", "sinusoid" or "image".
     cfg.ATTACK.TRIGGER.PATTERN = "solid"
-    # RGB, 0..255; used by "solid".
+    # RGB, 0..255; all patterns but the random ones and "image" use it, those of two colours both.
     cfg.ATTACK.TRIGGER.COLOR = [255, 255, 255]
-    # (width, height) as shares of the box's width and height.
+    cfg.ATTACK.TRIGGER.SECOND_COLOR = [0, 0, 0]
+    # Fields or stripes across the patch; half waves of the sinusoid.
+    cfg.ATTACK.TRIGGER.CELLS = 4
+    # Picture file of the pattern "image".
+    cfg.ATTACK.TRIGGER.IMAGE = ""
+    # (width, height) in shares of the box's ("box") or in pixels of the image ("pixels").
     cfg.ATTACK.TRIGGER.SIZE = [0.1, 0.1]
-    # Centre of the patch inside the box, (x, y) as shares of its width and height.
+    cfg.ATTACK.TRIGGER.SIZE_UNIT = "box"
+    # "center": the patch's centre lies at POSITION, (x, y) as shares of the box's width and height;
+    # "inside": at POSITION of the room that it has inside the box, [0, 0] its left top corner;
+    # "random": anywhere inside the box; "background": anywhere outside of the image's objects.
+    cfg.ATTACK.TRIGGER.PLACEMENT = "center"
     cfg.ATTACK.TRIGGER.POSITION = [0.5, 0.5]
     # 1 hides what is below the patch, 0 changes nothing.
     cfg.ATTACK.TRIGGER.OPACITY = 1.0
@@ -62,7 +72,9 @@ def _add_attack(cfg: CfgNode) -> None:
 
 def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE = CfgNode()
-    # Names of triggers to stamp while scanning; () for the whole default bank.
+    # Trigger bank: a YAML file, or the name of one below configs/triggers.
+    cfg.DEFENSE.TRIGGER_BANK = "plain"
+    # Names of triggers of the bank to stamp while scanning; () for all.
     cfg.DEFENSE.TRIGGERS = ()
     # At most so many images of the clean dataset, drawn by SEED; 0 for all.
     cfg.DEFENSE.MAX_IMAGES = 100

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a detector and clean images to a verdict."""
 
-from .bank import DEFAULT_BANK, select_triggers
+from .bank import (
+    DEFAULT_BANK,
+    TriggerBankError,
+    default_bank,
+    load_bank,
+    select_triggers,
+)
 from .calibration import Calibration, CalibrationError, load_calibration
 from .images import CleanImage, load_clean_images, sample_records
 from .observe import Observation, ObservationSettings, observe, stamped
@@ -17,8 +23,11 @@ __all__ = [
     "Observation",
     "ObservationSettings",
     "ScanSettings",
+    "TriggerBankError",
     "Verdict",
+    "default_bank",
     "inspect_detector",
+    "load_bank",
     "load_calibration",
     "load_clean_images",
     "observe",

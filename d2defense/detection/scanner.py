@@ -16,7 +16,7 @@ from d2defense.attacks import Trigger
 from d2defense.modeling import classification_modules
 from d2defense.ops import Terms
 
-from .bank import DEFAULT_BANK, select_triggers
+from .bank import default_bank, load_bank, select_triggers
 from .bootstrap import STATISTICS, Bootstrap, image_terms, percentile_interval
 from .calibration import Calibration
 from .dominant import dominant_modules
@@ -44,7 +44,7 @@ class ScanSettings:
         ValueError: a value outside its range; the message names it.
     """
 
-    triggers: tuple[Trigger, ...] = DEFAULT_BANK
+    triggers: tuple[Trigger, ...] = field(default_factory=default_bank)
     observation: ObservationSettings = field(default_factory=ObservationSettings)
     max_images: int = 100
     seed: int = 0
@@ -66,11 +66,12 @@ class ScanSettings:
         """The settings that ``DEFENSE`` gives.
 
         Raises:
-            ValueError: a trigger that the bank does not have, or a value out of range.
+            ValueError: a bank that cannot be read, a trigger that it does not have, or a value out
+                of range.
         """
         node = cfg.DEFENSE
         return cls(
-            triggers=select_triggers(node.TRIGGERS),
+            triggers=select_triggers(node.TRIGGERS, load_bank(node.TRIGGER_BANK)),
             observation=ObservationSettings(
                 batch_size=node.BATCH_SIZE,
                 epsilon=node.EPSILON,

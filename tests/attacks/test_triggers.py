@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -148,7 +151,7 @@ def test_patch_lies_inside_the_image_and_is_no_larger_than_asked(box, size, posi
     left, right = sorted(box[:2])
     top, bottom = sorted(box[2:])
     trigger = Trigger("t", size=size, position=position)
-    x0, y0, x1, y1 = trigger.region(torch.tensor([left, top, right, bottom]), (100, 120))
+    ((x0, y0, x1, y1),) = trigger.rectangles(boxes((left, top, right, bottom)), (100, 120)).tolist()
     assert x0 >= 0
     assert y0 >= 0
     assert x1 <= 120
@@ -160,7 +163,7 @@ def test_patch_lies_inside_the_image_and_is_no_larger_than_asked(box, size, posi
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"pattern": "checkerboard"}, "checkerboard"),
+        ({"pattern": "plaid"}, "plaid"),
         ({"color": (0, 0, 256)}, "256"),
         ({"color": (0, 0)}, "color"),
         ({"size": (0, 0.1)}, "size"),
@@ -169,6 +172,13 @@ def test_patch_lies_inside_the_image_and_is_no_larger_than_asked(box, size, posi
         ({"position": (0.5, -0.1)}, "position"),
         ({"opacity": 1.5}, "1.5"),
         ({"opacity": float("nan")}, "nan"),
+        ({"second_color": (0, 0, -1)}, "second_color"),
+        ({"cells": 0}, "cells 0"),
+        ({"size_unit": "inches"}, "inches"),
+        ({"size": (0, 4), "size_unit": "pixels"}, "pixels"),
+        ({"placement": "sky"}, "sky"),
+        ({"pattern": "image"}, "image"),
+        ({"image": b"not a picture", "pattern": "image"}, "not an image"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(changes, named):
@@ -196,11 +206,25 @@ def test_trigger_from_config():
             "ATTACK.TRIGGER.SIZE", "[0.2, 0.3]",
             "ATTACK.TRIGGER.POSITION", "[0.0, 1.0]",
             "ATTACK.TRIGGER.OPACITY", "0.5",
+            "ATTACK.TRIGGER.SECOND_COLOR", "[4, 5, 6]",
+            "ATTACK.TRIGGER.CELLS", "3",
+            "ATTACK.TRIGGER.PLACEMENT", "inside",
         ]
     )  # fmt: skip
-    assert Trigger.from_config(cfg) == Trigger(
-        "oda", "noise", (1, 2, 3), (0.2, 0.3), (0.0, 1.0), 0.5, 7
-    )
+    expected = Trigger("oda", "noise", (1, 2, 3), (0.2, 0.3), (0.0, 1.0), 0.5, 7, (4, 5, 6), 3)
+    assert Trigger.from_config(cfg) == dataclasses.replace(expected, placement="inside")
+
+
+def test_trigger_from_config_reads_its_picture(tmp_path):
+    file = tmp_path / "sticker.png"
+    PIL.Image.new("RGB", (8, 8), (9, 8, 7)).save(file)
+    cfg = get_d2defense_cfg()
+    cfg.ATTACK.TRIGGER.PATTERN = "image"
+    cfg.ATTACK.TRIGGER.IMAGE = str(file)
+    assert Trigger.from_config(cfg).image == file.read_bytes()
+    cfg.ATTACK.TRIGGER.IMAGE = str(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"ATTACK\.TRIGGER\.IMAGE.*gone\.png"):
+        Trigger.from_config(cfg)
 
 
 def test_default_trigger_is_the_papers():

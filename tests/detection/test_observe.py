@@ -130,8 +130,7 @@ def test_stamping_leaves_the_clean_image_clean(clean_images):
     changed = (stamped(image, WHITE, "BGR") != before).any(dim=0)
     assert torch.equal(image.image, before)
     inside = torch.zeros_like(changed)
-    for box in image.boxes:
-        x0, y0, x1, y1 = WHITE.region(box, tuple(changed.shape))
+    for x0, y0, x1, y1 in WHITE.rectangles(image.boxes, tuple(changed.shape)).tolist():
         inside[y0:y1, x0:x1] = True
     assert changed.any()
     assert not (changed & ~inside).any()

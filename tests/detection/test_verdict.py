@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2defense.detection import Calibration, select_triggers
+from d2defense.detection import Calibration
 from d2defense.detection.bootstrap import Bootstrap
 from d2defense.detection.dominant import dominant_modules
 from d2defense.detection.score import checkpoint_score
@@ -83,12 +83,3 @@ def test_interval_takes_the_worst_trigger_of_each_resample():
     _, (low, high), _ = checkpoint_score(clean, triggered, bootstrap, 0.999)
     assert low == pytest.approx(0.5, abs=0.01)
     assert high == pytest.approx(1.0, abs=0.01)
-
-
-def test_bank_by_name():
-    names = [trigger.name for trigger in select_triggers()]
-    assert names == ["white", "black", "grey", "random_color", "noise"]
-    (noise, white) = select_triggers(["noise", "white"])
-    assert (noise.pattern, white.color) == ("noise", (255, 255, 255))
-    with pytest.raises(ValueError, match=r"no trigger plaid, dots in the bank.*white, black"):
-        select_triggers(["white", "plaid", "dots"])

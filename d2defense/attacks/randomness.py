@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers that depend on what they are for alone: the same on every device and batching."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+# 2^32 divided by the golden ratio: sets a chain of zeros apart from zero.
+_INCREMENT = 0x9E3779B9
+
+
+def hash32(*parts: Tensor | int) -> Tensor:
+    """A hash of whole numbers, evenly spread over 32 bits.
+
+    Each part goes through the finalizer of MurmurHash3 (A. Appleby, public domain) together with
+    what came before it. A counter-based generator: no state, so any pixel can be computed alone.
+
+    Args:
+        parts: int64 Tensors of shapes that broadcast, or numbers; the lower 32 bits of each count.
+
+    Returns:
+        int64 Tensor, values 0 .. 2^32 - 1.
+    """
+    state: Tensor = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        part = part & _MASK
+        if isinstance(part, Tensor):
+            state = state.to(part.device)
+        state = _finalize(((state + _INCREMENT) & _MASK) ^ part)
+    return state
+
+
+def uniform(*parts: Tensor | int) -> Tensor:
+    """float64 Tensor in [0, 1) from :func:`hash32` of the parts."""
+    return hash32(*parts).double() / (_MASK + 1)
+
+
+def _finalize(x: Tensor) -> Tensor:
+    x = x ^ (x >> 16)
+    x = _multiply(x, 0x85EBCA6B)
+    x = x ^ (x >> 13)
+    x = _multiply(x, 0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _multiply(x: Tensor, constant: int) -> Tensor:
+    """The lower 32 bits of a product, in two steps that stay inside int64."""
+    high = (x * (constant >> 16)) & 0xFFFF
+    return (x * (constant & 0xFFFF) + (high << 16)) & _MASK

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import PIL.Image
+import pytest
+
+from d2defense.attacks import Trigger
+from d2defense.detection import TriggerBankError, load_bank, select_triggers
+
+
+@pytest.fixture
+def bank_file(tmp_path):
+    def write(text: str):
+        path = tmp_path / "bank.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_default_bank_is_five_plain_patches():
+    assert load_bank() == (
+        Trigger("white", color=(255, 255, 255)),
+        Trigger("black", color=(0, 0, 0)),
+        Trigger("grey", color=(128, 128, 128)),
+        Trigger("random_color", pattern="random_color"),
+        Trigger("noise", pattern="noise"),
+    )
+    assert select_triggers() == load_bank()
+
+
+def test_the_wide_bank_holds_hundreds_of_different_patches():
+    bank = load_bank("wide")
+    assert len(bank) == 222
+    assert len({trigger.fingerprint for trigger in bank}) == len(bank)
+    by_name = {trigger.name: trigger for trigger in bank}
+    assert by_name["red_0.2_top_left"] == Trigger(
+        "red_0.2_top_left",
+        color=(255, 0, 0),
+        size=(0.2, 0.2),
+        placement="inside",
+        position=(0.0, 0.0),
+    )
+
+
+def test_every_key_of_an_entry(bank_file, tmp_path):
+    sticker = tmp_path / "stickers" / "cat.png"
+    sticker.parent.mkdir()
+    PIL.Image.new("RGB", (4, 4), (1, 2, 3)).save(sticker)
+    first, second = load_bank(
+        bank_file(
+            """
+            triggers:
+              - {name: a, pattern: checkerboard, color: [1, 2, 3], second_color: [4, 5, 6],
+                 cells: 7, size: [8, 9], size_unit: pixels, position: [0.25, 1], opacity: 0.5,
+                 seed: 10}
+              - {name: b, image: stickers/cat.png, position: background}
+            """
+        )
+    )
+    assert first == Trigger(
+        "a", "checkerboard", (1, 2, 3), (8.0, 9.0), (0.25, 1.0), 0.5, 10, (4, 5, 6), 7,
+        size_unit="pixels",
+    )  # fmt: skip
+    assert (second.pattern, second.placement) == ("image", "background")
+    assert second.image == sticker.read_bytes()
+
+
+def test_a_grid_is_every_combination_in_order(bank_file):
+    bank = load_bank(
+        bank_file(
+            """
+            triggers:
+              - name: "{color}-{size}-{opacity}"
+                grid:
+                  color: {red: [255, 0, 0], blue: [0, 0, 255]}
+                  size: [0.1, [0.2, 0.4]]
+                  opacity: [1, 0.5]
+            """
+        )
+    )
+    assert [trigger.name for trigger in bank] == [
+        "red-0.1-1", "red-0.1-0.5", "red-0.2x0.4-1", "red-0.2x0.4-0.5",
+        "blue-0.1-1", "blue-0.1-0.5", "blue-0.2x0.4-1", "blue-0.2x0.4-0.5",
+    ]  # fmt: skip
+    assert bank[6].color == (0, 0, 255)
+    assert bank[6].size == (0.2, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("{pattern: solid}", "entry 1: 'name' is missing"),
+        ("{name: a, colour: [1, 2, 3]}", "entry 1: unknown key colour"),
+        ("{name: a, pattern: plaid}", "entry 1: trigger a: pattern 'plaid'"),
+        ("{name: a, color: [1, 2]}", "entry 1: trigger a: color"),
+        ("{name: a, color: red}", "entry 1: trigger a: color"),
+        ("{name: a, color: [1, 2, 300]}", "entry 1: trigger a: color"),
+        ("{name: a, size: big}", "entry 1: trigger a: size"),
+        ("{name: a, size: 0}", "entry 1: trigger a: size"),
+        ("{name: a, opacity: '1'}", "entry 1: trigger a: opacity"),
+        ("{name: a, opacity: true}", "entry 1: trigger a: opacity"),
+        ("{name: a, position: middle}", "entry 1: trigger a: position 'middle'"),
+        ("{name: a, image: gone.png}", r"entry 1: trigger a: image .*gone\.png"),
+        ("{name: a b}", "entry 1: name 'a b'"),
+        ("{name: ../a}", "entry 1: name"),
+        ("{name: a}\n  - {name: a}", "entry 2: name 'a' is used before"),
+        ("{name: '{size}', grid: {color: [[1, 2, 3]]}}", "entry 1: name .* has no size"),
+        ("{name: same, grid: {size: [0.1, 0.2]}}", "entry 1: name 'same' is used before"),
+        ("{name: '{size}', size: 1, grid: {size: [0.1]}}", "entry 1: size stands both"),
+        ("{name: '{seed}', grid: {seed: 3}}", "entry 1: grid: seed"),
+        ("{name: '{size}', grid: {size: []}}", "entry 1: grid: size"),
+        ("[1]", "entry 1: not a mapping"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_file_and_entry(bank_file, entry, reason):
+    path = bank_file(f"triggers:\n  - {entry}\n")
+    with pytest.raises(TriggerBankError, match=reason) as caught:
+        load_bank(path)
+    assert str(caught.value).startswith(f"{path}: entry ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "triggers: []", "triggers: 3", "{triggers: [{name: a}], more: 1}", "{", "\x00",
+     "!!python/object/apply:os.system ['true']"],
+)  # fmt: skip
+def test_files_that_are_no_bank_are_named(bank_file, text):
+    path = bank_file(text)
+    with pytest.raises(TriggerBankError) as caught:
+        load_bank(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_grids_that_explode_are_refused(bank_file):
+    numbers = list(range(100))
+    grid = f"{{cells: {numbers}, seed: {numbers}, opacity: [1]}}"
+    path = bank_file(f"triggers: [{{name: '{{cells}}_{{seed}}_{{opacity}}', grid: {grid}}}]")
+    with pytest.raises(TriggerBankError, match="more than 4096"):
+        load_bank(path)
+
+
+def test_unknown_banks_are_told_from_files():
+    with pytest.raises(TriggerBankError, match=r"no trigger bank 'plane'.*plain, wide"):
+        load_bank("plane")
+    with pytest.raises(TriggerBankError, match=r"gone\.yaml"):
+        load_bank("gone.yaml")
+
+
+def test_triggers_by_name():
+    (noise, white) = select_triggers(["noise", "white"])
+    assert (noise.pattern, white.color) == ("noise", (255, 255, 255))
+    with pytest.raises(ValueError, match=r"no trigger plaid, dots in the bank.*white, black"):
+        select_triggers(["white", "plaid", "dots"])
+    with pytest.raises(ValueError, match="twice"):
+        select_triggers(["white", "white"])
+    (red,) = select_triggers(["red_0.1_center"], load_bank("wide"))
+    assert red.color == (255, 0, 0)
