@@ -50,14 +50,14 @@ def dataset_source(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
     return DatasetSource(args.dataset)
 
 
-def configure_logging() -> None:
-    """Messages of d2defense on standard error, one line each."""
+def configure_logging(quiet: bool = False) -> None:
+    """Messages of d2defense on standard error, one line each; only problems if ``quiet``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("d2defense")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def silence_developer_notices() -> None:

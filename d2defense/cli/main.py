@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType, ModuleType
+from typing import NoReturn
 
 import d2defense
 
@@ -18,7 +22,7 @@ COMMANDS = ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset"
 
 EPILOG = """\
 exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored or uncertain,
-2 at least one could not be scanned, 3 there was nothing to scan
+2 at least one could not be scanned, 3 there was nothing to scan, 4 wrong usage
 """
 
 
@@ -47,19 +51,51 @@ def run_command(
     module: ModuleType, arguments: Sequence[str] | None = None, program: str | None = None
 ) -> int:
     """Parse ``arguments`` (the process's own if None) for one command and run it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=program,
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
     module.add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
-        silence_developer_notices()
-        return module.run(args)
+        with _ending_on_termination():
+            silence_developer_notices()
+            return module.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors end with the exit code that the command has for them."""
+
+    usage_exit_code = 2
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end."""
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_exit_code, f"{self.prog}: error: {message}\n")
+
+
+@contextmanager
+def _ending_on_termination() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: after it has cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        print("terminated", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _module(name: str) -> ModuleType:

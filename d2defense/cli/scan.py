@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .arguments import (
     add_common_arguments,
@@ -21,24 +22,34 @@ from .arguments import (
     dataset_source,
     defense_config,
 )
+from .output import STDOUT, json_output, print_json
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from d2defense.checkpoint import CheckpointSource
+    from d2defense.workflows.scan import RunOptions
 
 NAME = "scan"
 HELP = "say which checkpoints are backdoored, how sure it is and which module carries it"
+#: A pipeline must tell wrong usage from a scan that failed.
+USAGE_EXIT_CODE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.epilog = (
         "exit codes: 0 every checkpoint is clean; 1 one is backdoored or uncertain; 2 one could "
-        "not be scanned; 3 there was nothing to scan"
+        "not be scanned; 3 there was nothing to scan; 4 wrong usage"
     )
     parser.add_argument(
         "checkpoints",
         nargs="+",
         metavar="CHECKPOINT",
-        help="Detectron2 output folder, .pth with config.yaml beside it, or a folder of these",
+        help="Detectron2 output folder, weights file with config.yaml beside it, or a folder of "
+        "these",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="results go here")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
     parser.add_argument(
         "--max-images", type=int, metavar="N", help="draw at most N images; 0 for all (100)"
     )
@@ -49,21 +60,134 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", metavar="FILE", help="made by `d2defense calibrate` (the shipped one)"
     )
+    _add_source_arguments(parser)
+    _add_output_arguments(parser)
+    _add_run_arguments(parser)
     add_dataset_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
 
 
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which checkpoints")
+    config = group.add_mutually_exclusive_group()
+    config.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="configuration of checkpoints that have none beside them",
+    )
+    config.add_argument(
+        "--model-zoo",
+        metavar="NAME",
+        help="or one of Detectron2's model zoo, such as "
+        "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+    )
+    group.add_argument("--list", action="store_true", help="show what would be scanned, and end")
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the summary there; - for standard output, which then holds nothing else",
+    )
+    group.add_argument("--quiet", action="store_true", help="print no table and no progress")
+    group.add_argument("--no-figures", action="store_true", help="draw nothing, which is faster")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to carry it out")
+    group.add_argument("--force", action="store_true", help="scan also what was scanned before")
+    group.add_argument(
+        "--isolation",
+        choices=("process", "none"),
+        default="process",
+        help="scan each checkpoint in a confined process, or here (%(default)s)",
+    )
+    group.add_argument(
+        "--memory-limit",
+        default="8G",
+        metavar="SIZE",
+        help="of one checkpoint's process; 0 for none (%(default)s)",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="of one checkpoint's scan; 0 for none (%(default)g)",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="checkpoints scanned at once (1, or --num-gpus)"
+    )
+    group.add_argument(
+        "--num-gpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="share N GPUs out to the workers; on a cluster, GPUs of one checkpoint",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="scan on an existing Ray cluster, such as auto or ray://head:10001",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Scan, print the table, and return the exit code."""
+    configure_logging(args.quiet)
+    if not args.list and args.output is None:
+        args.parser.error("the following arguments are required: --output")
+    with json_output(args.json) as stream:
+        try:
+            return _list(args, stream) if args.list else _scan(args, stream)
+        except OSError as error:
+            args.parser.error(f"{error.filename}: {error.strerror}")
+
+
+def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, load_calibration
     from d2defense.report.results import exit_code
-    from d2defense.report.table import format_table
-    from d2defense.workflows.scan import scan
+    from d2defense.report.table import format_table, summarize
+    from d2defense.workflows.scan import ClusterError, OutputError, scan
 
-    configure_logging()
-    dataset = dataset_source(args, args.parser)
-    node = (cfg := defense_config(args, args.parser)).DEFENSE
+    parser = args.parser
+    options = _run_options(args)
+    dataset = dataset_source(args, parser)
+    cfg = _with_options(defense_config(args, parser), args)
+    try:
+        settings = ScanSettings.from_config(cfg)
+        calibration = load_calibration(cfg.DEFENSE.CALIBRATION)
+        calibration.check(settings)
+    except (CalibrationError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        results = scan(
+            args.checkpoints,
+            dataset,
+            args.output,
+            settings,
+            calibration,
+            args.device,
+            options,
+            args.config_file,
+            args.model_zoo,
+        )
+    except (OutputError, ClusterError) as error:
+        parser.error(str(error))
+    if not args.quiet:
+        print(format_table(results))
+        print(f"\nreport: {args.output / 'report.html'}")
+    if args.json:
+        print_json(summarize(results), args.json, stream)
+    return exit_code(results)
+
+
+def _with_options(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """The settings with the options that have names of their own."""
     for key, value in (
         ("MAX_IMAGES", args.max_images),
         ("SEED", args.seed),
@@ -71,14 +195,50 @@ def run(args: argparse.Namespace) -> int:
         ("CALIBRATION", args.calibration),
     ):
         if value is not None:
-            node[key] = value
+            cfg.DEFENSE[key] = value
+    return cfg
+
+
+def _run_options(args: argparse.Namespace) -> RunOptions:
+    from d2defense.isolation import Limits, parse_size
+    from d2defense.workflows.scan import RunOptions
+
     try:
-        settings = ScanSettings.from_config(cfg)
-        calibration = load_calibration(node.CALIBRATION)
-        calibration.check(settings)
-    except (CalibrationError, ValueError) as error:
+        limits = Limits(parse_size(args.memory_limit) or None, args.time_limit or None)
+        return RunOptions(
+            isolation=args.isolation,
+            limits=limits,
+            workers=max(1, args.num_gpus) if args.workers is None else args.workers,
+            num_gpus=args.num_gpus,
+            ray_address=args.ray_address,
+            force=args.force,
+            figures=not args.no_figures,
+            progress=False if args.quiet else None,
+        )
+    except ValueError as error:
         args.parser.error(str(error))
-    results = scan(args.checkpoints, dataset, args.output, settings, calibration, args.device)
-    print(format_table(results))
-    print(f"\nreport: {args.output / 'report.html'}")
-    return exit_code(results)
+
+
+def _list(args: argparse.Namespace, stream: TextIO) -> int:
+    """Show what the paths stand for; 0 if there is a checkpoint to scan, else 3."""
+    from d2defense.report.table import format_sources
+    from d2defense.workflows.scan import find_sources
+
+    sources = find_sources(args.checkpoints, args.config_file, args.model_zoo)
+    listed = [_listed(source) for source in sources]
+    if args.json:
+        print_json({"checkpoints": listed}, args.json, stream)
+    if args.json != STDOUT and not args.quiet:
+        print(format_sources(listed))
+    return 0 if any(source.error is None for source in sources) else 3
+
+
+def _listed(source: CheckpointSource) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        "weights": source.weights and str(source.weights),
+        "config": source.config and str(source.config),
+        "format": source.weights and source.weights.suffix.lstrip("."),
+        "error": source.error and str(source.error),
+    }

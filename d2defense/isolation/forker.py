@@ -19,6 +19,7 @@ import struct
 import sys
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,10 @@ def serve(control_descriptor: int, preload: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=control_descriptor)
     for name in preload:
-        getattr(importlib.import_module(name), "warm_up", lambda: None)()
+        with warnings.catch_warnings():
+            # The caller imports the same modules and shows what they have to say.
+            warnings.showwarning = _ignore_warning
+            getattr(importlib.import_module(name), "warm_up", lambda: None)()
     # Objects that no collection visits stay in pages that all children share.
     gc.collect()
     gc.freeze()
@@ -83,7 +87,7 @@ def serve(control_descriptor: int, preload: list[str]) -> None:
             if control in ready:
                 request = _receive(control)
                 if request is None:
-                    return
+                    break
                 children.append(_start(control, children, *request))
             for child in children:
                 if child.errors in ready:
@@ -94,6 +98,12 @@ def serve(control_descriptor: int, preload: list[str]) -> None:
     finally:
         for child in children:
             _kill(child)
+    # Libraries have much to say about a clean end that nobody needs here.
+    os._exit(0)
+
+
+def _ignore_warning(*arguments: Any, **keywords: Any) -> None:
+    pass
 
 
 def _receive(control: socket.socket) -> tuple[Limits, socket.socket, socket.socket] | None:

@@ -122,6 +122,9 @@ class Server:
     def close(self) -> None:
         """End the server and all runs."""
         self._control.close()
+        if not self._is_ready:
+            # It would notice after its imports only, and has no runs yet.
+            self._process.kill()
         try:
             self._process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -66,6 +66,8 @@ _REPAIR_FIGURES = {
     "examples_before": "The model before the repair, without and with the trigger.",
     "examples_after": "The same images after the repair.",
 }
+#: Name of a scan's report.
+REPORT_FILE = "report.html"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _PNG_HEADER = struct.Struct(">8s4x4sII")
 _MAX_PNG_BYTES = 5_000_000
@@ -108,7 +110,7 @@ def write_scan_report(
         .get_template("scan.html.j2")
         .render(_page_context(results, [folders[id(result)] for result in results]))
     )
-    return _write_page(output_dir / "report.html", page)
+    return _write_page(output_dir / REPORT_FILE, page)
 
 
 def write_demo_report(
@@ -339,12 +341,15 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 
 def _details(result: Result) -> list[tuple[str, str]]:
-    rows = {**(result["settings"] or {}), **(result["environment"] or {})}
+    environment = dict(result["environment"])
+    isolation = environment.pop("isolation") or {}
+    rows = {**(result["settings"] or {}), **environment}
+    rows |= {f"isolation {name}": value for name, value in isolation.items()}
     fingerprint = (result["dataset"] or {}).get("fingerprint")
     if fingerprint:
         rows["dataset fingerprint"] = fingerprint
     return [
-        (str(name).replace("_", " "), text.DASH if value is None else str(value))
+        (str(name).replace("_", " "), text.DASH if value in (None, []) else str(value))
         for name, value in rows.items()
     ]
 

@@ -14,12 +14,22 @@ from typing import Any
 
 import jsonschema
 
+from d2defense.report.text import shorten
+
 #: Version of the format that this package writes and reads.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Verdicts, the one that needs attention most first.
 VERDICTS = ("backdoored", "uncertain", "error", "clean")
 #: Name of the file that one scanned checkpoint leaves in its folder.
 RESULT_FILE = "result.json"
+EXAMPLES_FILE = "examples.png"
+HISTOGRAM_FILE = "histogram.png"
+#: Names of the figures that may lie beside it.
+FIGURE_FILES = (EXAMPLES_FILE, HISTOGRAM_FILE)
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_PNG_BYTES = 5_000_000
+_MAX_ERROR = 2000
 
 Result = dict[str, Any]
 
@@ -56,6 +66,11 @@ def validate_result(result: Any) -> None:
         raise ValueError(f"$: {reason}") from None
 
 
+def is_png(content: bytes) -> bool:
+    """Whether a file begins as a PNG and is no larger than a figure can be."""
+    return content.startswith(_PNG_SIGNATURE) and len(content) <= _MAX_PNG_BYTES
+
+
 def error_result(name: str, message: str, path: str = "") -> Result:
     """A valid result for a checkpoint that could not be scanned.
 
@@ -64,6 +79,13 @@ def error_result(name: str, message: str, path: str = "") -> Result:
         message: the reason; line breaks become spaces.
         path: where the checkpoint lies, as far as known.
     """
+    return empty_result(name, path) | {
+        "error": shorten(" ".join(message.split()), _MAX_ERROR) or "unknown error"
+    }
+
+
+def empty_result(name: str, path: str = "") -> Result:
+    """The keys of a result without data; arguments as :func:`error_result`."""
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -72,8 +94,10 @@ def error_result(name: str, message: str, path: str = "") -> Result:
             "config": None,
             "format": None,
             "sha256": None,
+            "config_sha256": None,
             "size_bytes": None,
         },
+        "scan_key": None,
         "architecture": None,
         "dataset": None,
         "settings": {},
@@ -89,8 +113,9 @@ def error_result(name: str, message: str, path: str = "") -> Result:
         "triggers": [],
         "histogram": None,
         "timing": None,
-        "environment": {},
-        "error": " ".join(message.split()) or "unknown error",
+        "environment": {"isolation": None},
+        "warnings": [],
+        "error": None,
     }
 
 
@@ -98,7 +123,8 @@ def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _read_result(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """The result in a file; an ``error`` result that says why if there is no valid one."""
     try:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
@@ -120,7 +146,7 @@ def find_results(output_dir: str | os.PathLike[str]) -> list[tuple[Path, Result]
     says so: one broken file does not hide the others.
     """
     folders = sorted(path.parent for path in Path(output_dir).glob(f"*/{RESULT_FILE}"))
-    return [(folder, _read_result(folder / RESULT_FILE)) for folder in folders]
+    return [(folder, read_result(folder / RESULT_FILE)) for folder in folders]
 
 
 def load_results(output_dir: str | os.PathLike[str]) -> list[Result]:

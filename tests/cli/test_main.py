@@ -31,10 +31,13 @@ def test_version(d2defense):
     assert d2defense("--version").out.strip() == package.__version__
 
 
-@pytest.mark.parametrize("arguments", [(), ("scna",), ("scan",), ("renew", "x"), ("train",)])
-def test_usage_errors(d2defense, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [((), 2), (("scna",), 2), (("scan",), 4), (("renew", "x"), 2), (("train",), 2)],
+)
+def test_usage_errors(d2defense, arguments, code):
     outcome = d2defense(*arguments)
-    assert outcome.code == 2
+    assert outcome.code == code
     assert outcome.out == ""
     assert "usage: d2defense" in outcome.err
     assert "Traceback" not in outcome.err

@@ -171,6 +171,15 @@ def test_dataset_of_crowds_only(d2defense, specimen, tmp_path, own_data):
         (["--opts", "DEFENSE.BATCH_SIZE", "0"], "batch_size 0"),
         (["--calibration", "gone.json"], "gone.json"),
         (["--dataset-json", "val.json"], "--dataset-json and --image-root"),
+        (["--nonsense"], "unrecognized arguments"),
+        (["--memory-limit", "much"], "'much' is no size"),
+        (["--memory-limit", "-1G"], "--memory-limit"),
+        (["--time-limit", "-1"], "seconds -1"),
+        (["--workers", "0"], "workers 0"),
+        (["--workers", "2", "--isolation", "none"], "several workers need isolation"),
+        (["--num-gpus", "-1"], "num_gpus -1"),
+        (["--isolation", "some"], "--isolation"),
+        (["--config-file", "a.yaml", "--model-zoo", "b"], "not allowed with"),
     ],
 )
 def test_usage_errors_end_before_anything_is_written(
@@ -179,7 +188,7 @@ def test_usage_errors_end_before_anything_is_written(
     outcome = d2defense(
         "scan", untrained_checkpoint, "--dataset", "d", "--output", tmp_path / "out", *options
     )
-    assert outcome.code == 2
+    assert outcome.code == 4
     assert reason in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
@@ -187,5 +196,5 @@ def test_usage_errors_end_before_anything_is_written(
 
 def test_a_dataset_must_be_named(d2defense, untrained_checkpoint, tmp_path):
     outcome = d2defense("scan", untrained_checkpoint, "--output", tmp_path / "out")
-    assert outcome.code == 2
+    assert outcome.code == 4
     assert "no dataset" in outcome.err

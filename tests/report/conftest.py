@@ -30,15 +30,17 @@ def make_result() -> Callable[..., dict[str, Any]]:
 
     def make(name: str = "backdoored_0", **changes: Any) -> dict[str, Any]:
         result = {
-            "schema_version": 1,
+            "schema_version": 2,
             "name": name,
             "checkpoint": {
                 "path": f"models/{name}/model_final.pth",
                 "config": f"models/{name}/config.yaml",
                 "format": "pth",
                 "sha256": "ab" * 32,
+                "config_sha256": "12" * 32,
                 "size_bytes": 1_500_000,
             },
+            "scan_key": "34" * 32,
             "architecture": {
                 "meta_architecture": "InstrumentedRCNN",
                 "backbone": "tiny_fpn",
@@ -66,7 +68,8 @@ def make_result() -> Callable[..., dict[str, Any]]:
             "triggers": [_trigger("grey", 0.05), _trigger("white", 0.61)],
             "histogram": {"edges": [0.0, 0.5, 1.0], "clean": [9, 1], "triggered": [5, 5]},
             "timing": {"seconds": 3.2, "images_per_second": 98.0},
-            "environment": {"torch": "2.15.0"},
+            "environment": {"torch": "2.15.0", "isolation": {"mode": "process"}},
+            "warnings": [],
             "error": None,
         }
         result.update(changes)

@@ -179,7 +179,7 @@ def test_no_data_is_an_en_dash(tmp_path, make_result):
         timing=None,
         calibration=None,
         settings={"limit": None},
-        environment=None,
+        environment={"isolation": None},
     )
     for trigger in result["triggers"]:
         trigger["score"] = None

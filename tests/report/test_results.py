@@ -45,7 +45,7 @@ def test_further_statistics_are_valid(make_result):
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"name": ""}, "name"),
         ({"verdict": "fine"}, "verdict"),
         ({"p_value": 1.5}, "p_value"),

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan of one checkpoint, from its files to its result and figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2defense.checkpoint import CheckpointError, build_detector
+from d2defense.data import DatasetError
+from d2defense.detection import (
+    Calibration,
+    CleanImage,
+    Inspection,
+    ScanSettings,
+    inspect_detector,
+    load_clean_images,
+)
+from d2defense.environment import library_versions
+from d2defense.report.figures import draw_examples, draw_histograms
+from d2defense.report.results import EXAMPLES_FILE, HISTOGRAM_FILE, empty_result, error_result
+
+from ..examples import example_pairs
+from .images import ScanImages
+
+EXAMPLE_IMAGES = 3
+# What PyTorch's and CUDA's allocators say; they raise a plain RuntimeError or a subclass of it.
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """One checkpoint to scan, with everything that its scan depends on.
+
+    Attributes:
+        name: of the checkpoint, unique within the scan.
+        path: what messages about it begin with.
+        weights: its weights file.
+        config: its configuration file.
+        images: clean images.
+        settings: of the scan.
+        calibration: scores of clean detectors.
+        device: of the model; the config's choice if None.
+        figures: whether to draw.
+        threads: of PyTorch; as they are if None.
+    """
+
+    name: str
+    path: Path
+    weights: Path
+    config: Path
+    images: ScanImages
+    settings: ScanSettings
+    calibration: Calibration
+    device: str | None = None
+    figures: bool = True
+    threads: int | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file and folder that the scan reads."""
+        images = (Path(record["file_name"]) for record in self.images.records)
+        return [self.weights, self.config, self.config.parent, *images]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What the scan of one checkpoint yields.
+
+    Attributes:
+        result: as docs/result-format.md describes it; what is known of the files, the key of the
+            scan and the isolation are filled in by the caller.
+        figures: PNG files by name.
+    """
+
+    result: dict[str, Any]
+    figures: dict[str, bytes] = field(default_factory=dict)
+
+
+def run_task(task: ScanTask, progress: Callable[[], None] | None = None) -> Scanned:
+    """Scan one checkpoint, whatever becomes of it: what goes wrong is an error result.
+
+    Args:
+        task: what to scan.
+        progress: called after the clean pass and after every trigger.
+    """
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    try:
+        return scan_checkpoint(task, progress)
+    except (CheckpointError, DatasetError) as error:
+        reason = str(error)
+    except MemoryError:
+        reason = f"{task.path}: needs more memory than there is"
+    except Exception as error:  # an attacker's model can fail in any way; the scan must go on
+        words = f"{type(error).__name__}: {error}"
+        if isinstance(error, RuntimeError) and any(part in words for part in _OUT_OF_MEMORY):
+            reason = f"{task.path}: needs more memory than there is: {words}"
+        else:
+            reason = f"{task.path}: the scan failed: {words}"
+    return Scanned(error_result(task.name, reason, str(task.weights)))
+
+
+def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) -> Scanned:
+    """Scan one checkpoint; arguments as :func:`run_task`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    start = time.perf_counter()
+    settings, dataset = task.settings, task.images
+    model, cfg = build_detector(task.weights, task.config, task.device)
+    images = load_clean_images(dataset.records, cfg)
+    inspection = inspect_detector(
+        model,
+        images,
+        settings,
+        task.calibration,
+        cfg.INPUT.FORMAT,
+        match_classes=len(dataset.class_names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        progress=progress,
+    )
+    scanned = time.perf_counter() - start
+    figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
+    passes = len(images) * (1 + len(settings.triggers))
+    verdict = inspection.verdict
+    result = empty_result(task.name, str(task.weights)) | {
+        "architecture": _architecture(model, cfg),
+        "dataset": {
+            "name": dataset.name,
+            "num_images": len(images),
+            "num_objects": sum(len(image.boxes) for image in images),
+            "fingerprint": dataset.fingerprint,
+        },
+        "settings": settings.as_dict(),
+        "verdict": verdict.label,
+        "score": verdict.score,
+        "score_interval": list(verdict.interval),
+        "threshold": verdict.threshold,
+        "p_value": verdict.p_value,
+        "calibration": task.calibration.describe(dataset.name),
+        "worst_trigger": inspection.worst_trigger,
+        "dominant_modules": inspection.dominant_modules,
+        **inspection.fields,
+        "timing": {
+            "seconds": time.perf_counter() - start,
+            "images_per_second": passes / scanned,
+        },
+        "environment": library_versions() | {"device": str(model.device), "isolation": None},
+    }
+    return Scanned(result, figures)
+
+
+def _draw(
+    task: ScanTask, model: nn.Module, cfg: CfgNode, images: list[CleanImage], inspection: Inspection
+) -> dict[str, bytes]:
+    trigger = next(t for t in task.settings.triggers if t.name == inspection.worst_trigger)
+    pairs = example_pairs(
+        model, images[:EXAMPLE_IMAGES], trigger, cfg.INPUT.FORMAT, task.images.class_names
+    )
+    histogram = inspection.fields["histogram"]
+    return {
+        EXAMPLES_FILE: draw_examples(pairs, f"{task.name}: {trigger.name} patch"),
+        HISTOGRAM_FILE: draw_histograms(
+            histogram["edges"],
+            {"clean images": histogram["clean"], f"{trigger.name} patch": histogram["triggered"]},
+            f"{task.name}: inconsistency of the proposals",
+            task.settings.observation.epsilon,
+        ),
+    }
+
+
+def _architecture(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "proposal_generator": cfg.MODEL.PROPOSAL_GENERATOR.NAME,
+        "roi_heads": cfg.MODEL.ROI_HEADS.NAME,
+        "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan of one checkpoint in a confined process, and what the caller takes from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from d2defense.isolation import ChildFailedError, Limits, Run, Server
+from d2defense.isolation.messages import Channel
+from d2defense.report.results import FIGURE_FILES, error_result, is_png, validate_result
+from d2defense.report.text import shorten
+
+from .checkpoint import Scanned, ScanTask, run_task
+
+logger = logging.getLogger(__name__)
+
+#: Module that the server imports before it forks.
+PRELOAD = (__name__,)
+_MAX_LOGGED = 100
+_LOG_WIDTH = 1000
+
+
+def warm_up() -> None:
+    """Do once in the server what every scan would do anew: matplotlib's fonts and first figure."""
+    from d2defense.report.figures import draw_histograms
+
+    draw_histograms([0, 0.5, 1], {"a": [1, 1]}, "warm up")
+
+
+class _LogToChannel(logging.Handler):
+    """Sends log records to the caller, who shows them; this process has no terminal."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        self._channel.send({"log": record.getMessage()[:_LOG_WIDTH], "level": record.levelno})
+
+
+def main(task: ScanTask, channel: Channel) -> None:
+    """In the confined process: scan, and send progress, figures and the result."""
+    package = logging.getLogger("d2defense")
+    package.handlers[:] = [_LogToChannel(channel)]
+    package.propagate = False
+    scanned = run_task(task, lambda: channel.send({"progress": True}))
+    for name, content in scanned.figures.items():
+        channel.send({"figure": name}, content)
+    channel.send({"result": scanned.result})
+
+
+@dataclass
+class _Inbox:
+    """What one confined process has sent so far; none of it is taken at its word."""
+
+    task: ScanTask
+    on_progress: Callable[[], None]
+    result: dict[str, Any] | None = None
+    num_logged: int = 0
+
+    def __post_init__(self) -> None:
+        self.figures: dict[str, bytes] = {}
+
+    def __call__(self, content: dict[str, Any], blob: bytes) -> None:
+        if "progress" in content:
+            self.on_progress()
+        elif "figure" in content:
+            if content["figure"] in FIGURE_FILES and is_png(blob):
+                self.figures[content["figure"]] = blob
+        elif "log" in content and self.num_logged < _MAX_LOGGED:
+            self.num_logged += 1
+            level = content.get("level")
+            level = level if level in (logging.ERROR, logging.WARNING) else logging.INFO
+            logger.log(level, "%s: %s", self.task.name, shorten(content["log"], _LOG_WIDTH))
+        elif "result" in content:
+            self.result = content["result"]
+
+    def scanned(self) -> Scanned:
+        """The result, an error unless it is a valid one about this task."""
+        if self.result is None:
+            return self.error("its process ended without a result")
+        try:
+            validate_result(self.result)
+        except ValueError as error:
+            return self.error(f"its process sent an invalid result: {error}")
+        if self.result["name"] != self.task.name:
+            return self.error("its process sent the result of another checkpoint")
+        return Scanned(self.result, self.figures)
+
+    def error(self, reason: str) -> Scanned:
+        """An error result about this task."""
+        message = f"{self.task.path}: {reason}"
+        return Scanned(error_result(self.task.name, message, str(self.task.weights)))
+
+
+def scan_confined(
+    task: ScanTask,
+    server: Server,
+    limits: Limits,
+    on_progress: Callable[[], None],
+    on_start: Callable[[Run], None] = lambda run: None,
+) -> tuple[Scanned, dict[str, Any]]:
+    """Scan one checkpoint in a process of its own; whatever becomes of that is a result.
+
+    Args:
+        task: what to scan.
+        server: to fork from, with :data:`PRELOAD` imported.
+        limits: of memory and time.
+        on_progress: called, in this thread, after every pass over the images.
+        on_start: gets the run, which can be cancelled from another thread.
+
+    Returns:
+        The result and figures; the protections that were active.
+
+    Raises:
+        ServerLostError: the server ended, or the run was cancelled.
+    """
+    inbox = _Inbox(task, on_progress)
+    run = server.start(f"{__name__}:main", task, task.files, limits)
+    on_start(run)
+    try:
+        run.wait(inbox)
+    except ChildFailedError as error:
+        return inbox.error(str(error)), run.isolation or {}
+    return inbox.scanned(), run.isolation or {}

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan of many checkpoints: what to scan, in which order, and every file of the output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from d2defense.checkpoint import CheckpointSource, find_checkpoints
+from d2defense.data import DatasetError, DatasetSource
+from d2defense.detection import Calibration, ScanSettings
+from d2defense.files import write_bytes, write_json
+from d2defense.report.html import REPORT_FILE, write_scan_report
+from d2defense.report.results import FIGURE_FILES, RESULT_FILE, error_result
+from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
+
+from .checkpoint import ScanTask
+from .executors import Finished, make_executor
+from .images import ScanImages
+from .lock import output_lock
+from .options import RunOptions
+from .resume import CheckpointFiles, finished_result, scan_key, settings_key
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+
+def scan(
+    paths: Iterable[str | Path],
+    dataset: DatasetSource,
+    output_dir: Path,
+    settings: ScanSettings,
+    calibration: Calibration,
+    device: str | None = None,
+    options: RunOptions | None = None,
+    config_file: Path | None = None,
+    model_zoo: str | None = None,
+) -> list[Result]:
+    """Scan every checkpoint below ``paths`` and write the results to ``output_dir``.
+
+    A checkpoint that cannot be scanned becomes an error result; the others go on. Each result is
+    on disk as soon as it is known. Checkpoints that an earlier scan into the same folder finished,
+    with the same images, settings and versions, are not scanned again.
+
+    Args:
+        paths: checkpoints or folders of them (:func:`find_checkpoints`).
+        dataset: clean labelled images.
+        output_dir: gets ``<name>/result.json`` with figures, ``summary.csv``, ``summary.json`` and
+            ``report.html``, the last three when the scan is over.
+        settings: of the scan.
+        calibration: scores of clean detectors.
+        device: of the models; their configs' choice if None.
+        options: how to carry it out; the defaults if None.
+        config_file: of checkpoints that have none beside them.
+        model_zoo: name of a config of Detectron2's model zoo for them.
+
+    Returns:
+        The results in the order of ``paths``, as they stand in the files.
+
+    Raises:
+        OutputError: another scan is writing to ``output_dir``, or it cannot be written to.
+        ClusterError: Ray is asked for and cannot be used.
+    """
+    options = options or RunOptions()
+    output_dir = Path(output_dir)
+    sources = find_sources(paths, config_file, model_zoo)
+    with output_lock(output_dir):
+        for name in (*SUMMARY_FILES, REPORT_FILE):
+            # A scan that is cut short must not leave the summary of another one.
+            (output_dir / name).unlink(missing_ok=True)
+        driver = _Driver(output_dir, settings, calibration, device, options)
+        results = driver.scan(sources, dataset)
+        write_summary_csv(output_dir / "summary.csv", results)
+        write_summary_json(output_dir / "summary.json", results)
+        write_scan_report(output_dir, {source.name for source in sources})
+    return results
+
+
+def find_sources(
+    paths: Iterable[str | Path], config_file: Path | None = None, model_zoo: str | None = None
+) -> list[CheckpointSource]:
+    """What a scan of ``paths`` would scan; arguments as :func:`scan`."""
+    named = {"config_file": config_file, "model_zoo": model_zoo}
+    return find_checkpoints(paths, **{k: v for k, v in named.items() if v is not None})
+
+
+class _Driver:
+    """The loop over the checkpoints of one scan; arguments as :func:`scan`."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        settings: ScanSettings,
+        calibration: Calibration,
+        device: str | None,
+        options: RunOptions,
+    ) -> None:
+        self._output_dir = output_dir
+        self._settings = settings
+        self._calibration = calibration
+        self._device = device
+        self._options = options
+        self._results: dict[str, Result] = {}
+        self._files: dict[str, CheckpointFiles] = {}
+        self._keys: dict[str, str] = {}
+
+    def scan(self, sources: list[CheckpointSource], dataset: DatasetSource) -> list[Result]:
+        """Scan the sources; the results in their order."""
+        usable = [source for source in sources if source.error is None]
+        for source in sources:
+            if source.error is not None:
+                self._fail(source, str(source.error))
+        if usable:
+            self._scan_usable(usable, dataset)
+        return [self._results[source.name] for source in sources]
+
+    def _scan_usable(self, sources: list[CheckpointSource], dataset: DatasetSource) -> None:
+        executor = make_executor(self._options)
+        try:
+            images = ScanImages.load(dataset, self._settings)
+        except DatasetError as error:
+            for source in sources:
+                self._fail(source, str(error))
+            return
+        steps = 1 + len(self._settings.triggers)
+        silent = None if self._options.progress is None else not self._options.progress
+        by_name = {source.name: source for source in sources}
+        done: dict[str, int] = dict.fromkeys(by_name, 0)
+        with tqdm(total=steps * len(sources), desc="scan", unit="pass", disable=silent) as bar:
+
+            def advance(task: ScanTask, to: int | None = None) -> None:
+                before = done[task.name]
+                done[task.name] = min(steps, before + 1) if to is None else to
+                bar.update(done[task.name] - before)
+
+            def tasks() -> Iterator[ScanTask]:
+                for source in sources:
+                    bar.set_postfix_str(source.name)
+                    task = self._prepare(source, images)
+                    if task is None:
+                        bar.update(steps)
+                    else:
+                        yield task
+
+            # Closed at once when interrupted: that ends what is under way.
+            with closing(executor(tasks(), advance)) as finished_scans:
+                for finished in finished_scans:
+                    self._finish(by_name[finished.task.name], finished)
+                    advance(finished.task, steps)
+
+    def _prepare(self, source: CheckpointSource, images: ScanImages) -> ScanTask | None:
+        """The scan of one checkpoint; None if its result is known already."""
+        try:
+            files = CheckpointFiles.read(source)
+        except OSError as error:
+            self._fail(source, f"{source.path}: cannot be read: {error.strerror}")
+            return None
+        key = scan_key(files, settings_key(images, self._settings, self._calibration, self._device))
+        self._files[source.name], self._keys[source.name] = files, key
+        folder = self._output_dir / source.name
+        known = None
+        if not self._options.force:
+            known = finished_result(folder, key, self._options.figures)
+        if known is not None:
+            logger.info("%s: scanned before", source.name)
+            # The same bytes may lie elsewhere by now.
+            self._write(source, known | {"name": source.name, "checkpoint": files.facts})
+            return None
+        return ScanTask(
+            name=source.name,
+            path=source.path,
+            weights=source.weights,
+            config=source.config,
+            images=images,
+            settings=self._settings,
+            calibration=self._calibration,
+            device=self._device,
+            figures=self._options.figures,
+        )
+
+    def _finish(self, source: CheckpointSource, finished: Finished) -> None:
+        """Complete and write what the scan of one checkpoint yielded."""
+        result, figures = finished.scanned.result, finished.scanned.figures
+        files = self._files[source.name]
+        if not files.are_unchanged(source):
+            result, figures = error_result(source.name, _changed(source)), {}
+        result = result | {
+            "name": source.name,
+            "checkpoint": files.facts,
+            "scan_key": self._keys[source.name],
+            "environment": result["environment"] | {"isolation": finished.isolation or None},
+        }
+        folder = self._output_dir / source.name
+        for name in FIGURE_FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name, content in figures.items():
+            write_bytes(folder / name, content)
+        # Last: a folder with a result is complete.
+        self._write(source, result)
+
+    def _fail(self, source: CheckpointSource, reason: str) -> None:
+        self._write(source, error_result(source.name, reason, str(source.weights or source.path)))
+
+    def _write(self, source: CheckpointSource, result: Result) -> None:
+        write_json(self._output_dir / source.name / RESULT_FILE, result)
+        self._results[source.name] = result
+
+
+def _changed(source: CheckpointSource) -> str:
+    return f"{source.path}: the files changed while they were scanned"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the checkpoints of a scan are scanned: here, in confined processes, on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from d2defense.isolation import Run, Server, ServerLostError, shared_server
+from d2defense.report.results import error_result
+
+from .checkpoint import Scanned, ScanTask, run_task
+from .confined import PRELOAD, scan_confined
+from .options import NONE, RunOptions
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[ScanTask], None]
+# The server dies only of what is done to it from outside, such as by the kernel's memory killer.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One checkpoint's scan is over.
+
+    Attributes:
+        task: what was asked for.
+        scanned: result and figures.
+        isolation: the protections that were active.
+    """
+
+    task: ScanTask
+    scanned: Scanned
+    isolation: dict[str, Any]
+
+
+class Executor(Protocol):
+    """Scans checkpoints; a generator, so that closing it ends what is under way."""
+
+    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+        """Scan all tasks, which are taken one by one as there is room for them.
+
+        Args:
+            tasks: what to scan.
+            progress: called with a task, in this thread, after each of its passes over the images.
+        """
+        ...
+
+
+def make_executor(options: RunOptions) -> Executor:
+    """The executor that the options ask for; what takes time to start is started.
+
+    Raises:
+        ClusterError: Ray is asked for and not installed, or its cluster cannot be reached.
+    """
+    if options.ray_address is not None:
+        from .on_ray import RayExecutor
+
+        return RayExecutor(options)
+    if options.isolation == NONE:
+        return run_here
+    return ProcessExecutor(options)
+
+
+def run_here(tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+    """Scan one after another in this process, unprotected."""
+    for task in tasks:
+        yield Finished(task, run_task(task, lambda task=task: progress(task)), {"mode": NONE})
+
+
+class ProcessExecutor:
+    """Scans each checkpoint in a confined process, several at once.
+
+    Args:
+        options: of the scan.
+    """
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._runs: set[Run] = set()
+        self._is_closed = False
+        self._server()  # imports while the caller reads its images
+
+    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+        """See :class:`Executor`."""
+        events: queue.SimpleQueue[tuple[int, ScanTask, Finished | None]] = queue.SimpleQueue()
+        free = deque(range(self._options.workers))
+        remaining = iter(tasks)
+        try:
+            while True:
+                while free and (task := next(remaining, None)) is not None:
+                    arguments = (free.popleft(), task, events)
+                    threading.Thread(target=self._work, args=arguments, daemon=True).start()
+                if len(free) == self._options.workers:
+                    return
+                slot, task, finished = events.get()
+                if finished is None:
+                    progress(task)
+                else:
+                    free.append(slot)
+                    yield finished
+        finally:
+            with self._lock:
+                self._is_closed = True
+                runs = set(self._runs)
+            for run in runs:
+                run.cancel()
+
+    def _work(self, slot: int, task: ScanTask, events: queue.SimpleQueue) -> None:
+        try:
+            finished = self._scan(task, slot, lambda: events.put((slot, task, None)))
+        except Exception as error:  # without an event the scan would wait for ever
+            logger.exception("%s: the scan failed", task.name)
+            finished = failed(task, f"the scan failed: {type(error).__name__}: {error}")
+        events.put((slot, task, finished))
+
+    def _scan(self, task: ScanTask, slot: int, on_progress: Callable[[], None]) -> Finished:
+        placed = self._place(task, slot)
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            run: Run | None = None
+
+            def on_start(started: Run) -> None:
+                nonlocal run
+                run = started
+                with self._lock:
+                    self._runs.add(started)
+                    is_late = self._is_closed
+                if is_late:
+                    started.cancel()
+
+            try:
+                scanned, isolation = scan_confined(
+                    placed, self._server(), self._options.limits, on_progress, on_start
+                )
+                return Finished(task, scanned, isolation)
+            except ServerLostError as error:
+                reason = str(error)
+                if self._is_closed:
+                    break
+            finally:
+                with self._lock:
+                    self._runs.discard(run)
+        return failed(task, reason)
+
+    def _place(self, task: ScanTask, slot: int) -> ScanTask:
+        """The task with its share of the machine: a GPU, or a part of the CPU's threads."""
+        options = self._options
+        if options.num_gpus:
+            return replace(task, device=f"cuda:{slot % options.num_gpus}")
+        if options.workers == 1:
+            return task
+        share = max(1, len(os.sched_getaffinity(0)) // options.workers)
+        return replace(task, threads=min(share, torch.get_num_threads()))
+
+    def _server(self) -> Server:
+        with self._lock:
+            return shared_server(PRELOAD)
+
+
+def failed(task: ScanTask, reason: str) -> Finished:
+    """The end of a scan that yielded nothing, for a reason that lies outside of the checkpoint."""
+    message = f"{task.path}: {reason}"
+    return Finished(task, Scanned(error_result(task.name, message, str(task.weights))), {})

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One scan at a time in an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import portalocker
+
+LOCK_NAME = ".scan.lock"
+
+
+class OutputError(ValueError):
+    """The output folder cannot be used; the message names it and the reason."""
+
+
+@contextmanager
+def output_lock(folder: Path) -> Iterator[None]:
+    """Keep other scans out of an output folder, which is created where it is missing.
+
+    The lock belongs to the process and goes with it, however that ends; the file stays.
+
+    Raises:
+        OutputError: another scan is at work in it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / LOCK_NAME, "a")  # noqa: SIM115 closed below
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to: {error.strerror}") from None
+    with stream:
+        try:
+            portalocker.lock(stream, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.LockException:
+            raise OutputError(f"{folder}: another scan is writing to this folder") from None
+        yield

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints as tasks of an existing Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from d2defense.isolation import Limits, shared_server
+
+from .checkpoint import Scanned, ScanTask, run_task
+from .confined import PRELOAD, scan_confined
+from .executors import Finished, Progress, failed
+from .options import NONE, ClusterError, RunOptions
+
+logger = logging.getLogger(__name__)
+
+# How often Ray gives a checkpoint to another worker when the one that had it is lost.
+MAX_RETRIES = 3
+
+
+def scan_on_worker(
+    task: ScanTask, limits: Limits, isolation: str
+) -> tuple[Scanned, dict[str, Any]]:
+    """What a Ray worker does: scan one checkpoint as a local scan does.
+
+    Args:
+        task: what to scan; its files must have the same paths on every machine of the cluster.
+        limits: of memory and time.
+        isolation: "process" or "none".
+
+    Raises:
+        ServerLostError: the server ended; Ray tries again.
+    """
+    if isolation == NONE:
+        return run_task(task), {"mode": NONE}
+    return scan_confined(task, shared_server(PRELOAD), limits, lambda: None)
+
+
+class RayExecutor:
+    """Scans checkpoints on a Ray cluster, as many at once as it has room for.
+
+    Args:
+        options: of the scan.
+
+    Raises:
+        ClusterError: Ray is not installed, or the cluster cannot be reached.
+    """
+
+    def __init__(self, options: RunOptions) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ClusterError("a Ray cluster needs Ray: pip install 'd2defense[ray]'") from None
+        self._ray = ray
+        self._options = options
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            try:
+                ray.init(
+                    address=options.ray_address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except Exception as error:  # ConnectionError, ValueError, RuntimeError, ...
+                reason = str(error).strip().split("\n", 1)[0]
+                raise ClusterError(f"no Ray cluster at {options.ray_address}: {reason}") from None
+
+    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+        """See :class:`Executor`; progress is not reported within a checkpoint."""
+        ray, options = self._ray, self._options
+        remote = ray.remote(scan_on_worker).options(
+            max_retries=MAX_RETRIES, retry_exceptions=True, num_gpus=options.num_gpus or None
+        )
+        running: dict[Any, ScanTask] = {}
+        remaining = iter(tasks)
+        try:
+            while True:
+                while len(running) < self._room() and (task := next(remaining, None)) is not None:
+                    reference = remote.remote(task, options.limits, options.isolation)
+                    running[reference] = task
+                if not running:
+                    return
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                task = running.pop(reference)
+                try:
+                    scanned, isolation = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    reason = str(error).strip().split("\n", 1)[0]
+                    yield failed(task, f"lost on the Ray cluster: {reason}")
+                else:
+                    yield Finished(task, scanned, isolation)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if self._is_ours:
+                ray.shutdown()
+
+    def _room(self) -> int:
+        """Tasks to have in the cluster's queue: it may grow while the scan runs."""
+        return max(2 * int(self._ray.cluster_resources().get("CPU", 1)), self._options.workers)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognising what was scanned before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2defense.checkpoint import CheckpointSource, file_sha256
+from d2defense.detection import Calibration, ScanSettings
+from d2defense.environment import library_versions
+from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
+
+from .images import ScanImages
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """What is known of a checkpoint's files without loading them.
+
+    Attributes:
+        facts: ``checkpoint`` of the result.
+        versions: what the file system says of the files, to notice that they were replaced.
+    """
+
+    facts: dict[str, Any]
+    versions: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def read(cls, source: CheckpointSource) -> CheckpointFiles:
+        """Hash the files of a checkpoint.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        facts = {
+            "path": str(source.weights),
+            "config": str(source.config),
+            "format": source.weights.suffix.lstrip("."),
+            "sha256": file_sha256(source.weights),
+            "config_sha256": file_sha256(source.config),
+            "size_bytes": source.weights.stat().st_size,
+        }
+        return cls(facts, _versions(source))
+
+    def are_unchanged(self, source: CheckpointSource) -> bool:
+        """Whether the files are still those that were hashed."""
+        try:
+            return self.versions == _versions(source)
+        except OSError:
+            return False
+
+
+def _versions(source: CheckpointSource) -> tuple[tuple[int, ...], ...]:
+    found = [os.stat(path) for path in (source.weights, source.config)]
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
+
+
+def settings_key(
+    images: ScanImages, settings: ScanSettings, calibration: Calibration, device: str | None
+) -> str:
+    """SHA-256 over all that decides on results beside the checkpoints themselves.
+
+    That is the dataset, the settings with the triggers, the calibration, the kind of device, and
+    the versions of d2defense and of the libraries that compute.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": [images.name, images.fingerprint, images.class_names],
+        "settings": asdict(settings),
+        "calibration": asdict(calibration),
+        "device": device and device.partition(":")[0],
+        "versions": library_versions(),
+    }
+    return _digest(content)
+
+
+def scan_key(files: CheckpointFiles, settings: str) -> str:
+    """What identifies the scan of one checkpoint: its files and :func:`settings_key`."""
+    return _digest([files.facts["sha256"], files.facts["config_sha256"], settings])
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def finished_result(folder: Path, key: str, with_figures: bool) -> dict[str, Any] | None:
+    """The result that an earlier scan left in a folder, if it is what this scan would find.
+
+    Args:
+        folder: of the checkpoint in the output.
+        key: :func:`scan_key`.
+        with_figures: whether the figures must be there, too.
+
+    Returns:
+        The result; None if there is none, if it is of something else, or if it is an error, which
+        another attempt may mend.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    if result["verdict"] == "error" or result["scan_key"] != key:
+        return None
+    if with_figures and not all((folder / name).is_file() for name in FIGURE_FILES):
+        return None
+    return result
