@@ -33,6 +33,7 @@ RUNTIME = [
     "pillow>=10.0",
     "jinja2>=3.1",
     "jsonschema>=4.18",
+    "safetensors>=0.4.3",
     # Detectron2 is not on the package index under its own name (docs/install.md); these are what
     # it imports. Its model zoo still uses pkg_resources, which setuptools 81 drops.
     "setuptools<81",
@@ -52,6 +53,8 @@ RUNTIME = [
     "portalocker>=2.0",
 ]
 TEST = ["pytest>=8.0", "pytest-cov>=5.0", "hypothesis>=6.80", "ninja>=1.11"]
+# Apart from the others: it has wheels for x86-64 Linux only, and needs clang to build elsewhere.
+FUZZING = ["atheris>=2.3"]
 DEVELOPMENT = [*TEST, "ruff>=0.9", "clang-format>=18"]
 
 
@@ -244,7 +247,7 @@ setup(
     ],
     python_requires=">=3.11",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "dev": DEVELOPMENT},
+    extras_require={"test": TEST, "dev": DEVELOPMENT, "fuzz": FUZZING},
     packages=find_packages(include=["d2defense", "d2defense.*"]),
     package_data={
         "d2defense": [

@@ -4,17 +4,23 @@
 from .config import load_config
 from .discover import CheckpointSource, find_checkpoints
 from .errors import CheckpointError
+from .limits import SizeLimits
+from .listing import format_sources
 from .model import build_detector, load_weights
+from .tensors import nonfinite_tensors
 from .weights import file_sha256, load_state_dict, save_state_dict
 
 __all__ = [
     "CheckpointError",
     "CheckpointSource",
+    "SizeLimits",
     "build_detector",
     "file_sha256",
     "find_checkpoints",
+    "format_sources",
     "load_config",
     "load_state_dict",
     "load_weights",
+    "nonfinite_tensors",
     "save_state_dict",
 ]

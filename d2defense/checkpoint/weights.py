@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading weights without running anything in them."""
+"""Weights of any format, read without running anything in them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,36 +14,53 @@ from torch import Tensor
 from d2defense.files import write_bytes
 
 from .errors import CheckpointError
+from .pytorch import open_pytorch
+from .safetensors_file import open_safetensors
+from .tensors import WeightsFile
+from .zoo_pickle import open_zoo_pickle
+
+_READERS: dict[str, Callable[[Path], WeightsFile]] = {
+    ".pth": open_pytorch,
+    ".pt": open_pytorch,
+    ".pkl": open_zoo_pickle,
+    ".safetensors": open_safetensors,
+}
+
+#: Endings of files that hold weights.
+WEIGHTS_SUFFIXES = tuple(_READERS)
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Check a weights file and learn its tensors' names and shapes, without loading them.
+
+    Its ending says which format it is, as for Detectron2 itself; what the bytes look like does not
+    count, so that the reader that a user trusts and this one cannot be made to disagree.
+
+    Raises:
+        CheckpointError: an unknown ending, unreadable, truncated, holds code, or no state dict.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise CheckpointError(path, f"not a weights file ({describe_suffixes()})")
+    return reader(path)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` file by name, on the CPU.
+    """The tensors of a weights file by name, on the CPU.
 
     Reads Detectron2's checkpoints (``{"model": ...}`` beside optimizer and schedule) and bare
-    state dicts, with PyTorch's unpickler that admits tensors and plain containers only.
+    state dicts in ``.pth``, the model zoos' ``.pkl``, and ``.safetensors``.
 
     Raises:
-        CheckpointError: unreadable, truncated, holds code, or is no state dict.
+        CheckpointError: as :func:`open_weights`.
     """
-    path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", 1)[0]
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            reason = "its pickle asks for more than tensors; it was not executed"
-        raise CheckpointError(path, f"not a safe PyTorch checkpoint: {reason}") from None
-    except Exception as error:  # zip, storage and allocation errors come as many types
-        raise CheckpointError(path, f"not a readable PyTorch checkpoint: {error}") from None
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(path, "holds no state dict")
-    foreign = [k for k, v in state.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
-    if foreign:
-        raise CheckpointError(
-            path, f"entry {str(foreign[0])[:80]!r} of its state dict is no tensor"
-        )
-    return state
+    return open_weights(path).load()
+
+
+def describe_suffixes() -> str:
+    """The endings of weights files, for messages."""
+    return ", ".join(f"*{suffix}" for suffix in WEIGHTS_SUFFIXES)
 
 
 def file_sha256(path: Path) -> str:

@@ -5,8 +5,9 @@ import os
 import re
 
 import pytest
+import torch
 
-from d2defense.checkpoint import CheckpointError, find_checkpoints
+from d2defense.checkpoint import CheckpointError, find_checkpoints, format_sources
 
 FILES = ("config.yaml", "model_final.pth")
 
@@ -89,7 +90,7 @@ def test_broken_folder_does_not_hide_its_neighbours(output_folder, tmp_path):
     good, no_config, no_weights = find_checkpoints([tmp_path / "zoo"])
     assert good.error is None
     assert_error(no_config, "no config.yaml beside model_final.pth")
-    assert_error(no_weights, r"no weights file \(\*\.pth\) beside config.yaml")
+    assert_error(no_weights, r"no weights file \(\*\.pth, .*\) beside config.yaml")
 
 
 def test_missing_path(tmp_path):
@@ -110,16 +111,150 @@ def test_weights_file_without_a_config(output_folder):
 
 
 def test_other_kinds_of_files(output_folder):
-    folder = output_folder("model", *FILES, "model.pkl")
-    assert_error(only(folder / "model.pkl"), r"not a \*\.pth")
+    folder = output_folder("model", *FILES, "model.h5")
+    assert_error(only(folder / "model.h5"), "not a weights file")
 
 
-def test_several_weights_files_are_not_guessed_among(output_folder):
-    assert_error(only(output_folder("model", "config.yaml", "a.pth", "b.pth")), "several weights")
+def test_several_weights_files_are_checkpoints_each(output_folder):
+    folder = output_folder("model", "config.yaml", "a.pth", "b.pkl", "c.safetensors", "d.txt")
+    sources = find_checkpoints([folder])
+    assert [source.path.name for source in sources] == ["a.pth", "b.pkl", "c.safetensors"]
+    assert [source.format for source in sources] == ["pth", "pkl", "safetensors"]
+    assert {source.config for source in sources} == {folder / "config.yaml"}
+
+
+def test_newest_checkpoint_of_a_run_without_a_marker(output_folder):
+    names = [f"model_{number}.pth" for number in ("0000999", "0010000", "0002000")]
+    folder = output_folder("model", "config.yaml", *names)
+    assert only(folder).weights == folder / "model_0010000.pth"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_final_weights_of_each_format(output_folder, suffix):
+    folder = output_folder("model", "config.yaml", f"model_final{suffix}", "other.pth")
+    assert only(folder).weights == folder / f"model_final{suffix}"
+
+
+def test_config_file_where_none_lies_beside(output_folder, tmp_path):
+    with_config = output_folder("zoo/a", *FILES)
+    without = output_folder("zoo/b", "x.pkl", "y.pth")
+    fallback = tmp_path / "mine.yaml"
+    sources = find_checkpoints([tmp_path / "zoo"], config_file=fallback)
+    assert [(source.weights, source.config) for source in sources] == [
+        (with_config / "model_final.pth", with_config / "config.yaml"),
+        (without / "x.pkl", fallback),
+        (without / "y.pth", fallback),
+    ]
+
+
+def test_config_of_the_model_zoo(output_folder):
+    folder = output_folder("downloads", "model_final_f10217.pkl")
+    name = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
+    for spelling in (name, f"{name}.yaml"):
+        (source,) = find_checkpoints([folder / "model_final_f10217.pkl"], model_zoo=spelling)
+        assert str(source.config).endswith(f"model_zoo/configs/{name}.yaml")
+        assert source.config.is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../../model_zoo.py", "/etc/passwd", "COCO-Detection/../Base-RCNN-FPN.yaml"]
+)
+def test_only_names_of_the_zoo_are_looked_up_there(tmp_path, name):
+    with pytest.raises(ValueError, match="is not in Detectron2's model zoo"):
+        find_checkpoints([tmp_path], model_zoo=name)
+
+
+def test_config_file_and_zoo_name_contradict_each_other(tmp_path):
+    with pytest.raises(ValueError, match="not both"):
+        find_checkpoints([tmp_path], tmp_path / "a.yaml", "Base-RCNN-FPN.yaml")
+
+
+def test_other_files_in_a_folder_are_no_errors(output_folder, tmp_path):
+    folder = output_folder("zoo/a", "metrics.json", "events.out.tfevents.1", "model.py", "clip.ts")
+    torch.save({"optimizer": {"state": {}}}, folder / "optimizer.pth")
+    torch.save([{"instances": []}], folder / "instances_predictions.pth")
+    output_folder("zoo/other_program", **{"config.yaml": "log_level: info"})
+    output_folder("zoo/b", *FILES)
+    assert [source.name for source in find_checkpoints([tmp_path / "zoo"])] == ["b"]
+
+
+def test_models_that_cannot_be_scanned_are_not_passed_over(output_folder, tmp_path):
+    folder = output_folder("zoo")
+    (folder / "model.ts").write_bytes(b"PK\x03\x04...")
+    (folder / "damaged.pth").write_bytes(b"?")
+    (folder / "empty.pkl").write_bytes(b"")
+    sources = find_checkpoints([folder])
+    assert [source.path.name for source in sources] == ["model.ts", "damaged.pth", "empty.pkl"]
+    assert_error(sources[0], "TorchScript archive")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("model.ts", "TorchScript"), ("model.onnx", "ONNX"), ("train.py", "never executed")],
+)
+def test_other_formats_are_refused_by_name(output_folder, name, reason):
+    folder = output_folder("model", name)
+    assert_error(only(folder / name), reason)
+
+
+def test_lazy_config_is_refused_by_name(output_folder):
+    folder = output_folder("model", "model_final.pth", "config.py")
+    assert_error(only(folder), "config.py is a LazyConfig, which would have to be executed")
+
+
+@pytest.mark.parametrize("linked", FILES)
+def test_links_that_lead_out_of_the_named_folder(output_folder, tmp_path, linked):
+    outside = output_folder("outside", *FILES)
+    folder = output_folder("zoo/model", *(name for name in FILES if name != linked))
+    (folder / linked).symlink_to(outside / linked)
+    for named in (folder, folder.parent):
+        assert_error(only(named), f"{linked} is a link that leads out of {named}")
+
+
+def test_links_inside_the_named_folder_are_followed(output_folder, tmp_path):
+    # As in a download cache that keeps every file once.
+    blobs = output_folder("cache/blobs", "1", "2")
+    folder = output_folder("cache/snapshot")
+    (folder / "config.yaml").symlink_to(blobs / "1")
+    (folder / "model_final.pth").symlink_to(blobs / "2")
+    assert only(tmp_path / "cache").error is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "nothing"])
+@pytest.mark.parametrize("name", FILES)
+def test_names_of_a_checkpoint_that_are_no_files(output_folder, kind, name):
+    folder = output_folder("model", *(other for other in FILES if other != name))
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to(folder / "gone")
+    assert_error(only(folder), "no config.yaml|regular file|link to nothing")
+
+
+def test_names_of_files_cannot_act_on_a_terminal(output_folder, tmp_path):
+    source = only(tmp_path / "a\x1b[31m\nb\u202ec\udcff")
+    assert str(source.error).isprintable()
+    assert "\\x1b[31m\\nb\\u202ec\\udcff: no such file" in str(source.error)
+    long = output_folder("/".join(["x" * 200] * 3))
+    assert len(str(only(long).error)) < 500
+
+
+def test_listing(output_folder, tmp_path):
+    output_folder("zoo/a", *FILES)
+    output_folder("zoo/b\x1b", "model_final.pth")
+    text = format_sources(find_checkpoints([tmp_path / "zoo"]))
+    head, first, second = text.splitlines()
+    assert head.split() == ["name", "format", "weights", "config"]
+    assert first.split()[:2] == ["a", "pth"]
+    assert first.endswith("zoo/a/config.yaml")
+    assert "error" in second
+    assert "b\\x1b: no config.yaml beside model_final.pth" in second
 
 
 def test_path_too_long_for_the_file_system(tmp_path):
-    assert_error(only(tmp_path / ("x" * 300)), "")
+    assert "name too long" in str(only(tmp_path / ("x" * 300)).error)
 
 
 def test_path_that_is_no_file_and_no_folder(tmp_path):

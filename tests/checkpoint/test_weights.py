@@ -117,8 +117,9 @@ def test_arrays_of_numpy_are_not_trusted(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    refused(tmp_path / "gone.pth", "not a readable PyTorch checkpoint")
-    refused(tmp_path, "not a readable PyTorch checkpoint")
+    refused(tmp_path / "gone.pth", "cannot be opened: No such file or directory")
+    (tmp_path / "folder.pth").mkdir()
+    refused(tmp_path / "folder.pth", "cannot be opened: it is a folder")
 
 
 def test_sha256(tmp_path):
