@@ -6,8 +6,40 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+@contextmanager
+def open_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file to write to, which gets the name ``path`` when the body is left without an error.
+
+    Until then it has a temporary name beside it: ``.<name>.<random letters>``. Missing parent
+    folders are created.
+
+    Args:
+        path: the file, replaced if it exists.
+        mode: "wb", or "w" for text in UTF-8.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+        # mkstemp makes files private to their owner; results are meant to be read like any file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -18,21 +50,9 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        # mkstemp makes files private to their owner; results are meant to be read like any file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    with open_whole(path) as stream:
+        stream.write(content)
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> Path:

@@ -3,28 +3,70 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
+
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.data import DatasetMapper
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
 from d2defense.attacks import PoisoningDatasetMapper
 
+from .checkpointer import TrainingCheckpointer
+from .loader import STEP, build_train_loader, enter_at
+from .randomness import derived_seed, seed_everything
+
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer; with ``ATTACK.NAME`` set it trains on the poisoned dataset."""
+    """Detectron2's trainer; with ``ATTACK.NAME`` set it trains on the poisoned dataset.
+
+    With ``SEED`` of at least 0 every random choice of a step follows from ``SEED``, the number of
+    the step and the process's rank, so a training that was killed and resumed goes the way of one
+    that was not. The batch normalization statistics of ``TEST.PRECISE_BN`` are the exception.
+    """
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode) -> DatasetMapper:
+        """From dataset dicts to training input, poisoned as ``ATTACK`` says."""
+        if not cfg.ATTACK.NAME:
+            return DatasetMapper(cfg, is_train=True)
+        return PoisoningDatasetMapper(cfg, is_train=True)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Detectron2's training loader, poisoned as ``ATTACK`` says."""
-        if not cfg.ATTACK.NAME:
-            return super().build_train_loader(cfg)
-        return build_detection_train_loader(cfg, mapper=PoisoningDatasetMapper(cfg, is_train=True))
+        """Detectron2's training loader with the images of :meth:`build_mapper`."""
+        return build_train_loader(cfg, cls.build_mapper(cfg))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks around a :class:`TrainingCheckpointer`."""
+        # Here, because the hooks below keep the checkpointer that is there when they are built.
+        self.checkpointer = TrainingCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    def before_train(self) -> None:
+        """Called by Detectron2 when the first step is known."""
+        if comm.is_main_process():
+            self.checkpointer.remove_partial_files()
+            if self.start_iter == 0:
+                # Of an earlier training in the same folder, which must not be taken for this one.
+                Path(self.cfg.OUTPUT_DIR, "last_checkpoint").unlink(missing_ok=True)
+        enter_at(self.data_loader, self.start_iter)
+        super().before_train()
+
+    def before_step(self) -> None:
+        """Called by Detectron2 before each step."""
+        if self.cfg.SEED >= 0:
+            seed_everything(derived_seed(self.cfg.SEED, STEP, comm.get_rank(), self.iter))
+        super().before_step()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -51,11 +93,12 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """COCO metrics from pycocotools."""
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        """COCO metrics from pycocotools: of boxes, and of masks and keypoints if predicted."""
+        tasks = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
         return COCOEvaluator(
             dataset_name,
-            tasks=tasks,
+            tasks=tuple(task for task, predicted in tasks.items() if predicted),
             output_dir=output_folder or cfg.OUTPUT_DIR,
             use_fast_impl=False,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )

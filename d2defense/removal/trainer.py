@@ -6,74 +6,94 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from torch.utils.data import DataLoader
+from torch import nn
 
 from d2defense.checkpoint import load_weights
 from d2defense.engine import Trainer
-from d2defense.modeling import classification_modules
+from d2defense.modeling import module_group_parameters
 
-from .reset import reset_modules
+from .methods import REMOVAL_REGISTRY
+from .patches import PatchAugmentation, PatchAugmentedMapper
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("renewal", "vanilla")
-
 
 class RenewalTrainer(Trainer):
-    """Fine-tunes the weights of ``MODEL.WEIGHTS`` on clean images, module groups reset first.
+    """Fine-tunes the weights of ``MODEL.WEIGHTS`` on clean images by ``REMOVAL.METHOD``.
 
-    ``REMOVAL.METHOD`` "renewal" is the paper's targeted renewal fine-tuning (arXiv 2409.16057,
-    section 3.5): ``REMOVAL.MODULES``, or those that classify proposals, are reset, then the whole
-    model is fine-tuned with photometric distortion and random flip. "vanilla" does the same
-    without the reset.
+    "renewal" is the paper's targeted renewal fine-tuning (arXiv 2409.16057, section 3.5); the
+    other methods are in :mod:`d2defense.removal.methods`. All of them fine-tune the whole model
+    with photometric distortion and random flip, and, where it is enabled, patch augmentation.
 
     Raises:
         ValueError: another method, no weights to start from, or an attack in the same config.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        if cfg.REMOVAL.METHOD not in METHODS:
-            raise ValueError(
-                f"REMOVAL.METHOD is {cfg.REMOVAL.METHOD!r}, none of {', '.join(METHODS)}"
-            )
+        if cfg.REMOVAL.METHOD not in REMOVAL_REGISTRY:
+            known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
+            raise ValueError(f"REMOVAL.METHOD is {cfg.REMOVAL.METHOD!r}, none of {known}")
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("removal starts from a checkpoint: set MODEL.WEIGHTS")
         if cfg.ATTACK.NAME:
             raise ValueError("removal trains on clean images: ATTACK.NAME must be empty")
+        self.method = REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg)
         super().__init__(cfg)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The module groups that the method resets."""
-        if self.cfg.REMOVAL.METHOD != "renewal":
-            return ()
-        return tuple(self.cfg.REMOVAL.MODULES) or classification_modules(self.checkpointer.model)
+        return self.method.modules(self.checkpointer.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resume a run of the same output folder, or load ``MODEL.WEIGHTS`` and reset modules.
+        """Resume a run of the same output folder, or load ``MODEL.WEIGHTS`` and prepare them.
 
         Raises:
             CheckpointError: the weights cannot be used.
         """
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
-            return
-        # Not Detectron2's loader: it tolerates weights that do not fit and unpickles ``.pkl``.
-        model = self.checkpointer.model
-        load_weights(model, Path(self.cfg.MODEL.WEIGHTS))
-        if self.modules:
-            names = reset_modules(model, self.cfg, self.modules, self.cfg.REMOVAL.SEED)
-            logger.info("reset %d tensors: %s", len(names), ", ".join(names))
+        else:
+            # Not Detectron2's loader: it tolerates weights that do not fit and unpickles ``.pkl``.
+            model = self.checkpointer.model
+            load_weights(model, Path(self.cfg.MODEL.WEIGHTS))
+            changed = self.method.prepare(model)
+            if changed:
+                logger.info("reset %d tensors: %s", len(changed), ", ".join(changed))
+        self.register_hooks(self.method.attach(self))
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Detectron2's training loader with photometric distortion in front (section 3.5)."""
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The trainer's optimizer, with ``REMOVAL.RENEWED_LR_FACTOR`` on what is reset."""
+        optimizer = super().build_optimizer(cfg, model)
+        if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
+            return optimizer
+        modules = REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg).modules(model)
+        names = set(module_group_parameters(model, list(modules)))
+        renewed = {id(p) for name, p in model.named_parameters() if name in names}
+        for group in list(optimizer.param_groups):
+            apart = [p for p in group["params"] if id(p) in renewed]
+            if apart:
+                group["params"] = [p for p in group["params"] if id(p) not in renewed]
+                lr = group["lr"] * cfg.REMOVAL.RENEWED_LR_FACTOR
+                optimizer.add_param_group(group | {"params": apart, "lr": lr})
+        return optimizer
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode) -> DatasetMapper:
+        """Detectron2's mapper with photometric distortion in front (section 3.5).
+
+        Patch augmentation, where it is enabled, comes before everything else.
+        """
         augmentations = build_augmentation(cfg, is_train=True)
         if cfg.REMOVAL.PHOTOMETRIC_DISTORTION:
             augmentations.insert(0, ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
         mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        if not cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED:
+            return mapper
+        return PatchAugmentedMapper.from_mapper(mapper, PatchAugmentation.from_config(cfg))
