@@ -40,6 +40,8 @@ SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _HEAT_COLORS = "inferno"
 _HEAT_OPACITY = 0.72
 _MAX_BYTES = 300_000
+_DPI = 180.0
+_MIN_SCALE = 0.4
 _INK = "#1f2933"
 _MUTED = "#5f6b7a"
 _STYLE = {"color": _INK, "fontfamily": "DejaVu Sans"}
@@ -114,7 +116,9 @@ def draw_examples(pairs: Sequence[tuple[Example, Example]], title: str, topk: in
     """
     if not pairs:
         raise ValueError("no examples to draw")
-    figure = _figure(9.6, 0.95 + 3.12 * len(pairs))
+    shapes = [example.image.shape for pair in pairs for example in pair]
+    tallest = min(2.0, max(height / width for height, width, _ in shapes))
+    figure = _figure(9.6, 0.95 + (0.32 + 2.8 * tallest) * len(pairs))
     axes = figure.subplots(len(pairs), 3, squeeze=False)
     for row, (clean, triggered) in zip(axes, pairs, strict=True):
         _show_image(row[0], clean.image)
@@ -471,16 +475,15 @@ def _describe_found(example: Example) -> str:
 
 def _png(figure: Figure) -> bytes:
     """The figure as a PNG: true colour where that is small, else 256 colours, else fewer dots."""
-    dpi = 200.0
-    while True:
-        figure.set_dpi(dpi)
-        figure.canvas.draw()
-        pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-        content = _encode(_with_palette(pixels))
-        if len(content) <= _MAX_BYTES or dpi <= 72:
-            break
-        # A photo's size grows with its number of dots.
-        dpi = max(72.0, dpi * min(0.85, 0.95 * math.sqrt(_MAX_BYTES / len(content))))
+    figure.set_dpi(_DPI)
+    figure.canvas.draw()
+    drawn = pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    scale = 1.0
+    while len(content := _encode(_with_palette(pixels))) > _MAX_BYTES and scale > _MIN_SCALE:
+        # A photo's size grows with its number of dots. Drawing again would take longer.
+        scale = max(_MIN_SCALE, scale * min(0.85, 0.9 * math.sqrt(_MAX_BYTES / len(content))))
+        size = round(scale * drawn.width), round(scale * drawn.height)
+        pixels = drawn.resize(size, Image.Resampling.LANCZOS)
     # Encoding is slow: try three channels only where they have a chance to fit.
     if 3 * len(content) <= _MAX_BYTES:
         true_color = _encode(pixels)
@@ -491,7 +494,7 @@ def _png(figure: Figure) -> bytes:
 
 def _encode(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
+    picture.save(stream, "PNG", compress_level=6)
     return stream.getvalue()
 
 
