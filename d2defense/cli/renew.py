@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("renewal", "vanilla"),
+        metavar="NAME",
         default="renewal",
-        help="vanilla fine-tunes without a reset (%(default)s)",
+        help="renewal, vanilla (no reset), reset_all, fine_pruning or nad (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     add_dataset_arguments(parser)

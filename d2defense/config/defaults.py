@@ -76,7 +76,10 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.TRIGGER_BANK = "plain"
     # Names of triggers of the bank to stamp while scanning; () for all.
     cfg.DEFENSE.TRIGGERS = ()
-    # At most so many images of the clean dataset, drawn by SEED; 0 for all.
+    # File that says which class of the detectors each class of the dataset is (YAML or JSON); ""
+    # where equal numbers of classes mean the same classes.
+    cfg.DEFENSE.CLASS_MAP = ""
+    # At most so many images of the clean dataset, drawn by SEED over its classes; 0 for all.
     cfg.DEFENSE.MAX_IMAGES = 100
     cfg.DEFENSE.SEED = 0
     # Images in one forward pass, clean and triggered ones together.
@@ -98,16 +101,36 @@ def _add_defense(cfg: CfgNode) -> None:
 
 def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL = CfgNode()
-    # "" trains as the config says; "renewal" resets modules first (the paper's TRF, section 3.5);
-    # "vanilla" fine-tunes without a reset.
+    # Name in REMOVAL_REGISTRY: "renewal" resets modules, then fine-tunes (the paper's TRF, section
+    # 3.5); "vanilla" fine-tunes only; "reset_all", "fine_pruning" and "nad" are further baselines.
+    # "" trains as the config says.
     cfg.REMOVAL.METHOD = ""
     # Module groups that renewal resets; () for those that classify proposals, whatever the
     # detector calls them.
     cfg.REMOVAL.MODULES = ()
     # Seed of the fresh initialisation.
     cfg.REMOVAL.SEED = 0
+    # Learning rate of the renewed modules, as a multiple of that of the rest.
+    cfg.REMOVAL.RENEWED_LR_FACTOR = 1.0
     # Photometric distortion (ColorAugSSDTransform) while fine-tuning.
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
+    # Plain random patches on objects that keep their true labels, while fine-tuning.
+    cfg.REMOVAL.PATCH_AUGMENTATION = CfgNode()
+    cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = False
+    # Shares of the images, and of the objects of such an image, that bear a patch.
+    cfg.REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE = 0.5
+    cfg.REMOVAL.PATCH_AUGMENTATION.OBJECT_SHARE = 0.7
+    # Smallest and largest width and height, as shares of the box's.
+    cfg.REMOVAL.PATCH_AUGMENTATION.SIZE = [0.05, 0.2]
+    cfg.REMOVAL.PATCH_AUGMENTATION.PATTERNS = ("solid", "noise")
+    # Fine-pruning: share of a layer's channels that is pruned.
+    cfg.REMOVAL.FINE_PRUNING = CfgNode()
+    cfg.REMOVAL.FINE_PRUNING.RATE = 0.2
+    # Neural attention distillation: steps of the teacher's fine-tuning, weight of the attention
+    # loss.
+    cfg.REMOVAL.NAD = CfgNode()
+    cfg.REMOVAL.NAD.TEACHER_ITER = 100
+    cfg.REMOVAL.NAD.WEIGHT = 1.0
     # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
     cfg.REMOVAL.SOLVER = CfgNode()
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"

@@ -28,7 +28,7 @@ def renewal_config(
         dataset: registered name of the defender's set.
         output_dir: folder of the new checkpoint.
         modules: module groups to reset.
-        method: "renewal" or "vanilla".
+        method: name in ``REMOVAL_REGISTRY``.
     """
     cfg = cfg.clone()
     cfg.defrost()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
-from torch import nn
+from torch import Tensor, nn
 
 from d2defense.modeling import module_group_parameters
 
@@ -33,8 +33,18 @@ def reset_modules(model: nn.Module, cfg: CfgNode, modules: Sequence[str], seed: 
         ValueError: the model has no such module group.
     """
     names = module_group_parameters(model, list(modules))
-    seed_all_rng(seed)
-    fresh = build_model(cfg).state_dict()
+    fresh = fresh_state_dict(cfg, seed)
     state = model.state_dict()
     model.load_state_dict(state | {name: fresh[name] for name in names})
     return names
+
+
+def fresh_state_dict(cfg: CfgNode, seed: int) -> dict[str, Tensor]:
+    """The tensors of the detector as Detectron2 initialises it when it builds it.
+
+    Args:
+        cfg: its configuration.
+        seed: of every random generator, which this sets.
+    """
+    seed_all_rng(seed)
+    return build_model(cfg).state_dict()

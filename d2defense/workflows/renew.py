@@ -58,7 +58,7 @@ def renew(
         output_dir: gets ``config.yaml`` (the original's, byte by byte), ``model_final.pth``,
             ``metrics.json`` and ``log.txt``.
         modules: module groups to reset, ``REMOVAL.MODULES`` if None.
-        method: "renewal" or "vanilla".
+        method: name in ``REMOVAL_REGISTRY``.
         seed: of the reset and of the training.
         overrides: KEY VALUE pairs of the configuration, such as ``REMOVAL.SOLVER.MAX_ITER 500``.
         device: where to train; the config's choice if None.

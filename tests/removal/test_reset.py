@@ -5,8 +5,16 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.modeling import renewable_modules
 from d2defense.removal import reset_modules
+
+DETECTORS = (
+    "faster_rcnn_tiny_c4",
+    "faster_rcnn_tiny_fpn",
+    "mask_rcnn_tiny_fpn",
+    "double_head_rcnn_tiny_fpn",
+)
 
 
 @pytest.fixture
@@ -40,6 +48,23 @@ def test_exactly_the_tensors_of_the_modules_are_replaced(model, cfg, modules):
     assert changed == names
     assert names == [name for name in before if prefixes and name.startswith(prefixes)]
     assert bool(names) == bool(modules)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_of_every_detector_every_group_is_replaced_alone(name):
+    cfg = get_d2defense_cfg()
+    merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    for group, prefixes in renewable_modules(model).items():
+        before = copy_of(model)
+        reset_modules(model, cfg, [group], seed=0)
+        after = model.state_dict()
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed == {key for key in before if key.startswith(prefixes)}
 
 
 def test_the_seed_decides(model, cfg):

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training from scratch on the defender's set: the floor under every other method."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..reset import fresh_state_dict
+from .base import RemovalMethod, registered
+
+
+@registered("reset_all")
+class ResetAll(RemovalMethod):
+    """Forgets the checkpoint altogether: what the defender's set alone can teach."""
+
+    def prepare(self, model: nn.Module) -> list[str]:
+        """Give every tensor the initialisation of ``REMOVAL.SEED``."""
+        state = fresh_state_dict(self.cfg, self.cfg.REMOVAL.SEED)
+        model.load_state_dict(state)
+        return list(state)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removal methods beside renewal: what each does to the weights before and while fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from d2defense.checkpoint import load_config, load_state_dict
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
+from d2defense.removal.methods.fine_pruning import dormant_channels, prunable_layers
+from d2defense.removal.methods.nad import attention_distance, attention_map
+
+
+@pytest.fixture
+def make_trainer(untrained_checkpoint, make_coco_dataset, sign_scenes, tmp_path):
+    """A function from overrides to a trainer that starts from an untrained checkpoint."""
+    dataset = make_coco_dataset(sign_scenes(4))
+
+    def make(method: str, *overrides: object) -> RenewalTrainer:
+        cfg = load_config(untrained_checkpoint / "config.yaml")
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.merge_from_list(
+            ["REMOVAL.SOLVER.MAX_ITER", 3, "REMOVAL.SOLVER.IMS_PER_BATCH", 2, *overrides]
+        )
+        weights = untrained_checkpoint / "model_final.pth"
+        output = tmp_path / method
+        output.mkdir(exist_ok=True)
+        return RenewalTrainer(renewal_config(cfg, weights, dataset.name, output, (), method))
+
+    return make
+
+
+def state(trainer: RenewalTrainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
+
+
+def losses(trainer: RenewalTrainer) -> set[str]:
+    lines = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    return {key for key in json.loads(lines[-1]) if key.startswith("loss_")}
+
+
+@pytest.mark.parametrize("method", sorted(name for name, _ in REMOVAL_REGISTRY))
+def test_every_method_fine_tunes_the_whole_model(make_trainer, method):
+    trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2)
+    trainer.resume_or_load(resume=False)
+    before = state(trainer)
+    trainer.train()
+    after = state(trainer)
+    moved = [k for k in before if k.endswith("weight") and not torch.equal(before[k], after[k])]
+    assert len(moved) == sum(k.endswith("weight") for k in before)
+    assert {"loss_cls", "loss_rpn_cls"} <= losses(trainer)
+    assert ("loss_attention" in losses(trainer)) == (method == "nad")
+
+
+def test_reset_all_forgets_the_checkpoint(make_trainer, untrained_checkpoint):
+    trainer = make_trainer("reset_all", "REMOVAL.SEED", 7)
+    trainer.resume_or_load(resume=False)
+    got, original = state(trainer), load_state_dict(untrained_checkpoint / "model_final.pth")
+    torch.manual_seed(7)
+    expected = build_model(trainer.cfg).state_dict()
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    assert not torch.equal(
+        got["backbone.bottom_up.stem.conv1.weight"],
+        original["backbone.bottom_up.stem.conv1.weight"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        (
+            "faster_rcnn_tiny_fpn",
+            {f"backbone.fpn_output{level}" for level in (2, 3, 4, 5)} | {"roi_heads.box_head.fc2"},
+        ),
+        (
+            "faster_rcnn_tiny_c4",
+            {"backbone.res4.0.conv2", "roi_heads.res5.2.conv3"},
+        ),
+        (
+            "double_head_rcnn_tiny_fpn",
+            {f"backbone.fpn_output{level}" for level in (2, 3, 4, 5)}
+            | {"roi_heads.box_head.fc_head.fc2"},
+        ),
+    ],
+)
+def test_pruned_are_the_ends_of_shared_stage_and_classification_head(name, layers):
+    cfg = get_d2defense_cfg()
+    merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    assert set(prunable_layers(build_model(cfg))) == layers
+
+
+def test_dormant_channels_are_the_least_active_ones():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    batches = [torch.rand(2, 3, 6, 6), torch.rand(3, 3, 6, 6)]
+    dormant = dormant_channels(model, {"0": model[0]}, batches, 0.3)["0"]
+    with torch.no_grad():
+        outputs = torch.cat([model[0](batch) for batch in batches]).double().numpy()
+    activity = np.maximum(outputs, 0).mean(axis=(0, 2, 3))
+    assert dormant.sum() == 2
+    assert set(np.flatnonzero(dormant.numpy())) == set(np.argsort(activity)[:2])
+
+
+def test_pruned_channels_stay_silent_while_everything_else_learns(make_trainer):
+    trainer = make_trainer("fine_pruning", "REMOVAL.FINE_PRUNING.RATE", 0.25)
+    trainer.resume_or_load(resume=False)
+    model = trainer.checkpointer.model
+
+    def silent(name: str) -> torch.Tensor:
+        return (model.get_submodule(name).weight.flatten(1) == 0).all(dim=1)
+
+    layers = {"backbone.fpn_output3": 48, "roi_heads.box_head.fc2": 128}
+    pruned = {name: silent(name) for name in layers}
+    assert {name: int(channels.sum()) for name, channels in pruned.items()} == {
+        name: width // 4 for name, width in layers.items()
+    }
+    trainer.train()
+    assert all(torch.equal(silent(name), channels) for name, channels in pruned.items())
+    features = model.backbone(torch.randn(1, 3, 64, 64))["p3"]
+    assert not features[:, pruned["backbone.fpn_output3"]].any()
+    assert features[:, ~pruned["backbone.fpn_output3"]].any()
+
+
+def test_attention_is_that_of_the_formula():
+    generator = np.random.default_rng(0)
+    student = generator.normal(size=(2, 5, 3, 4))
+    teacher = generator.normal(size=(2, 5, 3, 4))
+
+    def by_hand(features):
+        maps = (features**2).sum(axis=1).reshape(2, -1)
+        return maps / np.linalg.norm(maps, axis=1, keepdims=True)
+
+    torch.testing.assert_close(
+        attention_map(torch.from_numpy(student)), torch.from_numpy(by_hand(student))
+    )
+    expected = np.linalg.norm(by_hand(student) - by_hand(teacher), axis=1).mean()
+    got = attention_distance(
+        {"a": torch.from_numpy(student), "b": torch.from_numpy(student)},
+        {"a": torch.from_numpy(teacher), "b": torch.from_numpy(student)},
+    )
+    assert got.item() == pytest.approx(expected)
+
+
+def test_the_teacher_is_the_fine_tuned_checkpoint_and_is_made_once(make_trainer):
+    trainer = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2)
+    trainer.resume_or_load(resume=False)
+    weights = Path(trainer.cfg.OUTPUT_DIR, "teacher", "model_final.pth")
+    made = weights.stat().st_mtime_ns
+    trainer.train()
+    again = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2)
+    again.resume_or_load(resume=False)
+    assert weights.stat().st_mtime_ns == made
+
+
+def test_renewed_modules_learn_at_their_own_rate(make_trainer):
+    trainer = make_trainer(
+        "renewal", "REMOVAL.RENEWED_LR_FACTOR", 5.0, "REMOVAL.SOLVER.BASE_LR", 0.01
+    )
+    model = trainer.checkpointer.model
+    rates = {
+        id(parameter): group["initial_lr"] if "initial_lr" in group else group["lr"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    factors = {
+        name: rates[id(parameter)] / rates[id(model.backbone.fpn_output2.weight)]
+        for name, parameter in model.named_parameters()
+        if name.endswith("weight")
+    }
+    assert {round(f, 3) for n, f in factors.items() if "box_head" in n or "box_predictor" in n} == {
+        5.0
+    }
+    assert {round(f, 3) for n, f in factors.items() if "roi_heads" not in n} == {1.0}
+    assert len(rates) == len(list(model.parameters()))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch augmentation changes pixels of objects and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.structures import BoxMode
+
+from d2defense.removal import PatchAugmentation, RenewalTrainer
+from d2defense.removal.patches import PatchAugmentedMapper
+
+BOXES = [[10, 12, 50, 62], [70, 20, 120, 60]]
+
+
+@pytest.fixture
+def record(tmp_path):
+    import cv2
+
+    path = tmp_path / "grey.png"
+    cv2.imwrite(str(path), np.full((96, 128, 3), 128, np.uint8))
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": index, "iscrowd": 0}
+        for index, box in enumerate(BOXES)
+    ]
+    crowd = {"bbox": [0, 70, 128, 96], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 2}
+    return {
+        "file_name": str(path),
+        "image_id": 1,
+        "height": 96,
+        "width": 128,
+        "annotations": [*annotations, crowd | {"iscrowd": 1}],
+    }
+
+
+def mapper_with(**options) -> PatchAugmentedMapper:
+    plain = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
+    return PatchAugmentedMapper.from_mapper(plain, PatchAugmentation(**options))
+
+
+def changed_pixels(mapped) -> np.ndarray:
+    return (mapped["image"].numpy() != 128).any(axis=0)
+
+
+def inside(box) -> np.ndarray:
+    mask = np.zeros((96, 128), bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+def test_patches_lie_on_objects_and_labels_stay_true(record):
+    mapper = mapper_with(image_share=1.0, object_share=1.0)
+    np.random.seed(0)
+    for _ in range(30):
+        mapped = mapper(record)
+        changed = changed_pixels(mapped)
+        for box in BOXES:
+            region = changed & inside(box)
+            height, width = box[3] - box[1], box[2] - box[0]
+            rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+            assert 1 <= np.ptp(columns) + 1 <= 0.2 * width + 1
+            assert 1 <= np.ptp(rows) + 1 <= 0.2 * height + 1
+        assert not (changed & ~inside(BOXES[0]) & ~inside(BOXES[1])).any()
+        instances = mapped["instances"]
+        assert instances.gt_boxes.tensor.tolist() == BOXES
+        assert instances.gt_classes.tolist() == [0, 1]
+
+
+def test_shares_are_those_asked_for(record):
+    mapper = mapper_with()
+    np.random.seed(1)
+    images = objects = 0
+    for _ in range(600):
+        changed = changed_pixels(mapper(record))
+        bearing = [bool((changed & inside(box)).any()) for box in BOXES]
+        images += any(bearing)
+        objects += sum(bearing)
+    # Half of the images, and 0.7 of their objects; an image of which no object bears a patch is
+    # not told apart from one left alone.
+    assert objects / 1200 == pytest.approx(0.5 * 0.7, abs=0.05)
+    assert images / 600 == pytest.approx(0.5 * (1 - 0.3**2), abs=0.06)
+
+
+def test_no_two_draws_are_alike_and_a_seed_repeats_them(record):
+    mapper = mapper_with(image_share=1.0, object_share=1.0)
+
+    def draws(seed: int) -> list[torch.Tensor]:
+        np.random.seed(seed)
+        return [mapper(record)["image"] for _ in range(5)]
+
+    first = draws(3)
+    assert len({image.numpy().tobytes() for image in first}) == 5
+    assert all(map(torch.equal, first, draws(3)))
+
+
+def test_nothing_is_stamped_at_share_zero(record):
+    mapper = mapper_with(image_share=0.0)
+    assert not any(changed_pixels(mapper(record)).any() for _ in range(20))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"image_share": 1.5}, {"object_share": -0.1}, {"size": (0.3, 0.2)}, {"patterns": ()}],
+)
+def test_values_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match="patch augmentation"):
+        PatchAugmentation(**options)
+
+
+def test_the_trainer_stamps_where_it_is_enabled(make_tiny_cfg):
+    for enabled in (False, True):
+        cfg = make_tiny_cfg("REMOVAL.PATCH_AUGMENTATION.ENABLED", enabled)
+        mapper = RenewalTrainer.build_mapper(cfg)
+        assert isinstance(mapper, PatchAugmentedMapper) == enabled
