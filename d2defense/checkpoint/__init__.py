@@ -3,7 +3,7 @@
 
 from .config import load_config
 from .discover import CheckpointSource, find_checkpoints
-from .errors import CheckpointError
+from .errors import CheckpointError, NoCheckpointError
 from .limits import SizeLimits
 from .listing import format_sources
 from .model import build_detector, load_weights
@@ -13,6 +13,7 @@ from .weights import file_sha256, load_state_dict, save_state_dict
 __all__ = [
     "CheckpointError",
     "CheckpointSource",
+    "NoCheckpointError",
     "SizeLimits",
     "build_detector",
     "file_sha256",

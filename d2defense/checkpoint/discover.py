@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import CheckpointError
+from .errors import CheckpointError, NoCheckpointError
 from .pytorch import is_other_pytorch_file
 from .weights import WEIGHTS_SUFFIXES, describe_suffixes
 from .zoo import zoo_config, zoo_configs
@@ -170,7 +170,7 @@ class _Finder:
                 if any(root.iterdir())
                 else "the folder is empty"
             )
-            yield _Found(root, error=CheckpointError(root, reason))
+            yield _Found(root, error=NoCheckpointError(root, reason))
 
     def _folder(self, folder: Path, files: list[str], root: Path) -> Iterator[_Found]:
         """The checkpoints directly in ``folder``."""

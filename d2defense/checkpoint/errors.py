@@ -25,3 +25,11 @@ class CheckpointError(ValueError):
         self.path = Path(path)
         self.reason = printable(" ".join(str(reason)[: 4 * _MAX_REASON].split()))[:_MAX_REASON]
         super().__init__(f"{shorten(self.path, _MAX_PATH)}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[Path, str]]:
+        """Errors travel between processes; what they are made from is not their message."""
+        return type(self), (self.path, self.reason)
+
+
+class NoCheckpointError(CheckpointError):
+    """A folder holds no checkpoint."""
