@@ -18,8 +18,8 @@ from .arguments import (
     add_dataset_arguments,
     configure_logging,
     dataset_source,
-    defense_config,
 )
+from .settings import add_settings_arguments, settings_config
 
 NAME = "calibrate"
 HELP = "set the threshold of scans from detectors that are known to be clean"
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", metavar="TEXT", help="what the detectors are, for reports"
     )
+    add_settings_arguments(parser)
     add_dataset_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     configure_logging()
     dataset = dataset_source(args, args.parser)
     try:
-        settings = ScanSettings.from_config(defense_config(args, args.parser))
+        settings = ScanSettings.from_config(settings_config(args, args.parser))
         calibration = calibrate(
             args.checkpoints, dataset, settings, args.false_alarm_rate, args.name, args.device
         )

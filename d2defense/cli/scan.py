@@ -20,13 +20,11 @@ from .arguments import (
     add_dataset_arguments,
     configure_logging,
     dataset_source,
-    defense_config,
 )
 from .output import STDOUT, json_output, print_json
+from .settings import add_settings_arguments, settings_config
 
 if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
     from d2defense.checkpoint import CheckpointSource
     from d2defense.workflows.scan import RunOptions
 
@@ -50,13 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "these",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
-    parser.add_argument(
-        "--max-images", type=int, metavar="N", help="draw at most N images; 0 for all (100)"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the draw of images (0)")
-    parser.add_argument(
-        "--triggers", nargs="+", metavar="NAME", help="patches of the bank to stamp (all)"
-    )
+    add_settings_arguments(parser)
     parser.add_argument(
         "--calibration", metavar="FILE", help="made by `d2defense calibrate` (the shipped one)"
     )
@@ -157,7 +149,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     parser = args.parser
     options = _run_options(args)
     dataset = dataset_source(args, parser)
-    cfg = _with_options(defense_config(args, parser), args)
+    cfg = settings_config(args, parser)
     try:
         settings = ScanSettings.from_config(cfg)
         calibration = load_calibration(cfg.DEFENSE.CALIBRATION)
@@ -184,19 +176,6 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     if args.json:
         print_json(summarize(results), args.json, stream)
     return exit_code(results)
-
-
-def _with_options(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """The settings with the options that have names of their own."""
-    for key, value in (
-        ("MAX_IMAGES", args.max_images),
-        ("SEED", args.seed),
-        ("TRIGGERS", args.triggers and tuple(args.triggers)),
-        ("CALIBRATION", args.calibration),
-    ):
-        if value is not None:
-            cfg.DEFENSE[key] = value
-    return cfg
 
 
 def _run_options(args: argparse.Namespace) -> RunOptions:

@@ -9,31 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2defense.ops import Terms, confident_d_terms, gap_terms, target_mean_terms, tau_terms
-
-from .observe import Observation
-
-STATISTICS = (
-    "tau",
-    "confident_d",
-    "gap",
-    "objects_found",
-    "max_objectness",
-    "max_foreground",
-)
-
-
-def image_terms(observation: Observation) -> dict[str, Terms]:
-    """Every statistic of :data:`STATISTICS` as terms of shape (G,)."""
-    result, offsets = observation.result, observation.target_offsets
-    targets = {
-        "gap": gap_terms(result),
-        "objects_found": target_mean_terms(observation.found),
-        "max_objectness": target_mean_terms(result.target_objectness),
-        "max_foreground": target_mean_terms(result.target_foreground),
-    }
-    terms = {"tau": tau_terms(result), "confident_d": confident_d_terms(result)}
-    return terms | {name: value.per_image(offsets) for name, value in targets.items()}
+from d2defense.ops import Terms
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from d2defense.attacks import bears_trigger, image_seed
 
+from .classes import UNKNOWN
+
 
 @dataclass(frozen=True)
 class CleanImage:
@@ -24,7 +27,8 @@ class CleanImage:
         file_name: where it was read from.
         image: Tensor of shape (3, H, W), values 0..255, channels in ``INPUT.FORMAT``.
         boxes: Tensor of shape (M, 4), XYXY in pixels of ``image``; crowds left out.
-        classes: int64 Tensor of shape (M,).
+        classes: int64 Tensor of shape (M,): indices of the detector's classes, -1 where the
+            object's class is none that it is known to have.
         seed: for the random patterns of triggers.
     """
 
@@ -35,10 +39,93 @@ class CleanImage:
     seed: int
 
 
+class CleanImages(Sequence[CleanImage]):
+    """Images that are read when they are asked for, so that only those at work take memory.
+
+    Args:
+        records: Detectron2's standard dataset dicts with annotations.
+        cfg: the detector's configuration (``INPUT.*_TEST``, ``INPUT.FORMAT``).
+        class_indices: index in the detector of each of the dataset's classes, -1 for none; None
+            if they are the same.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        cfg: CfgNode,
+        class_indices: Sequence[int] | None = None,
+    ) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        # Only pixels are read, and the mapper would ask the training data for its keypoints.
+        cfg.MODEL.KEYPOINT_ON = False
+        self._mapper = DatasetMapper(cfg, is_train=False)
+        self._records = records
+        self._class_indices = class_indices
+        self._num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> CleanImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[CleanImage]: ...
+
+    def __getitem__(self, index: int | slice) -> CleanImage | list[CleanImage]:
+        """Read one image, or those of a slice, and resize them as stock inference does."""
+        if isinstance(index, slice):
+            return [self._load(record) for record in self._records[index]]
+        return self._load(self._records[index])
+
+    @property
+    def num_objects(self) -> int:
+        """Objects on all images that can bear a trigger."""
+        return sum(bears_trigger(a) for record in self._records for a in record["annotations"])
+
+    def _load(self, record: dict[str, Any]) -> CleanImage:
+        objects = [a for a in record["annotations"] if bears_trigger(a)]
+        boxes = torch.tensor(
+            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
+            dtype=torch.float32,
+        ).reshape(-1, 4)
+        mapped = self._mapper(record)
+        image = mapped["image"]
+        height, width = image.shape[1:]
+        scale = torch.tensor([width / mapped["width"], height / mapped["height"]]).repeat(2)
+        return CleanImage(
+            file_name=record["file_name"],
+            image=image,
+            boxes=boxes * scale,
+            classes=self._classes(a["category_id"] for a in objects),
+            seed=image_seed(record["file_name"]),
+        )
+
+    def _classes(self, categories: Iterable[int]) -> Tensor:
+        known = self._class_indices
+        if known is not None:
+            categories = (known[c] if c < len(known) else UNKNOWN for c in categories)
+        return torch.tensor(
+            [index if 0 <= index < self._num_classes else UNKNOWN for index in categories],
+            dtype=torch.int64,
+        )
+
+
+def load_clean_images(
+    records: list[dict[str, Any]], cfg: CfgNode, class_indices: Sequence[int] | None = None
+) -> CleanImages:
+    """Images of records as stock inference of ``cfg`` sees them; see :class:`CleanImages`."""
+    return CleanImages(records, cfg, class_indices)
+
+
 def sample_records(
     records: list[dict[str, Any]], max_images: int, seed: int
 ) -> list[dict[str, Any]]:
     """At most ``max_images`` of the records that show an object, drawn by seed, in dataset order.
+
+    The draw is stratified: each image taken is one that shows a class which the fewest images
+    taken so far show, so that rare classes are on as many images as the data allow.
 
     Args:
         records: Detectron2's standard dataset dicts.
@@ -48,39 +135,25 @@ def sample_records(
     records = [r for r in records if any(bears_trigger(a) for a in r.get("annotations", ()))]
     if not max_images or len(records) <= max_images:
         return records
-    chosen = np.random.default_rng(seed).choice(len(records), size=max_images, replace=False)
-    return [records[index] for index in sorted(chosen)]
-
-
-def load_clean_images(records: list[dict[str, Any]], cfg: CfgNode) -> list[CleanImage]:
-    """Read and resize images as stock inference of ``cfg`` does.
-
-    Args:
-        records: Detectron2's standard dataset dicts with annotations.
-        cfg: the detector's configuration (``INPUT.*_TEST``, ``INPUT.FORMAT``).
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    # Only pixels are read, and the mapper would ask the training data for its keypoints.
-    cfg.MODEL.KEYPOINT_ON = False
-    mapper = DatasetMapper(cfg, is_train=False)
-    return [_load(record, mapper) for record in records]
-
-
-def _load(record: dict[str, Any], mapper: DatasetMapper) -> CleanImage:
-    objects = [a for a in record["annotations"] if bears_trigger(a)]
-    boxes = torch.tensor(
-        [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
-        dtype=torch.float32,
-    ).reshape(-1, 4)
-    mapped = mapper(record)
-    image = mapped["image"]
-    height, width = image.shape[1:]
-    scale = torch.tensor([width / mapped["width"], height / mapped["height"]]).repeat(2)
-    return CleanImage(
-        file_name=record["file_name"],
-        image=image,
-        boxes=boxes * scale,
-        classes=torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
-        seed=image_seed(record["file_name"]),
-    )
+    shown = [
+        frozenset(a.get("category_id", 0) for a in record["annotations"] if bears_trigger(a))
+        for record in records
+    ]
+    rng = np.random.default_rng(seed)
+    classes = sorted(frozenset().union(*shown))
+    classes = [classes[index] for index in rng.permutation(len(classes))]
+    # Stacks of the images that show a class, in an order drawn anew for each class.
+    stacks = {
+        name: [index for index in rng.permutation(len(records)).tolist() if name in shown[index]]
+        for name in classes
+    }
+    images_of = dict.fromkeys(classes, 0)
+    taken: set[int] = set()
+    while len(taken) < max_images:
+        rarest = min((name for name in classes if stacks[name]), key=images_of.__getitem__)
+        index = stacks[rarest].pop()
+        if index not in taken:
+            taken.add(index)
+            for name in shown[index]:
+                images_of[name] += 1
+    return [records[index] for index in sorted(taken)]

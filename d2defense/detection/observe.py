@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector says of a set of images, with or without a trigger on every object."""
+"""What a detector says of images, as they are and under each trigger."""
 
 from __future__ import annotations
 
@@ -7,14 +7,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2defense.attacks import Trigger
+from d2defense.attacks import Trigger, stamp_batch_
 from d2defense.evaluation.found import found_objects
 from d2defense.modeling import ProbeOutput
-from d2defense.ops import InconsistencyResult, inconsistency
+from d2defense.ops import (
+    InconsistencyResult,
+    Terms,
+    confident_d_terms,
+    gap_terms,
+    inconsistency,
+    target_mean_terms,
+    tau_terms,
+    true_class_terms,
+    unmatched_foreground_terms,
+)
 
 from .images import CleanImage
+
+STATISTICS = (
+    "tau",
+    "confident_d",
+    "gap",
+    "objects_found",
+    "max_objectness",
+    "max_foreground",
+    "true_class",
+    "unmatched_foreground",
+)
 
 
 @dataclass(frozen=True)
@@ -47,18 +69,63 @@ class ObservationSettings:
 
 @dataclass(frozen=True)
 class Observation:
-    """Per-image and per-object sums over G images with M objects; no proposal is kept.
+    """The sums of G images, all that is kept of them.
 
     Attributes:
-        result: the op's reductions, on the CPU.
-        found: bool Tensor of shape (M,): the object has a detection of score >= 0.5 with
-            IoU >= 0.5, of its own class where the classes of model and dataset agree.
-        target_offsets: int64 Tensor of shape (G + 1,): which objects lie on which image.
+        terms: of every statistic of :data:`STATISTICS`, each of shape (G,).
+        histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals.
     """
 
-    result: InconsistencyResult
-    found: Tensor
-    target_offsets: Tensor
+    terms: dict[str, Terms]
+    histogram: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Observation]) -> Observation:
+        """The images of several observations, one after another."""
+        return cls(
+            {
+                name: Terms(*map(torch.cat, zip(*(p.terms[name] for p in parts), strict=True)))
+                for name in STATISTICS
+            },
+            torch.stack([part.histogram for part in parts]).sum(0),
+        )
+
+
+def observe_batches(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    triggers: Sequence[Trigger | None],
+    settings: ObservationSettings,
+    image_format: str,
+) -> Iterator[list[Observation]]:
+    """Probe ``model`` on one batch of images after another, under each trigger.
+
+    Args:
+        model: an instrumented detector in eval mode.
+        images: read batch by batch, each once.
+        triggers: stamped on every object; None leaves the images as they are.
+        settings: of the reduction.
+        image_format: channel order of the images, "BGR" or "RGB".
+
+    Yields:
+        The observation under each trigger, for each batch.
+    """
+    for start in range(0, len(images), settings.batch_size):
+        batch = images[start : start + settings.batch_size]
+        clean, sizes = _stack(batch, model.device)
+        boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
+        observations = []
+        for trigger in triggers:
+            pixels = clean
+            if trigger is not None:
+                pixels = stamp_batch_(trigger, clean.clone(), sizes, boxes, seeds, image_format)
+            inputs = [
+                {"image": image[:, :height, :width]}
+                for image, (height, width) in zip(pixels, sizes, strict=True)
+            ]
+            output = model.probe(inputs, with_detections=True)
+            observations.append(reduce_probe(output, batch, settings))
+        yield observations
 
 
 def observe(
@@ -67,37 +134,10 @@ def observe(
     trigger: Trigger | None,
     settings: ObservationSettings,
     image_format: str,
-    match_classes: bool,
 ) -> Observation:
-    """Probe ``model`` on every image and reduce its proposals to sums.
-
-    Args:
-        model: an instrumented detector in eval mode.
-        images: at least one clean image.
-        trigger: stamped on every object first, or None.
-        settings: of the reduction.
-        image_format: channel order of the images, "BGR" or "RGB".
-        match_classes: whether an object is found only by a detection of its own class.
-    """
-    results, found, counts = [], [], [0]
-    for batch in _batches(images, settings.batch_size):
-        inputs = [{"image": stamped(image, trigger, image_format)} for image in batch]
-        output = model.probe(inputs, with_detections=True)
-        results.append(_reduce(output, batch, settings))
-        for image, detections in zip(batch, output.detections, strict=True):
-            detections = detections.to("cpu")
-            found.append(
-                found_objects(
-                    image.boxes,
-                    image.classes if match_classes else None,
-                    detections.pred_boxes.tensor,
-                    detections.pred_classes,
-                    detections.scores,
-                )
-            )
-            counts.append(len(image.boxes))
-    joined = InconsistencyResult(*(torch.cat(parts).cpu() for parts in zip(*results, strict=True)))
-    return Observation(joined, torch.cat(found), torch.tensor(counts).cumsum(0))
+    """All images under one trigger; arguments as :func:`observe_batches`."""
+    batches = observe_batches(model, images, [trigger], settings, image_format)
+    return Observation.join([observation for (observation,) in batches])
 
 
 def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Tensor:
@@ -107,25 +147,27 @@ def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Te
     return trigger.stamp_(image.image.clone(), image.boxes, image_format, image.seed)
 
 
-def _batches(images: Sequence[CleanImage], size: int) -> Iterator[Sequence[CleanImage]]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
-
-
-def _reduce(
+def reduce_probe(
     output: ProbeOutput, batch: Sequence[CleanImage], settings: ObservationSettings
-) -> InconsistencyResult:
+) -> Observation:
+    """From the proposals of a batch of images to its sums.
+
+    Args:
+        output: a probe of the batch, with detections.
+        batch: the images, in the same order.
+        settings: of the reduction.
+    """
     device = output.proposal_boxes.device
-    counts = torch.tensor([0] + [len(image.boxes) for image in batch])
+    offsets = torch.tensor([0] + [len(image.boxes) for image in batch]).cumsum(0)
     known = output.class_logits.shape[1] - 1
     classes = torch.cat([image.classes for image in batch])
-    return inconsistency(
+    result = inconsistency(
         output.objectness_logits,
         output.class_logits,
         output.proposal_boxes,
         output.proposal_offsets,
         torch.cat([image.boxes for image in batch]).to(device),
-        counts.cumsum(0).to(device),
+        offsets.to(device),
         torch.where(classes < known, classes, -1).to(device),
         epsilon=settings.epsilon,
         topk=settings.topk,
@@ -133,3 +175,43 @@ def _reduce(
         iou_threshold=settings.iou_threshold,
         num_bins=settings.num_bins,
     )
+    result = InconsistencyResult(*(part.cpu() for part in result))
+    of_targets = {
+        "gap": gap_terms(result),
+        "objects_found": target_mean_terms(_found(output, batch)),
+        "max_objectness": target_mean_terms(result.target_objectness),
+        "max_foreground": target_mean_terms(result.target_foreground),
+        "true_class": true_class_terms(result),
+    }
+    terms = {
+        "tau": tau_terms(result),
+        "confident_d": confident_d_terms(result),
+        "unmatched_foreground": unmatched_foreground_terms(result),
+        **{name: value.per_image(offsets) for name, value in of_targets.items()},
+    }
+    return Observation({name: terms[name] for name in STATISTICS}, result.histogram.sum(0))
+
+
+def _stack(
+    batch: Sequence[CleanImage], device: torch.device
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The images of a batch in one tensor (G, 3, H, W) on the device, and their sizes."""
+    sizes = [tuple(image.image.shape[1:]) for image in batch]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    padded = [
+        F.pad(image.image, (0, width - w, 0, height - h))
+        for image, (h, w) in zip(batch, sizes, strict=True)
+    ]
+    return torch.stack(padded).to(device), sizes
+
+
+def _found(output: ProbeOutput, batch: Sequence[CleanImage]) -> Tensor:
+    """Whether each object has a detection, of its own class where that is known; bool (M,)."""
+    found = []
+    for image, detections in zip(batch, output.detections, strict=True):
+        detections = detections.to("cpu")
+        seen = (detections.pred_boxes.tensor, detections.pred_classes, detections.scores)
+        by_class = found_objects(image.boxes, image.classes, *seen)
+        by_any = found_objects(image.boxes, None, *seen)
+        found.append(torch.where(image.classes < 0, by_any, by_class))
+    return torch.cat(found)

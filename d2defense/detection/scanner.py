@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,15 +17,15 @@ from d2defense.modeling import classification_modules
 from d2defense.ops import Terms
 
 from .bank import default_bank, load_bank, select_triggers
-from .bootstrap import STATISTICS, Bootstrap, image_terms, percentile_interval
+from .bootstrap import Bootstrap, percentile_interval
 from .calibration import Calibration
+from .classes import ClassMap, load_class_map
 from .dominant import dominant_modules
 from .images import CleanImage
-from .observe import Observation, ObservationSettings, observe
+from .observe import STATISTICS, Observation, ObservationSettings
 from .score import checkpoint_score, trigger_fall
+from .survey import Progress, survey
 from .verdict import Verdict, decide
-
-Progress = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ScanSettings:
         seed: of the draw and of the bootstrap.
         confidence: level of the intervals.
         bootstrap_samples: resamples of the images.
+        class_map: how the dataset's classes correspond to the detectors'; None where equal counts
+            of classes mean the same classes.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -50,6 +52,7 @@ class ScanSettings:
     seed: int = 0
     confidence: float = 0.95
     bootstrap_samples: int = 1000
+    class_map: ClassMap | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -83,12 +86,14 @@ class ScanSettings:
             seed=node.SEED,
             confidence=node.CONFIDENCE,
             bootstrap_samples=node.BOOTSTRAP_SAMPLES,
+            class_map=load_class_map(node.CLASS_MAP) if node.CLASS_MAP else None,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as one flat dictionary for result files; triggers by name."""
         flat = asdict(self)
         flat["triggers"] = [trigger.name for trigger in self.triggers]
+        flat["class_map"] = self.class_map and self.class_map.source
         return flat | flat.pop("observation")
 
 
@@ -115,7 +120,6 @@ def inspect_detector(
     settings: ScanSettings,
     calibration: Calibration,
     image_format: str,
-    match_classes: bool = True,
     progress: Progress | None = None,
 ) -> Inspection:
     """Scan a detector with clean images.
@@ -126,10 +130,9 @@ def inspect_detector(
         settings: of the scan.
         calibration: scores of clean detectors.
         image_format: channel order of the images, "BGR" or "RGB".
-        match_classes: whether objects must be found in their own class.
         progress: called after the clean pass and after every trigger.
     """
-    clean, triggered = _survey(model, images, settings, image_format, match_classes, progress)
+    clean, triggered = survey(model, images, settings, image_format, progress)
     return _conclude(clean, triggered, settings, calibration, classification_modules(model))
 
 
@@ -138,33 +141,10 @@ def score_detector(
     images: Sequence[CleanImage],
     settings: ScanSettings,
     image_format: str,
-    match_classes: bool = True,
 ) -> float:
     """The score of a detector alone, for calibration; arguments as :func:`inspect_detector`."""
-    clean, triggered = _survey(model, images, settings, image_format, match_classes, None)
-    clean_terms = image_terms(clean)
-    return max(trigger_fall(clean_terms, image_terms(under)) for under in triggered.values())
-
-
-def _survey(
-    model: nn.Module,
-    images: Sequence[CleanImage],
-    settings: ScanSettings,
-    image_format: str,
-    match_classes: bool,
-    progress: Progress | None,
-) -> tuple[Observation, dict[str, Observation]]:
-    """The detector on the images as they are, and under each trigger by name."""
-    observations = []
-    for trigger in (None, *settings.triggers):
-        observations.append(
-            observe(model, images, trigger, settings.observation, image_format, match_classes)
-        )
-        if progress:
-            progress()
-    clean, *triggered = observations
-    names = (trigger.name for trigger in settings.triggers)
-    return clean, dict(zip(names, triggered, strict=True))
+    clean, triggered = survey(model, images, settings, image_format)
+    return max(trigger_fall(clean.terms, under.terms) for under in triggered.values())
 
 
 def _conclude(
@@ -174,9 +154,9 @@ def _conclude(
     calibration: Calibration,
     modules_of_classification: Sequence[str],
 ) -> Inspection:
-    clean_terms = image_terms(clean)
-    triggered_terms = {name: image_terms(observation) for name, observation in triggered.items()}
-    num_images = len(clean.target_offsets) - 1
+    clean_terms = clean.terms
+    triggered_terms = {name: observation.terms for name, observation in triggered.items()}
+    num_images = len(clean_terms["tau"].numerator)
     bootstrap = Bootstrap.draw(num_images, settings.bootstrap_samples, settings.seed)
     score, interval, worst = checkpoint_score(
         clean_terms, triggered_terms, bootstrap, settings.confidence
@@ -203,8 +183,8 @@ def _conclude(
         "triggers": triggers,
         "histogram": {
             "edges": torch.linspace(0, 1, settings.observation.num_bins + 1).tolist(),
-            "clean": clean.result.histogram.sum(0).tolist(),
-            "triggered": triggered[worst].result.histogram.sum(0).tolist(),
+            "clean": clean.histogram.tolist(),
+            "triggered": triggered[worst].histogram.tolist(),
         },
     }
     return Inspection(verdict, worst, modules, fields)

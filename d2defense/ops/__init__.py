@@ -24,6 +24,8 @@ from d2defense.ops.statistics import (
     target_mean_terms,
     tau,
     tau_terms,
+    true_class_terms,
+    unmatched_foreground_terms,
 )
 
 __all__ = [
@@ -46,4 +48,6 @@ __all__ = [
     "target_mean_terms",
     "tau",
     "tau_terms",
+    "true_class_terms",
+    "unmatched_foreground_terms",
 ]

@@ -66,6 +66,19 @@ def target_mean_terms(values: torch.Tensor) -> Terms:
     return Terms(values, torch.ones_like(values))
 
 
+def true_class_terms(result: InconsistencyResult) -> Terms:
+    """Largest probability of each target's own class; targets of unknown class do not count."""
+    known = ~result.target_true_class.isnan()
+    values = result.target_true_class.double()
+    return Terms(torch.where(known, values, 0.0), known.double())
+
+
+def unmatched_foreground_terms(result: InconsistencyResult) -> Terms:
+    """Number of proposals that the box head takes for objects where none is, of each image."""
+    counts = result.unmatched_foreground.double()
+    return Terms(counts, torch.ones_like(counts))
+
+
 def tau(result: InconsistencyResult) -> float:
     """Mean inconsistency of the significant proposals of all images.
 

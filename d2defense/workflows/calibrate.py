@@ -10,7 +10,13 @@ from tqdm import tqdm
 
 from d2defense.checkpoint import build_detector, find_checkpoints
 from d2defense.data import DatasetSource
-from d2defense.detection import Calibration, ScanSettings, load_clean_images, score_detector
+from d2defense.detection import (
+    Calibration,
+    ScanSettings,
+    class_indices,
+    load_clean_images,
+    score_detector,
+)
 from d2defense.detection.score import SCORE_STATISTIC
 
 from .scan import ScanImages
@@ -46,9 +52,11 @@ def calibrate(
         if source.error:
             raise source.error
         model, cfg = build_detector(source.weights, source.config, device)
-        loaded = load_clean_images(images.records, cfg)
-        matching = len(images.class_names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        scores.append(score_detector(model, loaded, settings, cfg.INPUT.FORMAT, matching))
+        classes = class_indices(
+            images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
+        )
+        loaded = load_clean_images(images.records, cfg, classes)
+        scores.append(score_detector(model, loaded, settings, cfg.INPUT.FORMAT))
     return Calibration(
         name=name or f"{len(sources)} checkpoints",
         dataset=dataset.name,

@@ -7,89 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.detection.bootstrap import (
-    STATISTICS,
-    Bootstrap,
-    image_terms,
-    percentile_interval,
-)
-from d2defense.detection.observe import Observation
-from d2defense.ops import InconsistencyResult, Terms
-
-# Four images with 2, 0, 1 and 3 objects.
-OFFSETS = [0, 2, 2, 3, 6]
+from d2defense.detection.bootstrap import Bootstrap, percentile_interval
+from d2defense.ops import Terms
 
 
-@pytest.fixture
-def observation():
-    generator = torch.Generator().manual_seed(0)
-
-    def uniform(count: int) -> torch.Tensor:
-        return torch.rand(count, generator=generator)
-
-    return Observation(
-        InconsistencyResult(
-            tau_sum=uniform(4).double() * 3,
-            tau_count=torch.tensor([3, 0, 5, 2]),
-            confident_sum=uniform(4).double() - 0.5,
-            confident_count=torch.tensor([0, 1, 2, 4]),
-            score_max=uniform(4),
-            nonfinite=torch.zeros(4, dtype=torch.int64),
-            histogram=torch.zeros(4, 2, dtype=torch.int64),
-            target_objectness=uniform(6),
-            target_foreground=uniform(6),
-            target_true_class=uniform(6),
-            target_matches=torch.tensor([3, 0, 1, 2, 0, 9], dtype=torch.int32),
-            unmatched_foreground=torch.zeros(4, dtype=torch.int64),
-        ),
-        found=torch.tensor([True, False, True, True, False, True]),
-        target_offsets=torch.tensor(OFFSETS),
-    )
-
-
-def by_hand(observation: Observation, images: list[int]) -> dict[str, float]:
-    """Every statistic over a list of images, an image as often as it is listed."""
-    result = observation.result
-    objects = [g for image in images for g in range(OFFSETS[image], OFFSETS[image + 1])]
-    matched = [g for g in objects if result.target_matches[g] > 0]
-
-    def mean(values) -> float:
-        values = [float(value) for value in values]
-        return sum(values) / len(values) if values else math.nan
-
-    def ratio(sums, counts) -> float:
-        count = sum(int(counts[i]) for i in images)
-        return sum(float(sums[i]) for i in images) / count if count else math.nan
-
-    p, q = result.target_objectness, result.target_foreground
-    return {
-        "tau": ratio(result.tau_sum, result.tau_count),
-        "confident_d": ratio(result.confident_sum, result.confident_count),
-        "gap": mean(float(p[g]) - float(q[g]) for g in matched),
-        "objects_found": mean(observation.found[g] for g in objects),
-        "max_objectness": mean(p[g] for g in objects),
-        "max_foreground": mean(q[g] for g in objects),
-    }
-
-
-def test_statistics_over_all_images(observation):
-    expected = by_hand(observation, [0, 1, 2, 3])
-    terms = image_terms(observation)
-    assert set(terms) == set(STATISTICS) == set(expected)
-    for name, value in expected.items():
-        assert terms[name].ratio() == pytest.approx(value, rel=1e-6)
-        assert terms[name].numerator.shape == terms[name].denominator.shape == (4,)
-
-
-def test_statistics_over_resampled_images(observation):
-    bootstrap = Bootstrap.draw(4, samples=50, seed=0)
-    terms = image_terms(observation)
-    for name in STATISTICS:
-        got = bootstrap(terms[name]).tolist()
-        for weights, value in zip(bootstrap.weights.long().tolist(), got, strict=True):
-            drawn = [image for image in range(4) for _ in range(weights[image])]
-            expected = by_hand(observation, drawn)[name]
-            assert value == pytest.approx(expected, rel=1e-6, nan_ok=True)
+def test_statistic_over_resampled_images():
+    """A ratio of sums over a list of images, an image as often as it was drawn."""
+    numerator = [0.5, 0.0, 2.0, 1.25]
+    denominator = [2.0, 0.0, 3.0, 1.0]
+    bootstrap = Bootstrap.draw(4, samples=200, seed=0)
+    terms = Terms(*(torch.tensor(x, dtype=torch.float64) for x in (numerator, denominator)))
+    got = bootstrap(terms).tolist()
+    for weights, value in zip(bootstrap.weights.long().tolist(), got, strict=True):
+        drawn = [image for image in range(4) for _ in range(weights[image])]
+        count = sum(denominator[image] for image in drawn)
+        expected = sum(numerator[image] for image in drawn) / count if count else math.nan
+        assert value == pytest.approx(expected, nan_ok=True)
 
 
 def test_resamples_draw_as_many_images_with_replacement():

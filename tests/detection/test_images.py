@@ -42,6 +42,61 @@ def test_images_that_show_no_object_are_left_out():
     assert len(sample_records(some, 2, seed=0)) == 2
 
 
+def showing(*classes: tuple[int, ...]) -> list[dict]:
+    """Records that show objects of these classes, and a crowd of another."""
+    return [
+        {
+            "file_name": f"{index}.png",
+            "annotations": [
+                {"bbox": [0, 0, 5, 5], "iscrowd": 0, "category_id": name} for name in shown
+            ]
+            + [{"bbox": [0, 0, 5, 5], "iscrowd": 1, "category_id": 99}],
+        }
+        for index, shown in enumerate(classes)
+    ]
+
+
+def images_of(chosen: list[dict], name: int) -> int:
+    return sum(any(a["category_id"] == name for a in record["annotations"]) for record in chosen)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rare_classes_are_drawn_as_often_as_common_ones(seed):
+    data = showing(*[(0,)] * 900, *[(1,)] * 60, *[(2,)] * 7)
+    chosen = sample_records(data, 47, seed)
+    assert [images_of(chosen, name) for name in range(3)] == [20, 20, 7]
+    assert chosen == sample_records(data, 47, seed)
+
+
+def test_every_class_is_drawn_once_where_there_is_room():
+    rng = np.random.default_rng(0)
+    data = showing(*(tuple(rng.integers(0, 80, rng.integers(1, 6))) for _ in range(500)))
+    for seed in range(5):
+        chosen = sample_records(data, 60, seed)
+        assert len(chosen) == 60
+        present = {a["category_id"] for r in data for a in r["annotations"]} - {99}
+        assert all(images_of(chosen, name) for name in present)
+
+
+def test_images_of_one_class_are_drawn_evenly():
+    """With one class the draw is a simple one: each image as likely as any other."""
+    data = showing(*[(3,)] * 10)
+    drawn = [record["file_name"] for seed in range(800) for record in sample_records(data, 3, seed)]
+    counts = np.array([drawn.count(f"{index}.png") for index in range(10)])
+    # Mean 240, standard deviation 13.
+    assert abs(counts - 240).max() < 52
+
+
+def test_classes_become_those_of_the_detector(make_coco_dataset, sign_scenes, make_tiny_cfg):
+    records = make_coco_dataset(sign_scenes(3)).load()
+    plain = load_clean_images(records, make_tiny_cfg())
+    mapped = load_clean_images(records, make_tiny_cfg(), [-1, 6, 5, 4, 3, 2, 99])
+    assert mapped.num_objects == sum(len(image.boxes) for image in mapped)
+    for before, after in zip(plain, mapped, strict=True):
+        expected = [(-1, 6, 5, 4, 3, 2, -1)[name] for name in before.classes]
+        assert after.classes.tolist() == expected
+
+
 def test_pixels_and_boxes_are_what_stock_inference_sees(make_coco_dataset, make_tiny_cfg):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (150, 100, 3), dtype=np.uint8)

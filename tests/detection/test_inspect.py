@@ -48,6 +48,7 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images):
     for trigger in by_name.values():
         for name, statistic in trigger["statistics"].items():
             assert statistic["clean"] == inspection.fields["clean"][name]
+            assert statistic["clean"] is not None
             change = statistic["triggered"] - statistic["clean"]
             assert statistic["change"] == pytest.approx(change)
             low, high = statistic["interval"]

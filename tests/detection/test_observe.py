@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from d2defense.attacks import Trigger
-from d2defense.detection import ObservationSettings, observe, stamped
+from d2defense.detection import (
+    STATISTICS,
+    Observation,
+    ObservationSettings,
+    observe,
+    observe_batches,
+    stamped,
+)
 
 WHITE = Trigger("white")
 SETTINGS = ObservationSettings(
@@ -26,8 +33,8 @@ def iou(a, b) -> float:
     return width * height / (area - width * height)
 
 
-def by_hand(model, image, pixels, settings, match_classes: bool) -> dict:
-    """The definitions of one image's statistics, written as loops over stock modules' outputs."""
+def by_hand(model, image, pixels, settings) -> dict:
+    """(sum, count) of one image's statistics, as loops over stock modules' outputs."""
     with torch.no_grad():
         batch = model.preprocess_image([{"image": pixels}])
         features = model.backbone(batch.tensor)
@@ -40,21 +47,24 @@ def by_hand(model, image, pixels, settings, match_classes: bool) -> dict:
         (found,) = model.inference([{"image": pixels}], do_postprocess=False)
     boxes = proposals.proposal_boxes.tensor.tolist()
     p = [1 / (1 + math.exp(-o)) for o in proposals.objectness_logits.tolist()]
+    probabilities = torch.softmax(logits.double(), 1).tolist()
     q = [1 - math.exp(row[-1]) / math.fsum(map(math.exp, row)) for row in logits.double().tolist()]
     s = [abs(a - b) for a, b in zip(p, q, strict=True)]
     top = s[: settings.topk]
     significant = [value for value in top if value > settings.epsilon]
     confident = [a - b for a, b in zip(p, q, strict=True) if a > settings.objectness_floor]
     histogram = np.histogram(top, bins=settings.num_bins, range=(0, 1))[0].tolist()
-    max_p, max_q, matches, was_found = [], [], [], []
+    max_p, max_q, gap, true_class, was_found = [], [], [], [], []
     for target, kind in zip(image.boxes.tolist(), image.classes.tolist(), strict=True):
         matched = [i for i, box in enumerate(boxes) if iou(box, target) >= settings.iou_threshold]
         max_p.append(max((p[i] for i in matched), default=0))
         max_q.append(max((q[i] for i in matched), default=0))
-        matches.append(len(matched))
+        gap += [max_p[-1] - max_q[-1]] if matched else []
+        if kind >= 0:
+            true_class.append(max((probabilities[i][kind] for i in matched), default=0))
         was_found.append(
             any(
-                iou(box, target) >= 0.5 and score >= 0.5 and (c == kind or not match_classes)
+                iou(box, target) >= 0.5 and score >= 0.5 and (c == kind or kind < 0)
                 for box, score, c in zip(
                     found.pred_boxes.tensor.tolist(),
                     found.scores.tolist(),
@@ -63,64 +73,77 @@ def by_hand(model, image, pixels, settings, match_classes: bool) -> dict:
                 )
             )
         )
-    return {
-        "tau": (sum(significant), len(significant)),
-        "confident": (sum(confident), len(confident)),
-        "histogram": histogram,
-        "objects": (max_p, max_q, matches, was_found),
+    alone = [
+        q[i] > 0.5 and all(iou(box, target) < 0.1 for target in image.boxes.tolist())
+        for i, box in enumerate(boxes)
+    ]
+    terms = {
+        "tau": significant,
+        "confident_d": confident,
+        "gap": gap,
+        "objects_found": was_found,
+        "max_objectness": max_p,
+        "max_foreground": max_q,
+        "true_class": true_class,
     }
+    sums = {name: (sum(values), len(values)) for name, values in terms.items()}
+    return sums | {"unmatched_foreground": (sum(alone), 1), "histogram": histogram}
 
 
 @pytest.mark.parametrize("trigger", [None, WHITE], ids=["clean", "white"])
-@pytest.mark.parametrize("match_classes", [True, False])
+@pytest.mark.parametrize("known", [True, False], ids=["classes known", "classes unknown"])
 def test_observation_is_what_a_loop_over_images_gives(
-    lively_detector, clean_images, trigger, match_classes
+    lively_detector, clean_images, trigger, known
 ):
-    images = clean_images(3)
-    seen = observe(lively_detector, images, trigger, SETTINGS, "BGR", match_classes)
+    images = clean_images(3)[:]
+    if not known:
+        unknown = [torch.full_like(image.classes, -1) for image in images]
+        images = [
+            dataclasses.replace(i, classes=classes)
+            for i, classes in zip(images, unknown, strict=True)
+        ]
+    seen = observe(lively_detector, images, trigger, SETTINGS, "BGR")
     expected = []
     for image in images:
         pixels = image.image.clone()
         if trigger:
             trigger.stamp_(pixels, image.boxes, "BGR", image.seed)
-        expected.append(by_hand(lively_detector, image, pixels, SETTINGS, match_classes))
-    result = seen.result
-    near = {"rtol": 1e-4, "atol": 1e-4}
-    for name in ("tau", "confident"):
+        expected.append(by_hand(lively_detector, image, pixels, SETTINGS))
+    assert set(seen.terms) == set(STATISTICS) == set(expected[0]) - {"histogram"}
+    for name, terms in seen.terms.items():
         sums, counts = zip(*(image[name] for image in expected), strict=True)
-        assert sum(counts) > 0
-        np.testing.assert_allclose(getattr(result, f"{name}_sum"), sums, **near)
-        assert getattr(result, f"{name}_count").tolist() == list(counts)
-    assert result.histogram.tolist() == [image["histogram"] for image in expected]
-    max_p, max_q, matches, found = (
-        [value for image in expected for value in image["objects"][part]] for part in range(4)
-    )
-    assert sum(matches) > 0
-    np.testing.assert_allclose(result.target_objectness, max_p, **near)
-    np.testing.assert_allclose(result.target_foreground, max_q, **near)
-    assert result.target_matches.tolist() == matches
-    assert seen.found.tolist() == found
-    counts = [len(image.boxes) for image in images]
-    assert seen.target_offsets.tolist() == [0, *np.cumsum(counts).tolist()]
+        np.testing.assert_allclose(terms.numerator, sums, rtol=1e-4, atol=1e-4)
+        assert terms.denominator.tolist() == list(counts)
+        if name not in ("true_class", "objects_found"):
+            assert terms.numerator.any()
+    assert seen.terms["true_class"].numerator.any() == known
+    histogram = np.sum([image["histogram"] for image in expected], axis=0)
+    assert seen.histogram.tolist() == histogram.tolist()
 
 
-def test_the_batch_size_makes_no_difference(lively_detector, clean_images):
+def test_the_batch_size_and_other_triggers_make_no_difference(lively_detector, clean_images):
     images = clean_images(5)
-    one, all_ = (
-        observe(
-            lively_detector,
-            images,
-            WHITE,
-            dataclasses.replace(SETTINGS, batch_size=size),
-            "BGR",
-            True,
-        )
-        for size in (1, 16)
+    one = observe(
+        lively_detector, images, WHITE, dataclasses.replace(SETTINGS, batch_size=1), "BGR"
     )
-    assert torch.equal(one.target_offsets, all_.target_offsets)
-    assert torch.equal(one.found, all_.found)
-    for ours, theirs in zip(one.result, all_.result, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    batches = observe_batches(lively_detector, images, [None, WHITE], SETTINGS, "BGR")
+    joined = Observation.join([white for _, white in batches])
+    for name in STATISTICS:
+        for ours, theirs in zip(one.terms[name], joined.terms[name], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(one.histogram, joined.histogram)
+
+
+def test_what_is_kept_does_not_grow_with_the_proposals(lively_detector, clean_images):
+    """A scan keeps two numbers an image and statistic, however many boxes there are."""
+    images = clean_images(4)
+    for count in (5, 500):
+        lively_detector.proposal_generator.post_nms_topk[False] = count
+        seen = observe(lively_detector, images, None, SETTINGS, "BGR")
+        kept = [tensor for terms in seen.terms.values() for tensor in terms]
+        assert all(tensor.shape == (4,) for tensor in kept)
+        assert all(tensor.untyped_storage().nbytes() == 4 * 8 for tensor in kept)
+        assert seen.histogram.shape == (SETTINGS.num_bins,)
 
 
 def test_stamping_leaves_the_clean_image_clean(clean_images):
@@ -138,13 +161,13 @@ def test_stamping_leaves_the_clean_image_clean(clean_images):
 
 def test_classes_that_the_model_does_not_know_are_unknown(lively_detector, clean_images):
     images = [dataclasses.replace(image, classes=image.classes + 50) for image in clean_images(1)]
-    seen = observe(lively_detector, images, None, SETTINGS, "BGR", False)
-    assert seen.result.target_true_class.isnan().all()
+    seen = observe(lively_detector, images, None, SETTINGS, "BGR")
+    assert math.isnan(seen.terms["true_class"].ratio())
 
 
 def test_a_detector_that_proposes_nothing_can_be_observed(lively_detector, clean_images):
     with torch.no_grad():
         lively_detector.proposal_generator.rpn_head.objectness_logits.bias.fill_(math.nan)
-    seen = observe(lively_detector, clean_images(2), None, SETTINGS, "BGR", True)
-    assert not seen.result.target_foreground.any()
-    assert not seen.found.any()
+    seen = observe(lively_detector, clean_images(2), None, SETTINGS, "BGR")
+    assert seen.terms["max_foreground"].ratio() == 0
+    assert seen.terms["objects_found"].ratio() == 0

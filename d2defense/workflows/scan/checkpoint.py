@@ -20,6 +20,7 @@ from d2defense.detection import (
     CleanImage,
     Inspection,
     ScanSettings,
+    class_indices,
     inspect_detector,
     load_clean_images,
 )
@@ -117,14 +118,16 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
     start = time.perf_counter()
     settings, dataset = task.settings, task.images
     model, cfg = build_detector(task.weights, task.config, task.device)
-    images = load_clean_images(dataset.records, cfg)
+    classes = class_indices(
+        dataset.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
+    )
+    images = load_clean_images(dataset.records, cfg, classes)
     inspection = inspect_detector(
         model,
         images,
         settings,
         task.calibration,
         cfg.INPUT.FORMAT,
-        match_classes=len(dataset.class_names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         progress=progress,
     )
     scanned = time.perf_counter() - start
@@ -136,7 +139,7 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
         "dataset": {
             "name": dataset.name,
             "num_images": len(images),
-            "num_objects": sum(len(image.boxes) for image in images),
+            "num_objects": images.num_objects,
             "fingerprint": dataset.fingerprint,
         },
         "settings": settings.as_dict(),

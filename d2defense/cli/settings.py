@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a scan's settings, which `scan` and `calibrate` share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from .arguments import defense_config
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Options and the keys under DEFENSE that they set.
+_KEYS = {
+    "max_images": "MAX_IMAGES",
+    "seed": "SEED",
+    "trigger_bank": "TRIGGER_BANK",
+    "triggers": "TRIGGERS",
+    "class_map": "CLASS_MAP",
+    "calibration": "CALIBRATION",
+}
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """Images, triggers and classes."""
+    group = parser.add_argument_group("what is tried")
+    group.add_argument(
+        "--max-images", type=int, metavar="N", help="draw at most N images; 0 for all (100)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="of the draw of images (0)")
+    group.add_argument(
+        "--trigger-bank",
+        metavar="FILE|NAME",
+        help="patches to stamp: a YAML file, or one that comes along, plain or wide (plain)",
+    )
+    group.add_argument(
+        "--triggers", nargs="+", metavar="NAME", help="only these patches of the bank (all)"
+    )
+    group.add_argument(
+        "--class-map",
+        metavar="FILE",
+        help="which class of the detectors each class of the dataset is",
+    )
+
+
+def settings_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> CfgNode:
+    """d2defense's settings with ``--opts``, then with the options that have names of their own."""
+    cfg = defense_config(args, parser)
+    for option, key in _KEYS.items():
+        value = getattr(args, option, None)
+        if value is not None:
+            cfg.DEFENSE[key] = tuple(value) if isinstance(value, list) else value
+    return cfg
