@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from d2defense.isolation import Limits, parse_size
+from d2defense.isolation.limits import format_size, own_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("512M", 512 << 20),
+        ("8G", 8 << 30),
+        ("8GiB", 8 << 30),
+        ("1.5 gb", 3 << 29),
+        ("1t", 1 << 40),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "8X", "-1G", "1e9", "8 G B", "\u0664G", "8G\n8G"])
+def test_other_words_are_refused(text):
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(12, "12 bytes"), (3 << 29, "1.5 GiB"), (256 << 20, "256 MiB")]
+)
+def test_sizes_in_words(size, text):
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0.0}, {"memory_bytes": -1}])
+def test_limits_are_positive(limits):
+    with pytest.raises(ValueError, match="is not positive"):
+        Limits(**limits)
+
+
+def test_memory_of_a_process_is_its_own():
+    before = own_memory(os.getpid())
+    held = bytearray(os.urandom(1)) * (64 << 20)
+    assert own_memory(os.getpid()) - before >= 60 << 20
+    assert len(held)
+    assert own_memory(2**22 + 1) == 0
