@@ -19,13 +19,13 @@ from d2defense.detection import (
     ScanSettings,
     load_clean_images,
 )
-from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json
 from d2defense.report.figures import draw_examples, draw_heatmaps, draw_histograms
 from d2defense.report.html import write_demo_report
 
 from .examples import example_pairs, make_example
 from .renew import renew
+from .repair import measure_detector
 from .scan import ScanImages, scan
 from .specimens import specimens_root
 
@@ -103,8 +103,12 @@ def run_demo(
             "output": str(renewal.output_dir),
             "modules": list(renewal.modules),
             "seconds": renewal.seconds,
-            "before": _measure(*models["before"], scanned, "before"),
-            "after": _measure(*models["after"], scanned_again, "after"),
+            "before": measure_detector(
+                *models["before"], VALIDATION.name, ATTACK_TRIGGER, scanned, "before"
+            ),
+            "after": measure_detector(
+                *models["after"], VALIDATION.name, ATTACK_TRIGGER, scanned_again, "after"
+            ),
         },
     }
     figures = _figures(models, results, settings)
@@ -125,21 +129,6 @@ def _source(sources: list[CheckpointSource], name: str) -> CheckpointSource:
     if source.error:
         raise source.error
     return source
-
-
-def _measure(model: nn.Module, cfg: CfgNode, scanned: dict[str, Any], label: str) -> dict[str, Any]:
-    evaluation = evaluate_detector(model, cfg, VALIDATION.name, ATTACK_TRIGGER, progress=label)
-    return {
-        "AP50_clean": evaluation["clean"]["AP50"],
-        "AP50_triggered": evaluation["triggered"]["AP50"],
-        "asr": evaluation["asr"],
-        "objects_found_clean": evaluation["clean"].pop("objects_found"),
-        "objects_found_triggered": evaluation["triggered"].pop("objects_found"),
-        "clean": evaluation["clean"],
-        "triggered": evaluation["triggered"],
-        "verdict": scanned["verdict"],
-        "score": scanned["score"],
-    }
 
 
 def _figures(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from d2defense.config import merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.engine import resolve_device
 from d2defense.files import write_bytes
-from d2defense.removal import RenewalTrainer, renewal_config
+from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
 
 from .classes import check_classes
 
@@ -69,8 +70,38 @@ def renew(
         ValueError: an unknown method, module group or override, or an output folder that is the
             checkpoint's own.
     """
+    cfg = run_config(source, dataset, output_dir, modules, method, seed, overrides, device)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with log_to_file(output_dir / "log.txt"):
+        seed_all_rng(seed)
+        trainer = RenewalTrainer(cfg)
+        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=method, unit="step", disable=None) as bar:
+            trainer.register_hooks([ProgressHook(bar)])
+            trainer.resume_or_load(resume=False)
+            trainer.train()
+    (output_dir / "last_checkpoint").unlink(missing_ok=True)
+    save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
+    write_bytes(output_dir / CONFIG_NAME, source.config.read_bytes())
+    return Renewal(output_dir, trainer.modules, time.perf_counter() - start)
+
+
+def run_config(
+    source: CheckpointSource,
+    dataset: DatasetSource,
+    output_dir: Path,
+    modules: Sequence[str] | None = None,
+    method: str = "renewal",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> CfgNode:
+    """The configuration of a fine-tuning run; arguments and errors as of :func:`renew`."""
     if output_dir.resolve() == source.weights.parent.resolve():
         raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
+    if method not in REMOVAL_REGISTRY:
+        known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
+        raise ValueError(f"no removal method {method!r}; there are {known}")
     cfg = load_config(source.config)
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
     merge_overrides(cfg, overrides)
@@ -86,19 +117,7 @@ def renew(
     )
     cfg.SEED = cfg.REMOVAL.SEED = seed
     cfg.freeze()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with log_to_file(output_dir / "log.txt"):
-        seed_all_rng(seed)
-        trainer = RenewalTrainer(cfg)
-        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=method, unit="step", disable=None) as bar:
-            trainer.register_hooks([ProgressHook(bar)])
-            trainer.resume_or_load(resume=False)
-            trainer.train()
-    (output_dir / "last_checkpoint").unlink(missing_ok=True)
-    save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
-    write_bytes(output_dir / CONFIG_NAME, source.config.read_bytes())
-    return Renewal(output_dir, trainer.modules, time.perf_counter() - start)
+    return cfg
 
 
 @contextmanager

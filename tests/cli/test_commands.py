@@ -25,20 +25,63 @@ SHORT = ["--opts", "REMOVAL.SOLVER.MAX_ITER", "2", "REMOVAL.SOLVER.IMS_PER_BATCH
 def test_renew(d2defense, untrained_checkpoint, own_data, tmp_path):
     output = tmp_path / "renewed"
     outcome = d2defense(
-        "renew", untrained_checkpoint, *own_data, "--output", output, "--modules", "rpn", *SHORT
-    )
+        "renew", untrained_checkpoint, *own_data, "--output", output, "--modules", "rpn",
+        "--no-report", *SHORT,
+    )  # fmt: skip
     assert outcome.code == 0
     assert str(output) in outcome.out
+    assert not (output / "report.html").exists()
     assert (output / "model_final.pth").is_file()
     assert (output / "config.yaml").read_bytes() == (
         untrained_checkpoint / "config.yaml"
     ).read_bytes()
 
 
+def test_renew_scans_first_and_reports_before_and_after(
+    d2defense, untrained_checkpoint, make_coco_dataset, sign_scenes, own_data, tmp_path
+):
+    test = make_coco_dataset(sign_scenes(11)[8:])
+    tested = ["--test-dataset-json", test.json_file, "--test-image-root", test.image_root]
+    output = tmp_path / "renewed"
+    arguments = ("renew", untrained_checkpoint, *own_data, *tested)
+    outcome = d2defense(*arguments, "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)")
+    assert outcome.code == 0, outcome.err
+    assert "by the scan, which names" in outcome.out
+    summary = json.loads((output / "report.json").read_text())
+    assert summary["measured_on"] == test.name
+    assert not summary["measured_on_training_images"]
+    assert summary["before"].keys() == summary["after"].keys() >= {"asr", "verdict", "AP50_clean"}
+    assert "Before" in (output / "report.html").read_text()
+    # The scan of before is evidence that a second repair can go by.
+    result = next((output / "scan_before").glob("*/result.json"))
+    again = d2defense(
+        *arguments, "--scan", result, "--no-report", "--output", tmp_path / "again", *SHORT
+    )
+    assert again.code == 0, again.err
+    # But not of another checkpoint.
+    other = d2defense("renew", output / "model_final.pth", *own_data, "--scan", result, "--output",
+                      tmp_path / "other", *SHORT)  # fmt: skip
+    fails(other, "is the result of other weights")
+
+
+def test_renew_refuses_to_test_on_what_it_trains_on(
+    d2defense, untrained_checkpoint, make_coco_dataset, sign_scenes, own_data, tmp_path
+):
+    test = make_coco_dataset(sign_scenes(10)[7:])
+    outcome = d2defense(
+        "renew", untrained_checkpoint, *own_data, "--test-dataset-json", test.json_file,
+        "--test-image-root", test.image_root, "--output", tmp_path / "renewed", *SHORT,
+    )  # fmt: skip
+    fails(outcome, "share 1 images", "picture_7.png")
+    assert not (tmp_path / "renewed" / "model_final.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         (["--modules", "neck"], "no module group neck"),
+        (["--scan", "no_such_result.json"], "no_such_result.json"),
+        (["--test-dataset-json", "some.json"], "go together"),
         (["--opts", "REMOVAL.NO_SUCH", "1"], "NO_SUCH"),
         (["--opts", "REMOVAL.SOLVER.MAX_ITER"], "--opts"),
         (["--method", "magic"], "magic"),

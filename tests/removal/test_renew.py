@@ -122,7 +122,7 @@ def test_what_cannot_be_done_is_refused(source, defender, tmp_path):
     output = tmp_path / "renewed"
     refused("folder of the checkpoint itself", source, defender, source.path)
     refused("no module group neck", source, defender, output, modules=["neck"])
-    refused("REMOVAL.METHOD is 'magic'", source, defender, output, method="magic")
+    refused("no removal method 'magic'", source, defender, output, method="magic")
     refused("NO_SUCH", source, defender, output, overrides=["NO_SUCH", "1"])
     refused("unknown dataset 'no_such_set'", source, DatasetSource("no_such_set"), output)
     assert digests(source.path) == before

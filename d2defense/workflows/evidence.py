@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules a repair should renew, by what a scan found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from d2defense.checkpoint import CheckpointSource, file_sha256
+from d2defense.report.results import validate_result
+
+
+def load_evidence(path: Path, source: CheckpointSource) -> dict[str, Any]:
+    """The result of an earlier scan of this very checkpoint.
+
+    Args:
+        path: a ``result.json``, or the folder that holds it.
+        source: the checkpoint that will be repaired.
+
+    Raises:
+        ValueError: the file is no result, or of other weights; the message names it.
+    """
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        validate_result(result)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a valid result file: {error}") from None
+    if result["checkpoint"]["sha256"] != file_sha256(source.weights):
+        raise ValueError(f"{path}: is the result of other weights than {source.weights}")
+    return result
+
+
+def describe_modules(result: dict[str, Any]) -> str:
+    """One sentence on what a scan says of the modules to renew."""
+    modules = ", ".join(result["dominant_modules"])
+    if modules:
+        return f"{result['verdict']} by the scan, which names {modules}"
+    return f"{result['verdict']} by the scan, which names no module: those that classify proposals"
