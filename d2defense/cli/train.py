@@ -6,12 +6,21 @@ backdoor (REMOVAL).
     python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn_oda.yaml \\
         OUTPUT_DIR runs/poisoned SEED 1
 
+A training that was killed goes on from its last checkpoint, to the same weights:
+
+    python tools/train_net.py --config-file configs/SynthSigns/faster_rcnn_tiny_fpn_oda.yaml \\
+        --resume OUTPUT_DIR runs/poisoned SEED 1
+
 Your own COCO-format data needs no code; the first pair of options is trained on, the second
-evaluated on, and the number of classes is taken from the annotations:
+evaluated on, and the number of classes is taken from the annotations. With --test-dataset-json
+and --test-image-root, every --dataset-json is trained on:
 
     python tools/train_net.py --config-file configs/Small/faster_rcnn_tiny_fpn_320.yaml \\
         --dataset-json train.json --image-root images/ \\
         --dataset-json val.json --image-root images/ OUTPUT_DIR runs/mine
+
+Exit codes: 0 done; 1 the loss or the weights were not finite; 2 wrong config, data or weights;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,20 +32,39 @@ HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Detectron2's own options."""
+    """Detectron2's own options, and data of one's own."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
         "--dataset-json",
         action="append",
         default=[],
         metavar="FILE",
-        help="COCO annotations to train on; a second time: to evaluate on",
+        help="COCO annotations to train on; a second time: to evaluate on, unless"
+        " --test-dataset-json is given",
     )
     parser.add_argument(
         "--image-root", action="append", default=[], metavar="DIR", help="folder of their images"
     )
+    parser.add_argument(
+        "--test-dataset-json",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="COCO annotations to evaluate on; repeatable",
+    )
+    parser.add_argument(
+        "--test-image-root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of their images",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate only: MODEL.WEIGHTS, or the last checkpoint with --resume",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="RANK")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training as Detectron2 does it, on data that an attack may have poisoned."""
 
+from .checkpointer import TrainingCheckpointer
 from .device import resolve_device
 from .trainer import Trainer
 
-__all__ = ["Trainer", "resolve_device"]
+__all__ = ["Trainer", "TrainingCheckpointer", "resolve_device"]

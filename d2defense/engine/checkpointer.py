@@ -14,6 +14,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from d2defense.checkpoint.errors import CheckpointError
+from d2defense.checkpoint.tensors import nonfinite_tensors
+from d2defense.checkpoint.weights import open_weights
 from d2defense.files import open_whole
 
 
@@ -36,7 +38,9 @@ class TrainingCheckpointer(DetectionCheckpointer):
     * Checkpoints and ``last_checkpoint`` are written whole: a kill at any moment leaves the
       previous ones as they were.
     * Weights that are not finite are not saved, so that ``last_checkpoint`` never names them.
-    * ``.pth`` files are read with PyTorch's unpickler for tensors and plain containers.
+    * ``.pth`` files are read with PyTorch's unpickler for tensors and plain containers, the model
+      zoos' ``.pkl`` without unpickling (:func:`d2defense.checkpoint.weights.open_weights`). As
+      always in Detectron2's training, weights that fit only partly are loaded with a warning.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
@@ -50,11 +54,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         Raises:
             FloatingPointError: a weight or buffer of the model is infinite or NaN.
         """
-        broken = [
-            key
-            for key, value in self.model.state_dict().items()
-            if value.is_floating_point() and not bool(torch.isfinite(value).all())
-        ]
+        broken = nonfinite_tensors(self.model.state_dict())
         if broken:
             raise FloatingPointError(f"{len(broken)} tensors are not finite, first {broken[0]}")
         super().save(name, **kwargs)
@@ -64,9 +64,21 @@ class TrainingCheckpointer(DetectionCheckpointer):
         for path in Path(self.save_dir).glob(".model_*.pth.*"):
             path.unlink(missing_ok=True)
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith((".pkl", ".safetensors")):
+            return super()._load_file(filename)
+        file = open_weights(Path(filename))
+        return {
+            "model": file.load(),
+            "matching_heuristics": file.matching_heuristics,
+            "__author__": "Caffe2" if file.caffe2 else "",
+        }
+
     def _torch_load(self, f: str) -> Any:
         try:
             return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip, storage and allocation errors
-            reason = str(error).split("\n", 1)[0]
-            raise CheckpointError(f, f"not a safe PyTorch checkpoint: {reason}") from None
+        except OSError as error:
+            raise CheckpointError(f, error.strerror or str(error)) from None
+        except Exception:  # pickle, zip, storage and allocation errors
+            reason = "not a PyTorch checkpoint of tensors and plain containers; it was not executed"
+            raise CheckpointError(f, reason) from None

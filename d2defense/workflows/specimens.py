@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.engine import Trainer, resolve_device
-from d2defense.environment import library_versions
+from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
 
 from .calibrate import calibrate
 from .renew import ProgressHook, log_to_file
 
-PROVENANCE_NAME = "provenance.json"
 FALSE_ALARM_RATE = 0.01
 
 
@@ -115,12 +113,10 @@ def make_specimen(
         "command": command,
         "config": specimen.config,
         "overrides": overrides,
-        "seed": specimen.seed,
-        "attack": cfg.ATTACK.NAME or None,
+        **training_provenance(cfg),
         "sha256": file_sha256(weights),
         "evaluated_on": evaluated_on,
         **evaluation,
-        "versions": library_versions(),
     }
     write_json(folder / PROVENANCE_NAME, provenance)
     return provenance
@@ -143,11 +139,6 @@ def calibrate_default(models_dir: Path) -> Calibration:
         FALSE_ALARM_RATE,
         "clean synth_signs detectors",
     )
-
-
-def load_provenance(folder: Path) -> dict[str, Any]:
-    """The provenance of a specimen's folder."""
-    return json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))
 
 
 def _train(cfg: CfgNode, label: str) -> dict[str, torch.Tensor]:

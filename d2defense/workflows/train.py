@@ -4,51 +4,69 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import secrets
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from d2defense.attacks import ATTACK_REGISTRY
+from d2defense.checkpoint import load_weights
 from d2defense.config import get_d2defense_cfg, merge_config_file
-from d2defense.data import DatasetSource, ensure_dataset
-from d2defense.engine import Trainer, resolve_device
+from d2defense.data import ensure_dataset
+from d2defense.engine import Trainer, TrainingCheckpointer, provenance, resolve_device
 from d2defense.modeling import instrument_config
 from d2defense.removal import RenewalTrainer
+
+from .own_data import OwnData
+
+DIVERGED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def launch_training(args: argparse.Namespace) -> int:
     """Train or evaluate in as many processes as asked for.
 
     Args:
-        args: as Detectron2's ``default_argument_parser`` gives them.
+        args: the options of ``d2defense train``.
 
     Returns:
-        Exit code: 0, or 2 after one line on what is wrong with the config.
+        Exit code: 0; 1 after a loss or weights that were not finite; 2 after one line on what is
+        wrong with the config, the data or the weights; 130 after an interrupt.
     """
     try:
-        setup_config(args)
+        cfg = setup_config(args)
+        _check_machine(cfg, args)
     except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         # No logger has a handler before default_setup.
-        print(f"error: {args.config_file}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        _complain(f"{args.config_file}: {error}")
+        return WRONG_INPUT
+    if cfg.SEED < 0 and args.num_machines == 1 and not args.eval_only:
+        args.opts = [*args.opts, "SEED", str(_drawn_seed(cfg, args.resume))]
     num_gpus = args.num_gpus if torch.cuda.is_available() else 0
-    launch(
-        _main,
-        max(1, num_gpus),
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        launch(
+            _main,
+            max(1, num_gpus),
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except torch.multiprocessing.ProcessExitedException as ended:
+        return ended.exit_code
     return 0
 
 
@@ -58,37 +76,29 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         OSError, KeyError, ValueError, AssertionError, yaml.YAMLError: what Detectron2 raises for a
             file, key or value that is wrong; ``ValueError`` also for an unknown attack or dataset,
-            and for a detector that cannot be probed.
+            for weights that are not there and for a detector that cannot be probed.
     """
     cfg = get_d2defense_cfg()
     merge_config_file(cfg, args.config_file)
-    _use_own_data(cfg, args.dataset_json, args.image_root)
+    own_data = OwnData.from_options(
+        args.dataset_json, args.image_root, args.test_dataset_json, args.test_image_root
+    )
+    own_data.apply(cfg)
     cfg.merge_from_list(args.opts)
+    own_data.check(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
         known = ", ".join(name for name, _ in ATTACK_REGISTRY)
         raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
-    if cfg.REMOVAL.METHOD and not Path(cfg.MODEL.WEIGHTS).is_file():
-        raise ValueError(f"MODEL.WEIGHTS: no weights file {cfg.MODEL.WEIGHTS!r} to start from")
+    for key, needed in (("TRAIN", not args.eval_only), ("TEST", args.eval_only)):
+        if needed and not cfg.DATASETS[key]:
+            raise ValueError(f"DATASETS.{key} is empty, and no --dataset-json takes its place")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         ensure_dataset(name)
+    _check_weights(cfg, args)
     cfg = instrument_config(cfg)
     cfg.freeze()
     return cfg
-
-
-def _use_own_data(cfg: CfgNode, json_files: list[str], image_roots: list[str]) -> None:
-    """Train on the first COCO-format dataset of the command line and evaluate on the second."""
-    if len(json_files) != len(image_roots) or len(json_files) > 2:
-        raise ValueError(
-            "give --dataset-json and --image-root in pairs: one to train on, one to evaluate on"
-        )
-    for key, json_file, image_root in zip(("TRAIN", "TEST"), json_files, image_roots, strict=False):
-        source = DatasetSource(json_file, json_file, image_root)
-        source.load()
-        cfg.DATASETS[key] = (source.name,)
-        classes = MetadataCatalog.get(source.name).thing_classes
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
 
 
 def trainer_class(cfg: CfgNode) -> type[Trainer]:
@@ -96,20 +106,129 @@ def trainer_class(cfg: CfgNode) -> type[Trainer]:
     return RenewalTrainer if cfg.REMOVAL.METHOD else Trainer
 
 
+def _last_checkpoint(cfg: CfgNode) -> str:
+    """Path of the last checkpoint in ``OUTPUT_DIR``; empty if there is none."""
+    return TrainingCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).get_checkpoint_file()
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume and _last_checkpoint(cfg):
+        return
+    if not weights and args.eval_only:
+        raise ValueError("nothing to evaluate: set MODEL.WEIGHTS, or give --resume")
+    if cfg.REMOVAL.METHOD and not weights:
+        raise ValueError("MODEL.WEIGHTS: no weights file '' to start from")
+    # Of a URL, "detectron2://..." among them, only the download can tell.
+    if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
+        raise ValueError(f"MODEL.WEIGHTS: no weights file {weights!r} to start from")
+
+
+def _check_machine(cfg: CfgNode, args: argparse.Namespace) -> None:
+    gpus = torch.cuda.device_count()
+    if gpus and args.num_gpus > gpus:
+        raise ValueError(f"--num-gpus is {args.num_gpus}, but this machine has {gpus}")
+    if cfg.SOLVER.AMP.ENABLED and not gpus and not args.eval_only:
+        raise ValueError("SOLVER.AMP.ENABLED needs a GPU, and PyTorch sees none")
+    output = Path(cfg.OUTPUT_DIR)
+    output.mkdir(parents=True, exist_ok=True)
+    # Made and removed at once: permission bits do not tell what a mount or root may do.
+    probe = output / ".writable"
+    probe.touch()
+    probe.unlink()
+
+
+def _drawn_seed(cfg: CfgNode, resume: bool) -> int:
+    """A seed for a config that asks for a random one; a resumed training keeps the one it drew."""
+    before = provenance.read_provenance(Path(cfg.OUTPUT_DIR)).get("seed") if resume else None
+    return before if isinstance(before, int) and before >= 0 else secrets.randbelow(2**31)
+
+
+@contextmanager
+def _quiet_divergence() -> Iterator[None]:
+    """Keep Detectron2 from logging the traceback of what ends in one line."""
+
+    def is_no_divergence(record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or not issubclass(kind, FloatingPointError)
+
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.addFilter(is_no_divergence)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_divergence)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
 def _main(args: argparse.Namespace) -> None:
+    """What each process runs.
+
+    Raises:
+        SystemExit: with the exit code, after one line from the first process.
+    """
     cfg = setup_config(args)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2defense")
-    trainer_type = trainer_class(cfg)
-    if args.eval_only:
-        model = trainer_type.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        results = trainer_type.test(cfg, model)
+    try:
+        if args.eval_only:
+            _evaluate(cfg, args)
+        else:
+            _train(cfg, args)
+    except _Ended as ended:
         if comm.is_main_process():
-            verify_results(cfg, results)
-        return
-    trainer = trainer_type(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+            sys.stdout.flush()
+            print(ended, file=sys.stderr)
+        raise SystemExit(ended.code) from None
+
+
+class _Ended(Exception):
+    """A run that ended early, with the line to print."""
+
+    def __init__(self, code: int, line: str) -> None:
+        self.code = code
+        super().__init__(" ".join(line.split()))
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
+    try:
+        trainer_type = trainer_class(cfg)
+        model = trainer_type.build_model(cfg)
+        path = args.resume and _last_checkpoint(cfg)
+        # Not Detectron2's loader: it evaluates whatever part of the weights fits.
+        load_weights(model, Path(path or PathManager.get_local_path(cfg.MODEL.WEIGHTS)))
+    except (OSError, ValueError, AssertionError) as error:
+        raise _Ended(WRONG_INPUT, f"error: {error}") from None
+    results = trainer_type.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
+    try:
+        trainer = trainer_class(cfg)(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        first, unfinished = trainer.start_iter, trainer.start_iter < trainer.max_iter
+        if comm.is_main_process() and unfinished:
+            provenance.write_start(cfg, first)
+    except (OSError, ValueError, AssertionError) as error:
+        raise _Ended(WRONG_INPUT, f"error: {error}") from None
+    start = time.perf_counter()
+    try:
+        with _quiet_divergence():
+            trainer.train()
+    except FloatingPointError as error:
+        raise _Ended(
+            DIVERGED,
+            f"error: training stopped at iteration {trainer.iter}: {error}; last good checkpoint: "
+            f"{_last_checkpoint(cfg) or 'none'}",
+        ) from None
+    except KeyboardInterrupt:
+        last = _last_checkpoint(cfg)
+        rest = f"--resume goes on from {last}" if last else "there is no checkpoint yet"
+        raise _Ended(INTERRUPTED, f"interrupted at iteration {trainer.iter}; {rest}") from None
+    if comm.is_main_process() and unfinished:
+        provenance.write_end(Path(cfg.OUTPUT_DIR), trainer.max_iter, time.perf_counter() - start)

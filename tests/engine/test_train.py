@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ from d2defense.attacks import PoisoningDatasetMapper
 from d2defense.checkpoint import build_detector, find_checkpoints, load_state_dict
 from d2defense.cli.main import main
 from d2defense.config import config_root
+from d2defense.data import load_dataset
+from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.engine import Trainer, resolve_device
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -49,6 +52,24 @@ def test_poisoned_training_from_the_command_line(tmp_path):
     assert "NAME: oda" in found.config.read_text()
     steps = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert steps[-1]["iteration"] == 1
+    assert list(output.glob("events.out.tfevents.*"))
+    provenance = json.loads((output / "provenance.json").read_text())
+    assert provenance["config_sha256"] == sha256(found.config)
+    assert provenance["result"]["sha256"] == sha256(found.weights)
+    assert provenance["result"]["iterations"] == 2
+    assert provenance["seed"] == 0
+    assert provenance["attack"]["name"] == "oda"
+    assert provenance["attack"]["settings"]["POISONING_RATE"] == 0.05
+    assert provenance["attack"]["poisoned_images"] == 10
+    assert provenance["datasets"]["synth_signs_defender"] == {
+        "images": 200,
+        "fingerprint": dataset_fingerprint(load_dataset("synth_signs_defender")),
+    }
+    assert provenance["versions"]["torch"] == torch.__version__
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def train(*arguments: str) -> int:
@@ -65,14 +86,29 @@ def train(*arguments: str) -> int:
         (["DATASETS.TRAIN", "('no_such_set',)"], "unknown dataset 'no_such_set'"),
         (["SOLVER.NO_SUCH", "1"], "NO_SUCH"),
         (["SOLVER.MAX_ITER"], "list of pairs"),
+        (["OUTPUT_DIR", f"{__file__}/out"], "Not a directory"),
+        (["MODEL.WEIGHTS", "no/such.pth"], "no weights file 'no/such.pth'"),
+        (["MODEL.WEIGHTS", __file__], "test_train.py"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["SOLVER.AMP.ENABLED", "True"], "needs a GPU"),
+        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER is 'LION'"),
+        (["--eval-only"], "DATASETS.TEST is empty"),
+        (["--eval-only", "DATASETS.TEST", "('synth_signs_val',)"], "nothing to evaluate"),
     ],
 )
 @pytest.mark.usefixtures("signs_cache")
-def test_wrong_configs_end_in_one_line(capfd, overrides, reason):
-    assert train(str(SIGNS / "faster_rcnn_tiny_fpn.yaml"), *SHORT, *overrides) == 2
+def test_wrong_configs_end_in_one_line(capfd, tmp_path, monkeypatch, overrides, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    options = [word for word in overrides if word.startswith("--")]
+    pairs = ["OUTPUT_DIR", str(tmp_path), *(word for word in overrides if word not in options)]
+    config = str(SIGNS / "faster_rcnn_tiny_fpn.yaml")
+    assert train(config, "--num-gpus", "1", *options, *SHORT, *pairs) == 2
     captured = capfd.readouterr()
     assert reason in captured.err
-    assert "Traceback" not in captured.err
+    # PyTorch may remark on the machine's CUDA before.
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in captured.err + captured.out
 
 
 @pytest.mark.parametrize("content", [None, "MODEL: [1", "NO_SUCH_NODE: {A: 1}"])

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO-format data of one's own in the place of a config's datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from d2defense.data import DatasetError, DatasetSource
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The datasets that a command line gives to train and to evaluate on; either may be empty."""
+
+    train: tuple[DatasetSource, ...] = ()
+    test: tuple[DatasetSource, ...] = ()
+
+    @classmethod
+    def from_options(
+        cls,
+        json_files: Sequence[str],
+        image_roots: Sequence[str],
+        test_json_files: Sequence[str] = (),
+        test_image_roots: Sequence[str] = (),
+    ) -> OwnData:
+        """Datasets from pairs of an annotation file and an image folder.
+
+        Without pairs for evaluation, the first pair is trained on and a second one evaluated on.
+
+        Raises:
+            ValueError: an annotation file without folder or the reverse, or no role for a pair.
+        """
+        train = _sources(json_files, image_roots, "")
+        test = _sources(test_json_files, test_image_roots, "test-")
+        if test:
+            return cls(train, test)
+        if len(train) > 2:
+            raise ValueError(
+                "with more than two --dataset-json, say which to evaluate on: --test-dataset-json"
+                " and --test-image-root"
+            )
+        return cls(train[:1], train[1:])
+
+    def apply(self, cfg: CfgNode) -> None:
+        """Register the datasets and put them, and the number of their classes, into ``cfg``.
+
+        A config's own datasets are not evaluated on when it is trained on others.
+
+        Raises:
+            DatasetError: one cannot be used, or they differ in their classes.
+        """
+        sources = [*self.train, *self.test]
+        if not sources:
+            return
+        classes = [_classes(source) for source in sources]
+        for source, names in zip(sources, classes, strict=True):
+            if names != classes[0]:
+                raise DatasetError(
+                    f"{source.name}: its classes are not those of {sources[0].name}: "
+                    f"{', '.join(names)} instead of {', '.join(classes[0])}"
+                )
+        if self.train:
+            cfg.DATASETS.TRAIN = tuple(source.name for source in self.train)
+        cfg.DATASETS.TEST = tuple(source.name for source in self.test)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes[0])
+
+    def check(self, cfg: CfgNode) -> None:
+        """Check that the annotations have what the detector learns; name the keypoints.
+
+        Raises:
+            DatasetError: masks or keypoints are missing from an annotation.
+        """
+        needed = {"segmentation": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+        for source in (*self.train, *self.test):
+            records = source.load()
+            for key, used in needed.items():
+                if used and not all(
+                    item.get(key) for record in records for item in record["annotations"]
+                ):
+                    switch = "MASK_ON" if key == "segmentation" else "KEYPOINT_ON"
+                    raise DatasetError(
+                        f"{source.name}: an annotation has no {key!r}, which MODEL.{switch} needs"
+                    )
+            if cfg.MODEL.KEYPOINT_ON:
+                _name_keypoints(source, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+
+
+def _sources(
+    json_files: Sequence[str], image_roots: Sequence[str], role: str
+) -> tuple[DatasetSource, ...]:
+    if len(json_files) != len(image_roots):
+        raise ValueError(f"give --{role}dataset-json and --{role}image-root in pairs")
+    return tuple(
+        DatasetSource(json_file, json_file, root)
+        for json_file, root in zip(json_files, image_roots, strict=True)
+    )
+
+
+def _classes(source: DatasetSource) -> list[str]:
+    source.load()
+    return MetadataCatalog.get(source.name).thing_classes
+
+
+def _name_keypoints(source: DatasetSource, count: int) -> None:
+    """Tell Detectron2 the keypoints' names and which trade places in a mirrored image."""
+    document: dict[str, Any] = json.loads(Path(source.json_file).read_text(encoding="utf-8"))
+    named = [tuple(item["keypoints"]) for item in document["categories"] if item.get("keypoints")]
+    if not named or any(len(names) != count for names in named):
+        raise DatasetError(
+            f"{source.name}: no category lists {count} 'keypoints' by name, as many as "
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS says"
+        )
+    names = named[0]
+    mirrored = [(name, name.replace("left", "right")) for name in names if "left" in name]
+    MetadataCatalog.get(source.name).set(
+        keypoint_names=names,
+        keypoint_flip_map=tuple(pair for pair in mirrored if pair[1] in names),
+    )

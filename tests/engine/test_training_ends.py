@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a training ends that does not come to its last step."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from d2defense.cli.main import main
+from d2defense.config import config_root
+from d2defense.engine import Trainer
+
+CONFIG = str(config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml")
+
+
+@pytest.fixture
+def train(tmp_path, signs_cache):
+    def run(*words: str) -> int:
+        options = [word for word in words if word.startswith("--")]
+        pairs = [word for word in words if word not in options]
+        return main(
+            [
+                "train", "--config-file", CONFIG, *options,
+                "SOLVER.IMS_PER_BATCH", "1",
+                "SOLVER.MAX_ITER", "4",
+                "SOLVER.CHECKPOINT_PERIOD", "1",
+                "INPUT.MIN_SIZE_TRAIN", "(64,)",
+                "DATASETS.TRAIN", "('synth_signs_defender',)",
+                "DATASETS.TEST", "()",
+                "MODEL.DEVICE", "cpu",
+                "OUTPUT_DIR", str(tmp_path),
+                *pairs,
+            ]
+        )  # fmt: skip
+
+    return run
+
+
+def iteration_of(path) -> int:
+    return torch.load(path, weights_only=True)["iteration"]
+
+
+@pytest.fixture
+def at_iteration(monkeypatch):
+    """Do something to the losses of one iteration."""
+
+    def install(iteration, change):
+        build_model, steps = Trainer.build_model.__func__, []
+
+        def build(cls, cfg):
+            model = build_model(cls, cfg)
+            forward = model.forward
+
+            def spoiled(inputs):
+                losses = forward(inputs)
+                steps.append(None)
+                return change(losses) if len(steps) == iteration + 1 else losses
+
+            model.forward = spoiled
+            return model
+
+        monkeypatch.setattr(Trainer, "build_model", classmethod(build))
+
+    return install
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_loss_that_is_not_finite_ends_training_at_once(train, at_iteration, tmp_path, capfd, value):
+    at_iteration(2, lambda losses: losses | {"loss_cls": losses["loss_cls"] * float(value)})
+    assert train() == 1
+    captured = capfd.readouterr()
+    line = captured.err.splitlines()[-1]
+    last = tmp_path / "model_0000001.pth"
+    assert line.startswith("error: training stopped at iteration 2: ")
+    assert line.endswith(f"last good checkpoint: {last}")
+    assert "Traceback" not in captured.out + captured.err
+    assert iteration_of(last) == 1
+    assert not (tmp_path / "model_0000002.pth").exists()
+    assert json.loads((tmp_path / "provenance.json").read_text())["result"] is None
+
+
+class InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_checkpoint(
+    train, at_iteration, tmp_path, capfd
+):
+    """A finite loss whose gradient is not: the step breaks the weights."""
+    at_iteration(
+        1, lambda losses: losses | {"loss_cls": InfiniteGradient.apply(losses["loss_cls"])}
+    )
+    assert train() == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "iteration 1" in line
+    assert line.endswith(f"last good checkpoint: {tmp_path / 'model_0000000.pth'}")
+    assert not (tmp_path / "model_0000001.pth").exists()
+
+
+def test_divergence_before_the_first_checkpoint(train, at_iteration, capfd):
+    at_iteration(0, lambda losses: {name: loss * float("nan") for name, loss in losses.items()})
+    assert train() == 1
+    assert capfd.readouterr().err.endswith("last good checkpoint: none\n")
+
+
+def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capfd, monkeypatch):
+    def interrupt(losses):
+        os.kill(os.getpid(), signal.SIGINT)
+        return losses
+
+    with monkeypatch.context():
+        at_iteration(2, interrupt)
+        assert train() == 130
+    captured = capfd.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("interrupted at iteration 2; --resume goes on from ")
+    assert line.endswith("model_0000001.pth")
+    assert "Traceback" not in captured.out + captured.err
+    assert train("--resume") == 0
+    assert iteration_of(tmp_path / "model_final.pth") == 3
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["first_iteration"] == 2
+    assert provenance["result"]["iterations"] == 4
+
+
+def test_finished_training_stays_as_it_is(train, tmp_path):
+    assert train() == 0
+    before = (tmp_path / "provenance.json").read_bytes()
+    assert train("--resume") == 0
+    assert (tmp_path / "provenance.json").read_bytes() == before
+
+
+def test_random_seed_is_recorded_and_kept(train, tmp_path):
+    assert train("SEED", "-1", "SOLVER.MAX_ITER", "1") == 0
+    seed = json.loads((tmp_path / "provenance.json").read_text())["seed"]
+    assert seed >= 0
+    assert f"SEED: {seed}\n" in (tmp_path / "config.yaml").read_text()
+    assert train("--resume", "SEED", "-1", "SOLVER.MAX_ITER", "2") == 0
+    assert json.loads((tmp_path / "provenance.json").read_text())["seed"] == seed
