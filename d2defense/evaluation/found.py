@@ -17,6 +17,7 @@ def found_objects(
     detection_boxes: Tensor,
     detection_classes: Tensor,
     detection_scores: Tensor,
+    images: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Whether each true object has a detection of score >= 0.5 and IoU >= 0.5.
 
@@ -24,11 +25,13 @@ def found_objects(
 
     Args:
         target_boxes: Tensor of shape (M, 4), XYXY in pixels.
-        target_classes: int64 Tensor of shape (M,): the detection must be of this class; None to
-            accept any.
+        target_classes: int64 Tensor of shape (M,): the detection must be of this class, where it
+            is not negative; None to accept any.
         detection_boxes: Tensor of shape (D, 4), in the same pixels.
         detection_classes: int64 Tensor of shape (D,).
         detection_scores: Tensor of shape (D,), 0..1.
+        images: where there are several, the image of each object, (M,), and of each detection,
+            (D,).
 
     Returns:
         bool Tensor of shape (M,).
@@ -36,7 +39,10 @@ def found_objects(
     matches = pairwise_iou(Boxes(target_boxes), Boxes(detection_boxes)) >= IOU_THRESHOLD
     matches &= (detection_scores >= SCORE_THRESHOLD)[None, :]
     if target_classes is not None:
-        matches &= target_classes[:, None] == detection_classes[None, :]
+        known = target_classes >= 0
+        matches &= ~known[:, None] | (target_classes[:, None] == detection_classes[None, :])
+    if images is not None:
+        matches &= images[0][:, None] == images[1][None, :]
     return matches.any(dim=1) if matches.shape[1] else torch.zeros(len(target_boxes), dtype=bool)
 
 

@@ -17,7 +17,10 @@ class InstrumentedRCNN(GeneralizedRCNN):
 
     @torch.no_grad()
     def probe(
-        self, batched_inputs: list[dict[str, Any]], with_detections: bool = False
+        self,
+        batched_inputs: list[dict[str, Any]],
+        with_detections: bool = False,
+        score_threshold: float = 0.0,
     ) -> ProbeOutput:
         """What the RPN and the box head say of the same proposals.
 
@@ -29,6 +32,9 @@ class InstrumentedRCNN(GeneralizedRCNN):
             batched_inputs: G dicts with ``image``, a Tensor of shape (C, H, W) in the format of
                 ``INPUT.FORMAT``, values 0..255.
             with_detections: also return the detections.
+            score_threshold: leave detections below this score, 0..1, out from the start, which
+                saves their NMS. Those of at least this score are the stock ones, since NMS
+                goes by falling scores.
 
         Returns:
             A :class:`ProbeOutput` on the model's device.
@@ -41,4 +47,4 @@ class InstrumentedRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.probe(images, features)
-        return self.roi_heads.probe(features, proposals, with_detections)
+        return self.roi_heads.probe(features, proposals, with_detections, score_threshold)

@@ -80,3 +80,16 @@ def test_nothing_detected_or_nothing_there():
 )
 def test_attack_success_rate(clean, triggered, rate):
     assert attack_success_rate(torch.tensor(clean).bool(), torch.tensor(triggered).bool()) == rate
+
+
+def test_an_object_of_unknown_class_accepts_any():
+    one = ((0, 0, 100, 100), 5, 0.9)
+    other = ((200, 200, 300, 300), 5, 0.9)
+    assert found(one, other, classes=torch.tensor([-1, 2])) == [True, False]
+
+
+def test_objects_are_found_on_their_own_image_only():
+    boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 100], [200, 200, 300, 300]])
+    images = (torch.tensor([0, 1, 1]), torch.tensor([1]))
+    detection = (boxes[:1], torch.tensor([1]), torch.tensor([0.9]))
+    assert found_objects(boxes, None, *detection, images).tolist() == [False, True, False]

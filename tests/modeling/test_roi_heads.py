@@ -70,6 +70,24 @@ def test_each_image_of_a_batch_is_probed_as_if_alone(twins):
             torch.testing.assert_close(ours[start:end], theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_detections_from_a_score_on_are_the_stock_ones_of_that_score(twins):
+    stock, model = twins
+    batch = random_images(SIZES)
+    with torch.no_grad():
+        expected = stock.inference(batch, do_postprocess=False)
+    score = torch.cat([found.scores for found in expected]).median().item()
+    got = model.probe(batch, with_detections=True, score_threshold=score).detections
+    assert sum(map(len, got)) < sum(map(len, expected))
+    for theirs, ours in zip(expected, got, strict=True):
+        theirs = theirs[theirs.scores >= score]
+        assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+        assert torch.equal(ours.scores, theirs.scores)
+    # And the model is left as it was.
+    assert sum(map(len, model.probe(batch, with_detections=True).detections)) == sum(
+        map(len, expected)
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_probes_in_half_precision(twins, dtype):
     _, model = twins

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
+import numpy as np
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..probe import ProbeOutput
 
@@ -38,6 +41,7 @@ class ProbedROIHeads:
         features: dict[str, Tensor],
         proposals: list[Instances],
         with_detections: bool = False,
+        score_threshold: float = 0.0,
     ) -> ProbeOutput:
         """Class logits of every proposal, before NMS and without masks or keypoints.
 
@@ -45,11 +49,13 @@ class ProbedROIHeads:
             features: feature maps by name, each of shape (G, C, H, W).
             proposals: G Instances as :meth:`InstrumentedRPN.probe` returns them.
             with_detections: also run the stock post-processing on the same predictions.
+            score_threshold: see :meth:`InstrumentedRCNN.probe`.
 
         Returns:
             The joined :class:`ProbeOutput` of both heads.
         """
-        classifier_logits, detections = self._classify(features, proposals, with_detections)
+        with _detections_from(self.box_predictor, score_threshold):
+            classifier_logits, detections = self._classify(features, proposals, with_detections)
         return ProbeOutput.from_proposals(proposals, classifier_logits, detections)
 
     def _classify(
@@ -74,3 +80,22 @@ class ProbedROIHeads:
     def _classifier_logits(self, predictions: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
         """The class logits among the predictions, those that count last."""
         return (predictions[0],)
+
+
+@contextmanager
+def _detections_from(box_predictor: nn.Module, score: float) -> Iterator[None]:
+    """Raise the score from which stock post-processing keeps detections, for a while."""
+    # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
+    score = float(np.nextafter(np.float32(score), np.float32(0)))
+    before = [
+        (predictor, predictor.test_score_thresh)
+        for predictor in box_predictor.modules()
+        if hasattr(predictor, "test_score_thresh")
+    ]
+    try:
+        for predictor, threshold in before:
+            predictor.test_score_thresh = max(threshold, score)
+        yield
+    finally:
+        for predictor, threshold in before:
+            predictor.test_score_thresh = threshold
