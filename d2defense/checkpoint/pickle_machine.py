@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 from .tensors import TensorError
 
 MAX_OPCODES = 2_000_000
+_MAX_MARKS = 1000
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
@@ -123,8 +124,6 @@ class PickleMachine:
             return self._run(stream)
         except (PickleError, TensorError):
             raise
-        except RecursionError:
-            raise PickleError("its pickle is nested too deep") from None
         except Exception as error:  # an opcode without its operands fails in many ways
             raise PickleError(f"its pickle is broken: {type(error).__name__}: {error}") from None
 
@@ -147,6 +146,8 @@ class PickleMachine:
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[argument])
             elif name == "MARK":
+                if len(marked) >= _MAX_MARKS:
+                    raise PickleError("its pickle is nested too deep")
                 marked.append(stack)
                 stack = []
             elif name == "TUPLE":

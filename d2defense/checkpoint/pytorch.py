@@ -175,7 +175,12 @@ def _read_legacy(stream: BinaryIO) -> object:
     """The format before zip: five pickles, then the storages one after another."""
     storages: dict[str, _Storage] = {}
     plain = PickleMachine({})
-    magic = PickleMachine(_BUILDERS).load(stream)
+    try:
+        magic = PickleMachine(_BUILDERS).load(stream)
+    except UnsafePickleError:
+        raise
+    except PickleError:
+        magic = None
     if magic != _LEGACY_MAGIC:
         raise PickleError("neither a zip archive nor PyTorch's older format")
     if plain.load(stream) != _LEGACY_PROTOCOL or not isinstance(plain.load(stream), dict):

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _load(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(
+        f"hostile_{name}", Path(__file__).with_name(f"{name}.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+CORPUS = _load("corpus")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that take a ``hostile_case`` get each of the corpus in turn."""
+    if "hostile_case" in metafunc.fixturenames:
+        metafunc.parametrize("hostile_case", CORPUS.CASES.values(), ids=CORPUS.CASES.keys())
+
+
+@pytest.fixture
+def corpus() -> ModuleType:
+    """The corpus of hostile checkpoints."""
+    return CORPUS
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A path that exists only after something untrusted was executed."""
+    return tmp_path / "executed"
