@@ -23,9 +23,11 @@ from detectron2.utils.logger import setup_logger
 
 from d2defense.attacks import ATTACK_REGISTRY
 from d2defense.checkpoint import load_weights
+from d2defense.checkpoint.discover import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import ensure_dataset
 from d2defense.engine import Trainer, TrainingCheckpointer, provenance, resolve_device
+from d2defense.files import write_bytes
 from d2defense.modeling import instrument_config
 from d2defense.removal import RenewalTrainer
 
@@ -171,7 +173,12 @@ def _main(args: argparse.Namespace) -> None:
         SystemExit: with the exit code, after one line from the first process.
     """
     cfg = setup_config(args)
+    config = Path(cfg.OUTPUT_DIR) / CONFIG_NAME
+    trained_with = config.read_bytes() if args.eval_only and config.is_file() else None
     default_setup(cfg, args)
+    if trained_with is not None and comm.is_main_process():
+        # Evaluation must not change what the weights in this folder were trained with.
+        write_bytes(config, trained_with)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2defense")
     try:
         if args.eval_only:
