@@ -144,7 +144,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, load_calibration
     from d2defense.report.results import exit_code
     from d2defense.report.table import format_table, summarize
-    from d2defense.workflows.scan import ClusterError, OutputError, scan
+    from d2defense.workflows.scan import UsageError, scan
 
     parser = args.parser
     options = _run_options(args)
@@ -168,7 +168,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
             args.config_file,
             args.model_zoo,
         )
-    except (OutputError, ClusterError) as error:
+    except UsageError as error:
         parser.error(str(error))
     if not args.quiet:
         print(format_table(results))
@@ -200,15 +200,18 @@ def _run_options(args: argparse.Namespace) -> RunOptions:
 
 def _list(args: argparse.Namespace, stream: TextIO) -> int:
     """Show what the paths stand for; 0 if there is a checkpoint to scan, else 3."""
-    from d2defense.report.table import format_sources
-    from d2defense.workflows.scan import find_sources
+    from d2defense.checkpoint import format_sources
+    from d2defense.workflows.scan import UsageError, find_sources
 
-    sources = find_sources(args.checkpoints, args.config_file, args.model_zoo)
+    try:
+        sources = find_sources(args.checkpoints, args.config_file, args.model_zoo)
+    except UsageError as error:
+        args.parser.error(str(error))
     listed = [_listed(source) for source in sources]
     if args.json:
         print_json({"checkpoints": listed}, args.json, stream)
     if args.json != STDOUT and not args.quiet:
-        print(format_sources(listed))
+        print(format_sources(sources))
     return 0 if any(source.error is None for source in sources) else 3
 
 
@@ -218,6 +221,6 @@ def _listed(source: CheckpointSource) -> dict[str, Any]:
         "path": str(source.path),
         "weights": source.weights and str(source.weights),
         "config": source.config and str(source.config),
-        "format": source.weights and source.weights.suffix.lstrip("."),
+        "format": source.format,
         "error": source.error and str(source.error),
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from d2defense.report.results import (
 #: Names of the summaries of a scan.
 SUMMARY_FILES = ("summary.csv", "summary.json")
 _NAME_WIDTH = 40
-_PATH_WIDTH = 70
-_SOURCE_COLUMNS = ("name", "weights", "config", "format")
 #: Columns of ``summary.csv`` and keys of each entry in ``summary.json``.
 SUMMARY_FIELDS = (
     "name",
@@ -107,30 +105,6 @@ def format_table(results: Sequence[Result]) -> str:
     if errors:
         parts.append("\n".join(errors))
     parts.append(describe_counts(count_verdicts(results)))
-    return "\n\n".join(parts)
-
-
-def format_sources(sources: Sequence[Mapping[str, Any]]) -> str:
-    """The terminal's table of what would be scanned, reasons of errors below, then the count.
-
-    Args:
-        sources: each with ``name``, ``weights``, ``config``, ``format`` and ``error``, None where
-            there is none, and ``path``.
-    """
-    rows = [
-        [text.shorten(source[key] or text.DASH, _PATH_WIDTH) for key in _SOURCE_COLUMNS]
-        for source in sources
-        if not source["error"]
-    ]
-    parts = []
-    if rows:
-        headers = ("checkpoint", "weights", "config", "format")
-        parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
-    errors = [f"error: {text.printable(s['error'])}" for s in sources if s["error"]]
-    if errors:
-        parts.append("\n".join(errors))
-    noun = "checkpoint" if len(rows) == 1 else "checkpoints"
-    parts.append(f"{len(rows)} {noun} to scan")
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,6 @@
 
 from .driver import find_sources, scan
 from .images import ScanImages
-from .lock import OutputError
-from .options import ClusterError, RunOptions
+from .options import RunOptions, UsageError
 
-__all__ = ["ClusterError", "OutputError", "RunOptions", "ScanImages", "find_sources", "scan"]
+__all__ = ["RunOptions", "ScanImages", "UsageError", "find_sources", "scan"]

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2defense.checkpoint import CheckpointError, build_detector
+from d2defense.checkpoint import CheckpointError, build_detector, nonfinite_tensors
 from d2defense.data import DatasetError
 from d2defense.detection import (
     Calibration,
@@ -27,6 +27,7 @@ from d2defense.detection import (
 from d2defense.environment import library_versions
 from d2defense.report.figures import draw_examples, draw_histograms
 from d2defense.report.results import EXAMPLES_FILE, HISTOGRAM_FILE, empty_result, error_result
+from d2defense.report.text import shorten
 
 from ..examples import example_pairs
 from .images import ScanImages
@@ -156,9 +157,19 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
             "seconds": time.perf_counter() - start,
             "images_per_second": passes / scanned,
         },
+        "warnings": _warnings(model),
         "environment": library_versions() | {"device": str(model.device), "isolation": None},
     }
     return Scanned(result, figures)
+
+
+def _warnings(model: nn.Module) -> list[str]:
+    """What is odd about a checkpoint and does not keep it from being scanned."""
+    names = nonfinite_tensors(model.state_dict())
+    if not names:
+        return []
+    noun = "tensor holds" if len(names) == 1 else "tensors hold"
+    return [f"{len(names)} {noun} NaN or infinity, first {shorten(names[0], 120)}"]
 
 
 def _draw(

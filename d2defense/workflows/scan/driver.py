@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d2defense.checkpoint import CheckpointSource, find_checkpoints
+from d2defense.checkpoint import CheckpointSource, NoCheckpointError, find_checkpoints
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.files import write_bytes, write_json
@@ -23,7 +23,7 @@ from .checkpoint import ScanTask
 from .executors import Finished, make_executor
 from .images import ScanImages
 from .lock import output_lock
-from .options import RunOptions
+from .options import RunOptions, UsageError
 from .resume import CheckpointFiles, finished_result, scan_key, settings_key
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def scan(
         The results in the order of ``paths``, as they stand in the files.
 
     Raises:
-        OutputError: another scan is writing to ``output_dir``, or it cannot be written to.
-        ClusterError: Ray is asked for and cannot be used.
+        UsageError: another scan is writing to ``output_dir``, or it cannot be written to; the
+            config cannot be found; Ray is asked for and cannot be used.
     """
     options = options or RunOptions()
     output_dir = Path(output_dir)
@@ -85,9 +85,24 @@ def scan(
 def find_sources(
     paths: Iterable[str | Path], config_file: Path | None = None, model_zoo: str | None = None
 ) -> list[CheckpointSource]:
-    """What a scan of ``paths`` would scan; arguments as :func:`scan`."""
-    named = {"config_file": config_file, "model_zoo": model_zoo}
-    return find_checkpoints(paths, **{k: v for k, v in named.items() if v is not None})
+    """What a scan of ``paths`` would scan; arguments as :func:`scan`.
+
+    Returns:
+        Checkpoints, and paths that hold none with an error; nothing at all if every path is a
+        folder without checkpoints.
+
+    Raises:
+        UsageError: the config cannot be found.
+    """
+    if config_file is not None and not Path(config_file).is_file():
+        raise UsageError(f"{config_file}: no such config file")
+    try:
+        sources = find_checkpoints(paths, config_file, model_zoo)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if all(isinstance(source.error, NoCheckpointError) for source in sources):
+        return []
+    return sources
 
 
 class _Driver:
@@ -128,6 +143,7 @@ class _Driver:
             for source in sources:
                 self._fail(source, str(error))
             return
+        settings = settings_key(images, self._settings, self._calibration, self._device)
         steps = 1 + len(self._settings.triggers)
         silent = None if self._options.progress is None else not self._options.progress
         by_name = {source.name: source for source in sources}
@@ -142,7 +158,7 @@ class _Driver:
             def tasks() -> Iterator[ScanTask]:
                 for source in sources:
                     bar.set_postfix_str(source.name)
-                    task = self._prepare(source, images)
+                    task = self._prepare(source, images, settings)
                     if task is None:
                         bar.update(steps)
                     else:
@@ -154,14 +170,19 @@ class _Driver:
                     self._finish(by_name[finished.task.name], finished)
                     advance(finished.task, steps)
 
-    def _prepare(self, source: CheckpointSource, images: ScanImages) -> ScanTask | None:
-        """The scan of one checkpoint; None if its result is known already."""
+    def _prepare(
+        self, source: CheckpointSource, images: ScanImages, settings: str
+    ) -> ScanTask | None:
+        """The scan of one checkpoint; None if its result is known already.
+
+        ``settings`` is the :func:`settings_key` of this scan.
+        """
         try:
             files = CheckpointFiles.read(source)
         except OSError as error:
             self._fail(source, f"{source.path}: cannot be read: {error.strerror}")
             return None
-        key = scan_key(files, settings_key(images, self._settings, self._calibration, self._device))
+        key = scan_key(files, settings)
         self._files[source.name], self._keys[source.name] = files, key
         folder = self._output_dir / source.name
         known = None

@@ -60,7 +60,7 @@ def make_executor(options: RunOptions) -> Executor:
     """The executor that the options ask for; what takes time to start is started.
 
     Raises:
-        ClusterError: Ray is asked for and not installed, or its cluster cannot be reached.
+        UsageError: Ray is asked for and not installed, or its cluster cannot be reached.
     """
     if options.ray_address is not None:
         from .on_ray import RayExecutor

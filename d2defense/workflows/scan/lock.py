@@ -9,11 +9,9 @@ from pathlib import Path
 
 import portalocker
 
+from .options import UsageError
+
 LOCK_NAME = ".scan.lock"
-
-
-class OutputError(ValueError):
-    """The output folder cannot be used; the message names it and the reason."""
 
 
 @contextmanager
@@ -23,16 +21,16 @@ def output_lock(folder: Path) -> Iterator[None]:
     The lock belongs to the process and goes with it, however that ends; the file stays.
 
     Raises:
-        OutputError: another scan is at work in it, or it cannot be written to.
+        UsageError: another scan is at work in it, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = open(folder / LOCK_NAME, "a")  # noqa: SIM115 closed below
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to: {error.strerror}") from None
+        raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
     with stream:
         try:
             portalocker.lock(stream, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.LockException:
-            raise OutputError(f"{folder}: another scan is writing to this folder") from None
+            raise UsageError(f"{folder}: another scan is writing to this folder") from None
         yield

@@ -12,7 +12,7 @@ from d2defense.isolation import Limits, shared_server
 from .checkpoint import Scanned, ScanTask, run_task
 from .confined import PRELOAD, scan_confined
 from .executors import Finished, Progress, failed
-from .options import NONE, ClusterError, RunOptions
+from .options import NONE, RunOptions, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class RayExecutor:
         options: of the scan.
 
     Raises:
-        ClusterError: Ray is not installed, or the cluster cannot be reached.
+        UsageError: Ray is not installed, or the cluster cannot be reached.
     """
 
     def __init__(self, options: RunOptions) -> None:
         try:
             import ray
         except ImportError:
-            raise ClusterError("a Ray cluster needs Ray: pip install 'd2defense[ray]'") from None
+            raise UsageError("a Ray cluster needs Ray: pip install 'd2defense[ray]'") from None
         self._ray = ray
         self._options = options
         self._is_ours = not ray.is_initialized()
@@ -65,7 +65,7 @@ class RayExecutor:
                 )
             except Exception as error:  # ConnectionError, ValueError, RuntimeError, ...
                 reason = str(error).strip().split("\n", 1)[0]
-                raise ClusterError(f"no Ray cluster at {options.ray_address}: {reason}") from None
+                raise UsageError(f"no Ray cluster at {options.ray_address}: {reason}") from None
 
     def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
         """See :class:`Executor`; progress is not reported within a checkpoint."""

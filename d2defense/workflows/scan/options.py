@@ -11,8 +11,8 @@ PROCESS = "process"
 NONE = "none"
 
 
-class ClusterError(ValueError):
-    """A Ray cluster that is asked for cannot be used; the message says why."""
+class UsageError(ValueError):
+    """What is asked for cannot be done, and nothing was scanned; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2defense.checkpoint import CheckpointSource, file_sha256
+from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
+from d2defense.checkpoint.yaml_file import BASE_KEY, MAX_BYTES, load_document
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
@@ -24,10 +25,13 @@ class CheckpointFiles:
 
     Attributes:
         facts: ``checkpoint`` of the result.
+        bases: SHA-256 of the config together with the files that it builds upon; None where it
+            stands alone.
         versions: what the file system says of the files, to notice that they were replaced.
     """
 
     facts: dict[str, Any]
+    bases: str | None
     versions: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -37,15 +41,16 @@ class CheckpointFiles:
         Raises:
             OSError: one cannot be read.
         """
+        versions = _versions(source)
         facts = {
             "path": str(source.weights),
             "config": str(source.config),
-            "format": source.weights.suffix.lstrip("."),
+            "format": source.format,
             "sha256": file_sha256(source.weights),
             "config_sha256": file_sha256(source.config),
             "size_bytes": source.weights.stat().st_size,
         }
-        return cls(facts, _versions(source))
+        return cls(facts, _with_bases(source.config), versions)
 
     def are_unchanged(self, source: CheckpointSource) -> bool:
         """Whether the files are still those that were hashed."""
@@ -53,6 +58,18 @@ class CheckpointFiles:
             return self.versions == _versions(source)
         except OSError:
             return False
+
+
+def _with_bases(config: Path) -> str | None:
+    with open(config, "rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    # Only with an escape or another encoding could a config name the key and not hold it.
+    if not any(sign in content for sign in (BASE_KEY.encode(), b"\\", b"\0")):
+        return None
+    try:
+        return _digest(load_document(config))
+    except CheckpointError:  # the scan will say so
+        return None
 
 
 def _versions(source: CheckpointSource) -> tuple[tuple[int, ...], ...]:
@@ -81,7 +98,10 @@ def settings_key(
 
 def scan_key(files: CheckpointFiles, settings: str) -> str:
     """What identifies the scan of one checkpoint: its files and :func:`settings_key`."""
-    return _digest([files.facts["sha256"], files.facts["config_sha256"], settings])
+    facts = files.facts
+    return _digest(
+        [facts["sha256"], facts["config_sha256"], files.bases, facts["format"], settings]
+    )
 
 
 def _digest(content: Any) -> str:
