@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 
 from d2defense.modeling import instrument_config
+from d2defense.modeling.postprocess import batch_detections
 
 SIZES = [(128, 128), (96, 64), (70, 120)]
 
@@ -93,6 +95,26 @@ def test_probe_returns_stock_detections_only_if_asked(stock, instrumented, batch
         assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
         assert torch.equal(ours.scores, theirs.scores)
         assert torch.equal(ours.pred_classes, theirs.pred_classes)
+
+
+def test_detections_of_a_batch_are_those_of_each_image():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(60, 80), (50, 40), (70, 90)]
+    for columns, limit in ((4, 7), (4 * 6, -1), (4 * 6, 0)):
+        corners = [torch.rand(40, columns // 4, 2, 2, generator=generator) * 100 - 5 for _ in sizes]
+        boxes = [torch.cat([c.amin(2), c.amax(2)], dim=2).reshape(40, columns) for c in corners]
+        scores = [torch.rand(40, 7, generator=generator).softmax(dim=1) for _ in sizes]
+        scores[1][3] = float("nan")
+        boxes[2][5, 0] = float("inf")
+        arguments = (sizes, 0.14, 0.5, limit)
+        expected, _ = fast_rcnn_inference([b.clone() for b in boxes], scores, *arguments)
+        got = batch_detections(boxes, scores, *arguments)
+        assert sum(map(len, expected)) > 20 or limit == 0
+        for theirs, ours in zip(expected, got, strict=True):
+            assert ours.image_size == theirs.image_size
+            assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+            assert torch.equal(ours.scores, theirs.scores)
+            assert torch.equal(ours.pred_classes, theirs.pred_classes)
 
 
 def test_probe_needs_no_gradient_and_leaves_no_trace(instrumented, batch):

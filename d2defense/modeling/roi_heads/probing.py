@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..postprocess import batch_detections
 from ..probe import ProbeOutput
 
 # What stock inference has besides boxes, whatever the kind of box head.
@@ -48,7 +49,7 @@ class ProbedROIHeads:
         Args:
             features: feature maps by name, each of shape (G, C, H, W).
             proposals: G Instances as :meth:`InstrumentedRPN.probe` returns them.
-            with_detections: also run the stock post-processing on the same predictions.
+            with_detections: also post-process the same predictions as stock inference does.
             score_threshold: see :meth:`InstrumentedRCNN.probe`.
 
         Returns:
@@ -65,7 +66,15 @@ class ProbedROIHeads:
         predictions = self._predict(features, proposals)
         detections = None
         if with_detections:
-            detections, _ = self.box_predictor.inference(predictions, proposals)
+            predictor = self.box_predictor
+            detections = batch_detections(
+                predictor.predict_boxes(predictions, proposals),
+                predictor.predict_probs(predictions, proposals),
+                [x.image_size for x in proposals],
+                predictor.test_score_thresh,
+                predictor.test_nms_thresh,
+                predictor.test_topk_per_image,
+            )
         return self._classifier_logits(predictions), detections
 
     def _predict(
