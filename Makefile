@@ -10,7 +10,7 @@ RUN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-sanitizers cuda-build lint format clean
+.PHONY: help install demo test test-slow test-sanitizers fuzz cuda-build lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,12 +26,20 @@ test: install ## Run the tests that take minutes at most, with their coverage
 	@$(RUN)/python -m pytest -m "not slow" --cov=d2defense --cov-report=term $(PYTEST_FLAGS)
 
 # pytest's exit status 5 means that no test is marked slow.
-test-slow: install test-sanitizers ## Run the longer tests and the extension's sanitizer tests
+test-slow: install test-sanitizers fuzz ## Run the longer tests, sanitizer tests and fuzzing
 	@$(RUN)/python -m pytest -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 SANITIZERS := tests/ops/run_sanitizers.py
 test-sanitizers: install ## Run the extension under the address and undefined-behaviour sanitizers
 	@if [ -f $(SANITIZERS) ]; then $(RUN)/python $(SANITIZERS); fi
+
+FUZZ_SECONDS ?= 60
+# atheris has wheels for few platforms; where it has none the program says so and ends well.
+fuzz: install ## Fuzz the readers of untrusted files for FUZZ_SECONDS (60)
+	@$(RUN)/python -c "import atheris" 2>/dev/null || $(RUN)/python -m pip install --quiet \
+		--only-binary=:all: -c requirements/constraints.txt atheris 2>/dev/null || true
+	@mkdir -p runs/fuzz && $(RUN)/python -W ignore tests/fuzz/fuzz_loaders.py \
+		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
 
 cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is not)
 	@sh tools/install/build_cuda.sh $(RUN)/python

@@ -157,9 +157,9 @@ def _read_archive(stream: BinaryIO) -> object:
             with archive.open(f"{folder}/data.pkl") as member:
                 machine = PickleMachine(_BUILDERS, lambda pid: _storage(pid, storages))
                 content = machine.load(member)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            if isinstance(error, PickleError | TensorError):
-                raise
+        except (PickleError, TensorError):
+            raise
+        except Exception as error:  # a member's own header can differ from the directory's
             raise ArchiveError(f"damaged zip archive: {error}") from None
         sizes = {member.filename: member.file_size for member in archive.infolist()}
     for storage in storages.values():

@@ -320,6 +320,13 @@ def zip_overlapping(w: Workplace) -> None:
 
 
 @case
+def zip_with_another_name_in_a_header(w: Workplace) -> None:
+    content = saved(w)
+    position = content.find(b"/data.pkl")
+    w.weights(content[:position] + b"/date.pkl" + content[position + 9 :])
+
+
+@case
 def zip_without_a_pickle(w: Workplace) -> None:
     w.weights(archive({"archive/readme.txt": b"hello"}))
 
