@@ -55,7 +55,9 @@ RUNTIME = [
 TEST = ["pytest>=8.0", "pytest-cov>=5.0", "hypothesis>=6.80", "ninja>=1.11"]
 # Apart from the others: it has wheels for x86-64 Linux only, and needs clang to build elsewhere.
 FUZZING = ["atheris>=2.3"]
-DEVELOPMENT = [*TEST, "ruff>=0.9", "clang-format>=18"]
+RAY = ["ray>=2.9"]
+BROWSER = ["selenium>=4.20"]
+DEVELOPMENT = [*TEST, *BROWSER, *RAY, "ruff>=0.9", "clang-format>=18"]
 
 
 def switched_on(variable: str) -> bool:
@@ -247,7 +249,7 @@ setup(
     ],
     python_requires=">=3.11",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "dev": DEVELOPMENT, "fuzz": FUZZING},
+    extras_require={"ray": RAY, "test": TEST, "dev": DEVELOPMENT, "fuzz": FUZZING},
     packages=find_packages(include=["d2defense", "d2defense.*"]),
     package_data={
         "d2defense": [

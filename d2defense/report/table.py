@@ -42,6 +42,7 @@ SUMMARY_FIELDS = (
     "path",
     "sha256",
     "seconds",
+    "warnings",
     "error",
 )
 
@@ -58,11 +59,11 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """The terminal's table: what needs attention first, reasons of errors below, then counts.
+    """The terminal's table: what needs attention first, errors and warnings below, then counts.
 
     Control characters in names are shown escaped, so that a file name cannot drive the terminal.
     """
-    rows, errors = [], []
+    rows, errors, warnings = [], [], []
     for result in by_severity(results):
         name = text.shorten(result["name"], _NAME_WIDTH)
         found = statistic_of_worst_trigger(result, "objects_found")
@@ -88,6 +89,7 @@ def format_table(results: Sequence[Result]) -> str:
         )
         if result["error"]:
             errors.append(f"{name}: {text.printable(result['error'])}")
+        warnings += [f"{name}: warning: {text.printable(line)}" for line in result["warnings"]]
     parts = []
     if rows:
         headers = (
@@ -102,8 +104,8 @@ def format_table(results: Sequence[Result]) -> str:
         )
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
         parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
-    if errors:
-        parts.append("\n".join(errors))
+    if errors or warnings:
+        parts.append("\n".join(errors + warnings))
     parts.append(describe_counts(count_verdicts(results)))
     return "\n\n".join(parts)
 
@@ -131,6 +133,7 @@ def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "path": checkpoint.get("path"),
                 "sha256": checkpoint.get("sha256"),
                 "seconds": (result["timing"] or {}).get("seconds"),
+                "warnings": list(result["warnings"]),
                 "error": result["error"],
             }
         )
@@ -152,11 +155,11 @@ def write_summary_json(path: str | os.PathLike[str], results: Sequence[Result]) 
     return files.write_json(path, summarize(results))
 
 
-def _csv_cell(value: Any) -> Any:
+def _csv_cell(name: str, value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
-        value = " ".join(map(str, value))
+        value = (" | " if name == "warnings" else " ").join(map(str, value))
     if isinstance(value, str):
         value = text.printable(value)
         # Spreadsheets run cells that start like a formula; a quote keeps them text.
@@ -166,7 +169,8 @@ def _csv_cell(value: Any) -> Any:
 
 
 def write_summary_csv(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
-    """Write :func:`summary_rows` as CSV: no data is an empty cell, lists are space-separated.
+    """Write :func:`summary_rows` as CSV: no data is an empty cell, lists are separated
+    by spaces, warnings by ` | `.
 
     Text that a spreadsheet would take for a formula gets a leading ``'``.
     """
@@ -174,5 +178,5 @@ def write_summary_csv(path: str | os.PathLike[str], results: Sequence[Result]) -
     writer = csv.DictWriter(stream, SUMMARY_FIELDS, lineterminator="\n")
     writer.writeheader()
     for row in summary_rows(results):
-        writer.writerow({name: _csv_cell(value) for name, value in row.items()})
+        writer.writerow({name: _csv_cell(name, value) for name, value in row.items()})
     return files.write_text(path, stream.getvalue())

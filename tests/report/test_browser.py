@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import shutil
 
 import pytest
@@ -16,21 +18,26 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium that cannot reach the network."""
+def browser(tmp_path_factory):
+    """A headless Chromium that cannot reach the network, with a profile of its own."""
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not binary or not driver:
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in (
-        "--headless=new",
+        "--headless",
         "--window-size=1280,900",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-quic",
         "--disable-dev-shm-usage",
+        "--no-first-run",
         "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
         "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -45,7 +52,7 @@ def browser():
 def report(tmp_path, make_result, browser):
     """A report of four checkpoints, opened."""
     made = [
-        make_result("middle", score=0.5, p_value=0.002),
+        make_result("middle", score=0.5, p_value=0.002, warnings=["1 tensor holds NaN"]),
         make_result("high", score=0.9, p_value=0.001),
         make_result("<b>low</b>", verdict="clean", score=0.05, p_value=0.5),
         error_result("gone<script>document.title='run'</script>", "no such file"),
@@ -55,6 +62,7 @@ def report(tmp_path, make_result, browser):
     png = draw_histograms([0, 0.5, 1], {"clean": [3, 1]}, "made up")
     files.write_bytes(tmp_path / "0" / "histogram.png", png)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     browser.get(html.write_scan_report(tmp_path).as_uri())
     return browser
 
@@ -100,3 +108,58 @@ def test_the_page_never_scrolls_sideways(report, width):
     )
     report.refresh()
     assert report.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_every_column_sorts(report):
+    columns = len(report.find_elements("css selector", "table.verdicts thead th"))
+    assert columns >= 7
+    for index in range(columns):
+        button = f"table.verdicts thead th:nth-child({index + 1}) button"
+        report.find_element("css selector", button).click()
+        rising = column(report, index)
+        report.find_element("css selector", button).click()
+        falling = column(report, index)
+        assert len(rising) == len(falling) == 4
+        assert sorted(rising) == sorted(falling)
+    assert report.get_log("browser") == []
+
+
+def test_a_phone_shows_text_of_readable_size(report):
+    report.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 3, "mobile": True},
+    )
+    report.refresh()
+    smallest = report.execute_script(
+        "return Math.min(...Array.from(document.querySelectorAll('main *'))"
+        ".filter(e => e.children.length === 0 && e.innerText && e.offsetParent)"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert smallest >= 11
+    wide = report.execute_script(
+        "return Array.from(document.querySelectorAll('table.verdicts td, table.verdicts th'))"
+        ".filter(e => e.offsetParent && e.getBoundingClientRect().right > 391).length"
+    )
+    assert wide == 0
+
+
+def test_paper_shows_everything(report):
+    report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    report.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
+    )
+    report.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    details = "return Array.from(document.querySelectorAll('details'), d => d.open)"
+    assert all(report.execute_script(details))
+    assert report.execute_script("return document.documentElement.scrollWidth") <= 720
+    # Light letters of a dark theme would be lost on paper.
+    colour = report.execute_script("return getComputedStyle(document.body).color")
+    assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 300
+    page = base64.b64decode(report.print_page())
+    assert page.startswith(b"%PDF")
+    assert len(page) > 10_000
+
+
+def test_warnings_are_shown(report):
+    assert "1 tensor holds NaN" in report.find_element("css selector", "main").text

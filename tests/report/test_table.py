@@ -74,3 +74,31 @@ def test_json_holds_counts_and_exit_code(tmp_path, make_result):
     assert summary["exit_code"] == 2
     assert [row["name"] for row in summary["results"]] == ["backdoored_0", "\ud800"]
     assert summary["results"][0]["dominant_modules"] == ["box_head", "box_predictor"]
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[31mred\r\nclean\u202egnp.exe\u2066\u200b\x9b2J<script>&\ud800"
+
+
+def test_no_string_from_outside_acts_on_the_terminal(make_result):
+    result = make_result(
+        HOSTILE,
+        worst_trigger=HOSTILE,
+        dominant_modules=[HOSTILE],
+        warnings=[HOSTILE],
+    )
+    shown = table.format_table([result, error_result(HOSTILE, HOSTILE, HOSTILE)])
+    assert all(line.isprintable() for line in shown.split("\n"))
+    shown.encode("utf-8")
+    assert shown.splitlines()[-1] == "1 backdoored, 1 error"
+    # Two rows, their heading, a warning and an error: no string made a line of its own.
+    assert len([line for line in shown.splitlines() if line]) == 7
+
+
+def test_warnings_are_shown_and_summarized(tmp_path, make_result):
+    result = make_result("odd", warnings=["2 tensors hold NaN", "another"])
+    assert "odd: warning: 2 tensors hold NaN" in table.format_table([result]).splitlines()
+    path = table.write_summary_csv(tmp_path / "summary.csv", [result])
+    with path.open(newline="", encoding="utf-8") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["warnings"] == "2 tensors hold NaN | another"
+    assert table.summarize([result])["results"][0]["warnings"] == result["warnings"]
