@@ -191,7 +191,9 @@ class _Finder:
             yield self._with_config(chosen, folder, root)
             return
         candidates = [path for path in weights if not is_other_pytorch_file(path)]
-        if len(candidates) == 1:
+        if (newest := _newest(candidates)) is not None:
+            yield self._with_config(newest, folder, root)
+        elif len(candidates) == 1:
             yield self._with_config(candidates[0], folder, root)
         elif candidates:
             for path in candidates:
@@ -233,10 +235,15 @@ def _chosen(folder: Path, weights: list[Path], files: list[str]) -> Path | None:
         if path is None:
             raise CheckpointError(folder, f"{_MARKER_NAME} names {name!r}, which is not here")
         return path
-    numbers = {path: _NUMBERED.fullmatch(path.name) for path in weights}
-    if weights and all(numbers.values()):
-        return max(weights, key=lambda path: int(numbers[path].group(1)))
     return None
+
+
+def _newest(weights: list[Path]) -> Path | None:
+    """The last of a run's numbered checkpoints; None if there are other weights."""
+    numbers = [_NUMBERED.fullmatch(path.name) for path in weights]
+    if not weights or not all(numbers):
+        return None
+    return max(zip(numbers, weights, strict=True), key=lambda pair: int(pair[0].group(1)))[1]
 
 
 def _no_config(weights: Path, path: Path) -> str:

@@ -126,6 +126,7 @@ def test_several_weights_files_are_checkpoints_each(output_folder):
 def test_newest_checkpoint_of_a_run_without_a_marker(output_folder):
     names = [f"model_{number}.pth" for number in ("0000999", "0010000", "0002000")]
     folder = output_folder("model", "config.yaml", *names)
+    torch.save([{"instances": []}], folder / "instances_predictions.pth")
     assert only(folder).weights == folder / "model_0010000.pth"
 
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.checkpoint import CheckpointError, file_sha256, load_state_dict, save_state_dict
+from d2defense.checkpoint import (
+    CheckpointError,
+    file_sha256,
+    load_state_dict,
+    nonfinite_tensors,
+    save_state_dict,
+)
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3) / 7, "count": torch.tensor(5)}
 
@@ -126,3 +132,81 @@ def test_sha256(tmp_path):
     content = np.random.default_rng(0).bytes(300_000)
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def write_zoo(path, arrays, **more) -> None:
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"} | more))
+
+
+@pytest.mark.parametrize("kind", ["f8", ">f4", "<f2", "i8", ">i4", "u1", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_zoo_pickles(tmp_path, kind, order):
+    arrays = {
+        "matrix": np.asarray(np.arange(12).reshape(3, 4) % 5, dtype=kind, order=order),
+        "scalar": np.asarray(3, dtype=kind),
+        "empty": np.zeros((0, 4), dtype=kind),
+    }
+    write_zoo(tmp_path / "model.pkl", arrays)
+    state = load_state_dict(tmp_path / "model.pkl")
+    assert list(state) == list(arrays)
+    for name, array in arrays.items():
+        assert np.array_equal(state[name].numpy(), array)
+        native = array.astype(array.dtype.newbyteorder("="))
+        assert state[name].dtype == torch.from_numpy(native).dtype
+
+
+def test_numbers_beside_the_arrays_of_a_zoo_pickle(tmp_path):
+    more = {"iteration": np.int64(5), "lr": np.float32(0.1), "order": [1, (2, None)], "x": True}
+    write_zoo(tmp_path / "model.pkl", {"w": np.ones(2, "f4")}, **more)
+    assert load_state_dict(tmp_path / "model.pkl")["w"].tolist() == [1, 1]
+
+
+def test_zoo_pickle_written_by_python_2(tmp_path):
+    # protocol 2 of Python 2: byte strings, which are text to Python 3
+    dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNN"
+    dtype += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    data = np.array([1.5, -2.0], "<f4").tobytes()
+    array += b"(K\x01K\x02\x85" + dtype + b"\x89U\x08" + data + b"tb"
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x02}U\x05blobs}U\x06conv_w" + array + b"ss.")
+    assert load_state_dict(tmp_path / "model.pkl")["conv_w"].tolist() == [1.5, -2.0]
+
+
+def test_weights_shared_by_two_names(tmp_path):
+    shared = torch.arange(4.0)
+    state = {"a": shared, "b": shared, "part": shared[1:3], "across": shared.reshape(2, 2).t()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    assert equal(load_state_dict(tmp_path / "model.pth"), state)
+
+
+def test_a_module_s_own_state_dict_with_its_metadata(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    torch.save(module.state_dict(), tmp_path / "model.pth")
+    assert equal(load_state_dict(tmp_path / "model.pth"), module.state_dict())
+
+
+def test_a_whole_training_checkpoint(tmp_path):
+    module = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 8])
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {
+        "model": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "iteration": 9,
+        "trainer": {"hooks": {"PeriodicCheckpointer": {"best": None}}, "names": {"a", "b"}},
+    }
+    torch.save(content, tmp_path / "model.pth")
+    assert equal(load_state_dict(tmp_path / "model.pth"), module.state_dict())
+
+
+def test_unknown_ending(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"")
+    refused(tmp_path / "model.bin", r"not a weights file \(\*\.pth, ")
+
+
+def test_names_of_tensors_that_are_no_numbers():
+    state = {"a": torch.ones(2), "b": torch.tensor([1, float("inf")]), "c": torch.ones(1).long()}
+    assert nonfinite_tensors(state | {"d": torch.tensor(float("nan")).half()}) == ["b", "d"]
