@@ -85,6 +85,17 @@ def opaque(arguments: tuple) -> Opaque:
     return Opaque()
 
 
+def hashed(arguments: tuple) -> Opaque:
+    """Builder of sets and counters, from items that are plain values."""
+    for items in arguments:
+        if isinstance(items, list | tuple | dict):
+            for item in items:
+                _key(item)
+        elif not isinstance(items, str | bytes):
+            raise PickleError("its pickle makes a set or a counter of something that has no items")
+    return Opaque()
+
+
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINSTRING", "BINSTRING"),
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
@@ -175,9 +186,10 @@ class PickleMachine:
                 items, stack = stack, marked.pop()
                 self._extend(stack[-1], items)
             elif name == "ADDITEMS":
-                stack = marked.pop()
+                items, stack = stack, marked.pop()
                 if not isinstance(stack[-1], Opaque):
                     raise UnsafePickleError("its pickle adds items to something that is no set")
+                hashed((items,))
             elif name == "GLOBAL":
                 stack.append(self._global(*argument.split(" ", 1)))
             elif name == "STACK_GLOBAL":
@@ -221,12 +233,12 @@ class PickleMachine:
 
     @staticmethod
     def _set_items(target: object, items: list[Any]) -> None:
-        if isinstance(target, Opaque):
-            return
-        if not isinstance(target, Dictionary):
+        if not isinstance(target, Dictionary | Opaque):
             raise UnsafePickleError("its pickle sets items of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            _key(key)
+            if isinstance(target, Dictionary):
+                target[key] = value
 
     @staticmethod
     def _extend(target: object, items: list[Any]) -> None:

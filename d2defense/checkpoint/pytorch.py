@@ -27,6 +27,7 @@ from .pickle_machine import (
     PickleMachine,
     UnsafePickleError,
     dictionary,
+    hashed,
     opaque,
 )
 from .regular_file import file_bytes, open_regular, reason_of
@@ -262,9 +263,9 @@ _BUILDERS: dict[str, Builder | None] = {
     "torch.serialization._get_layout": opaque,
     "collections.OrderedDict": dictionary,
     # Schedules keep milestones in a Counter, and some settings are sets.
-    "collections.Counter": opaque,
-    "builtins.set": opaque,
-    "__builtin__.set": opaque,
+    "collections.Counter": hashed,
+    "builtins.set": hashed,
+    "__builtin__.set": hashed,
     **{name: _refuse(what) for name, what in _REFUSED.items()},
     **{f"torch.{name}Storage": None for name in _STORAGE_TYPES},
     **{f"torch.cuda.{name}Storage": None for name in _STORAGE_TYPES},

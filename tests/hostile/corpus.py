@@ -157,7 +157,6 @@ def opcode_families(canary: Path) -> dict[str, bytes]:
 
 def damage() -> dict[str, bytes]:
     """Pickles that are to exhaust their reader."""
-    tuples = b"(" + b"K\x01" + b"t" + b"".join(b"q%c" % i + b"h%c\x86" % i for i in range(64))
     return {
         "memo_of_four_billion": b"\x80\x02Nr\xff\xff\xff\xff.",
         "bytes_of_an_exabyte": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
@@ -166,11 +165,25 @@ def damage() -> dict[str, bytes]:
         "frame_of_an_exabyte": b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"N.",
         "nested_lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
         "marks": b"\x80\x02" + b"(" * 1_000_000 + b".",
-        "key_that_takes_for_ever_to_hash": b"\x80\x02}" + tuples + b"K\x01s.",
+        "key_that_takes_for_ever_to_hash": b"\x80\x02}" + slow_to_hash() + b"K\x01s.",
         "list_of_itself": b"\x80\x02]q\x00h\x00a.",
         "underflow": b"\x80\x02R.",
         "endless": b"\x80\x02" + b"N" * 2_500_000,
     }
+
+
+def slow_to_hash() -> bytes:
+    """A tuple of a tuple of a tuple ... each of which holds the next one twice."""
+    return b"(K\x01t" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(64))
+
+
+# PyTorch's own reader would put these into a set or a counter, which never ends.
+SLOW_TO_HASH = {
+    "set": b"c__builtin__\nset\n]" + slow_to_hash() + b"a\x85R",
+    "counter": b"ccollections\nCounter\n]" + slow_to_hash() + b"a\x85R",
+    "item_of_a_counter": b"ccollections\nCounter\n)R" + slow_to_hash() + b"K\x01s",
+    "pair_of_a_dictionary": b"ccollections\nOrderedDict\n]" + slow_to_hash() + b"K\x01\x86a\x85R",
+}
 
 
 def in_archive(pickled: bytes, **members: bytes) -> bytes:
@@ -206,6 +219,16 @@ for family in opcode_families(PLACEHOLDER):
 for family in damage():
     add(f"pkl_{family}", lambda w, f=family: w.weights(damage()[f], "model_final.pkl"))
     add(f"pth_{family}", lambda w, f=family: w.weights(in_archive(damage()[f])))
+
+
+for family in SLOW_TO_HASH:
+    add(f"pth_slow_{family}", lambda w, f=family: w.weights(in_archive(beside_a_tensor(f))))
+    add(f"legacy_slow_{family}", lambda w, f=family: w.weights(legacy(beside_a_tensor(f))))
+
+
+def beside_a_tensor(family: str) -> bytes:
+    """A pickle that makes one of ``SLOW_TO_HASH``."""
+    return b"\x80\x02}" + unicode_("x") + SLOW_TO_HASH[family] + b"s."
 
 
 @case
