@@ -19,7 +19,7 @@ from .arguments import (
     configure_logging,
     dataset_source,
 )
-from .settings import add_settings_arguments, settings_config
+from .settings import add_decision_argument, add_settings_arguments, settings_config
 
 NAME = "calibrate"
 HELP = "set the threshold of scans from detectors that are known to be clean"
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", default="", metavar="TEXT", help="what the detectors are, for reports"
     )
     add_settings_arguments(parser)
+    add_decision_argument(parser)
     add_dataset_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
@@ -49,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
     """Scan the clean detectors and write the file."""
     from d2defense.checkpoint import CheckpointError
     from d2defense.data import DatasetError
-    from d2defense.detection import CalibrationError, ScanSettings
+    from d2defense.detection import CalibrationError, ScanSettings, check_false_alarm_rate
     from d2defense.workflows.calibrate import calibrate
 
     configure_logging()
     dataset = dataset_source(args, args.parser)
     try:
+        check_false_alarm_rate(args.false_alarm_rate)
         settings = ScanSettings.from_config(settings_config(args, args.parser))
         calibration = calibrate(
             args.checkpoints, dataset, settings, args.false_alarm_rate, args.name, args.device
@@ -62,6 +64,14 @@ def run(args: argparse.Namespace) -> int:
     except (CalibrationError, CheckpointError, DatasetError, ValueError) as error:
         args.parser.error(str(error))
     calibration.save(args.output)
-    scores = ", ".join(f"{score:.3f}" for score in calibration.clean_scores)
+    scores = ", ".join(f"{score:.3f}" for score in calibration.reference.clean_scores)
     print(f"clean scores {scores}: threshold {calibration.threshold:.3f}, in {args.output}")
+    estimate = calibration.leave_one_out()
+    if estimate:
+        print(
+            f"leave-one-out: {estimate.alarms} of {estimate.detectors} would be false alarms "
+            f"(target {calibration.false_alarm_rate:g})"
+        )
+    else:
+        print("leave-one-out: needs at least 4 clean detectors")
     return 0

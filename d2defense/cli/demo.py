@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its tables; 0 unless a specimen is missing."""
-    from d2defense.detection import CalibrationError, ScanSettings, load_calibration
+    from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
     from d2defense.report.table import format_table
     from d2defense.workflows.demo import run_demo
     from d2defense.workflows.evaluate import format_evaluation
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = defense_config(args, args.parser)
     try:
         settings = ScanSettings.from_config(cfg)
-        calibration = load_calibration(cfg.DEFENSE.CALIBRATION)
+        calibration = calibration_from_config(cfg, settings)
         demo = run_demo(args.output, settings, calibration, args.device)
     except (CalibrationError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

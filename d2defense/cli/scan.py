@@ -22,7 +22,7 @@ from .arguments import (
     dataset_source,
 )
 from .output import STDOUT, json_output, print_json
-from .settings import add_settings_arguments, settings_config
+from .settings import add_decision_arguments, add_settings_arguments, settings_config
 
 if TYPE_CHECKING:
     from d2defense.checkpoint import CheckpointSource
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
     add_settings_arguments(parser)
-    parser.add_argument(
-        "--calibration", metavar="FILE", help="made by `d2defense calibrate` (the shipped one)"
-    )
+    add_decision_arguments(parser)
     _add_source_arguments(parser)
     _add_output_arguments(parser)
     _add_run_arguments(parser)
@@ -141,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scan(args: argparse.Namespace, stream: TextIO) -> int:
-    from d2defense.detection import CalibrationError, ScanSettings, load_calibration
+    from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
     from d2defense.report.results import exit_code
     from d2defense.report.table import format_table, summarize
     from d2defense.workflows.scan import UsageError, scan
@@ -152,8 +150,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     cfg = settings_config(args, parser)
     try:
         settings = ScanSettings.from_config(cfg)
-        calibration = load_calibration(cfg.DEFENSE.CALIBRATION)
-        calibration.check(settings)
+        calibration = calibration_from_config(cfg, settings)
     except (CalibrationError, ValueError) as error:
         parser.error(str(error))
     try:
@@ -168,7 +165,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
             args.config_file,
             args.model_zoo,
         )
-    except UsageError as error:
+    except (CalibrationError, UsageError) as error:
         parser.error(str(error))
     if not args.quiet:
         print(format_table(results))

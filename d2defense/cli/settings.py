@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of a scan's settings, which `scan` and `calibrate` share."""
+"""Options of a scan's settings, most of which `scan` and `calibrate` share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _KEYS = {
     "trigger_bank": "TRIGGER_BANK",
     "triggers": "TRIGGERS",
     "class_map": "CLASS_MAP",
+    "decision": "DECISION",
     "calibration": "CALIBRATION",
+    "allow_mismatch": "ALLOW_MISMATCH",
+    "early_stop": "EARLY_STOP",
 }
 
 
@@ -41,6 +44,36 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-map",
         metavar="FILE",
         help="which class of the detectors each class of the dataset is",
+    )
+
+
+def add_decision_argument(parser: argparse._ActionsContainer) -> None:
+    """How to score."""
+    parser.add_argument(
+        "--decision",
+        choices=("fall", "paper"),
+        help="score by what objects lose under a patch (fall), or by tau alone as the paper does",
+    )
+
+
+def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to score, what to compare with, and when to end."""
+    group = parser.add_argument_group("how it is decided")
+    add_decision_argument(group)
+    group.add_argument(
+        "--calibration", metavar="FILE", help="made by `d2defense calibrate` (the shipped one)"
+    )
+    group.add_argument(
+        "--allow-mismatch",
+        action="store_true",
+        default=None,
+        help="use that file also with other images than its own; the results say so",
+    )
+    group.add_argument(
+        "--early-stop",
+        action="store_true",
+        default=None,
+        help="end a checkpoint's scan once its verdict is certain",
     )
 
 

@@ -72,6 +72,14 @@ def _add_attack(cfg: CfgNode) -> None:
 
 def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE = CfgNode()
+    # How a score comes from the statistics: "fall", or "paper" (tau against one threshold).
+    cfg.DEFENSE.DECISION = "fall"
+    # End a checkpoint's scan once its verdict is certain, and the probability of either wrong
+    # verdict when it ends early.
+    cfg.DEFENSE.EARLY_STOP = False
+    cfg.DEFENSE.EARLY_STOP_ERROR_RATE = 0.05
+    # Use a calibration also with other images than its own; the result says so.
+    cfg.DEFENSE.ALLOW_MISMATCH = False
     # Trigger bank: a YAML file, or the name of one below configs/triggers.
     cfg.DEFENSE.TRIGGER_BANK = "plain"
     # Names of triggers of the bank to stamp while scanning; () for all.

@@ -8,7 +8,13 @@ from .bank import (
     load_bank,
     select_triggers,
 )
-from .calibration import Calibration, CalibrationError, load_calibration
+from .calibration import (
+    Calibration,
+    CalibrationError,
+    calibration_from_config,
+    check_false_alarm_rate,
+    load_calibration,
+)
 from .classes import ClassMap, ClassMapError, class_indices, load_class_map
 from .images import CleanImage, CleanImages, load_clean_images, sample_records
 from .observe import (
@@ -19,10 +25,14 @@ from .observe import (
     observe_batches,
     stamped,
 )
-from .scanner import Inspection, ScanSettings, inspect_detector, score_detector
+from .profile import Profile
+from .scanner import Inspection, ScanSettings, inspect_detector, profile_detector
+from .score import DECISIONS
+from .survey import Survey, survey
 from .verdict import Verdict
 
 __all__ = [
+    "DECISIONS",
     "DEFAULT_BANK",
     "STATISTICS",
     "Calibration",
@@ -34,9 +44,13 @@ __all__ = [
     "Inspection",
     "Observation",
     "ObservationSettings",
+    "Profile",
     "ScanSettings",
+    "Survey",
     "TriggerBankError",
     "Verdict",
+    "calibration_from_config",
+    "check_false_alarm_rate",
     "class_indices",
     "default_bank",
     "inspect_detector",
@@ -46,8 +60,9 @@ __all__ = [
     "load_clean_images",
     "observe",
     "observe_batches",
+    "profile_detector",
     "sample_records",
-    "score_detector",
     "select_triggers",
     "stamped",
+    "survey",
 ]

@@ -4,57 +4,60 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from detectron2.config import CfgNode
 from scipy import stats
 
 from d2defense.files import write_json
 
+from .profile import Profile
+from .score import DECISIONS, FALL, Decision, largest
+
 if TYPE_CHECKING:
     from .scanner import ScanSettings
 
-SCHEMA_VERSION = 1
-
-# Least standard deviation of clean scores: a few detectors that were trained alike on one dataset
-# show less of it than there is between datasets and architectures.
-MINIMUM_DEVIATION = 0.02
+SCHEMA_VERSION = 2
 
 
 class CalibrationError(ValueError):
     """A calibration file cannot be used; the message names it and the reason."""
 
 
+def check_false_alarm_rate(rate: float) -> None:
+    """Raise :class:`CalibrationError` unless ``rate`` lies between 0 and 1."""
+    if not 0 < rate < 1:
+        raise CalibrationError(f"false-alarm rate {rate} is not between 0 and 1")
+
+
+class LeaveOneOut(NamedTuple):
+    """How often a clean detector scores above the threshold that the others set."""
+
+    alarms: int
+    detectors: int
+
+
 @dataclass(frozen=True)
-class Calibration:
-    """Scores of known-clean detectors, and the threshold that follows from them.
+class Reference:
+    """What clean detectors do under the triggers of one scan.
 
     Attributes:
-        name: where the clean detectors come from, in words.
-        dataset: images on which they were scanned.
-        triggers: names of the bank's triggers.
-        statistic: what the scores are.
+        baseline: array of shape (T, S): the mean suspicion of the clean detectors.
+        clean_scores: the score of each of n clean detectors against the others.
         false_alarm_rate: share of clean detectors that may score above the threshold.
-        clean_scores: one score a clean detector.
+        minimum_deviation: see :class:`Decision`.
     """
 
-    name: str
-    dataset: str
-    triggers: tuple[str, ...]
-    statistic: str
+    baseline: np.ndarray
+    clean_scores: np.ndarray
     false_alarm_rate: float
-    clean_scores: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.clean_scores) < 2:
-            raise CalibrationError("a calibration needs the scores of at least 2 clean detectors")
-        if not 0 < self.false_alarm_rate < 1:
-            raise CalibrationError(f"false_alarm_rate {self.false_alarm_rate} is not in (0, 1)")
-        if not np.isfinite(self.clean_scores).all():
-            raise CalibrationError("a score of a clean detector is not finite")
+    minimum_deviation: float
 
     @property
     def threshold(self) -> float:
@@ -62,8 +65,7 @@ class Calibration:
 
         The upper end of Student's prediction interval for one more draw from a normal population,
         ``mean + t(1 - rate, n - 1) * sd * sqrt(1 + 1 / n)``: few clean detectors are at hand, so
-        an empirical quantile of 1 % does not exist. The standard deviation is taken as
-        :data:`MINIMUM_DEVIATION` at least, here and in the p-value.
+        an empirical quantile of 1 % does not exist.
         """
         quantile = stats.t.isf(self.false_alarm_rate, len(self.clean_scores) - 1)
         return float(np.mean(self.clean_scores) + quantile * self._scale())
@@ -73,40 +75,217 @@ class Calibration:
         standardised = (score - np.mean(self.clean_scores)) / self._scale()
         return float(stats.t.sf(standardised, len(self.clean_scores) - 1))
 
+    def _scale(self) -> float:
+        count = len(self.clean_scores)
+        deviation = max(np.std(self.clean_scores, ddof=1), self.minimum_deviation)
+        return float(deviation * np.sqrt(1 + 1 / count))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Profiles of known-clean detectors, and the threshold that follows from them.
+
+    Attributes:
+        name: where the clean detectors come from, in words.
+        decision: name of the decision that it is made for.
+        false_alarm_rate: share of clean detectors that may score above the threshold.
+        dataset: name of the images on which they were surveyed.
+        fingerprint: SHA-256 of these images.
+        triggers: (name, fingerprint) of the bank's triggers.
+        settings: (name, value) of the settings that the decision depends on.
+        profiles: of the clean detectors.
+        is_shipped: whether it is the one that comes with the package.
+        any_images: whether it may be used with other images than its own.
+
+    Raises:
+        CalibrationError: fewer than 2 clean detectors, one without a finite score, or a false-alarm
+            rate outside of (0, 1).
+    """
+
+    name: str
+    decision: str
+    false_alarm_rate: float
+    dataset: str
+    fingerprint: str
+    triggers: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, float], ...]
+    profiles: tuple[Profile, ...]
+    is_shipped: bool = False
+    any_images: bool = False
+
+    def __post_init__(self) -> None:
+        check_false_alarm_rate(self.false_alarm_rate)
+        if self.decision not in DECISIONS:
+            raise CalibrationError(f"decision {self.decision!r} is none of {', '.join(DECISIONS)}")
+        if len(self.profiles) < 2:
+            raise CalibrationError("a calibration needs at least 2 clean detectors")
+        if not self.triggers:
+            raise CalibrationError("a calibration needs at least one trigger")
+        for profile in self.profiles:
+            missing = [name for name, _ in self.triggers if name not in profile.triggered]
+            if missing:
+                raise CalibrationError(f"{profile.name}: no trigger {', '.join(missing)}")
+
+    @classmethod
+    def from_profiles(
+        cls,
+        profiles: Sequence[Profile],
+        settings: ScanSettings,
+        false_alarm_rate: float,
+        dataset: str,
+        fingerprint: str,
+        name: str = "",
+    ) -> Calibration:
+        """The calibration of scans with ``settings`` on the same images."""
+        return cls(
+            name=name or f"{len(profiles)} checkpoints",
+            decision=settings.decision,
+            false_alarm_rate=false_alarm_rate,
+            dataset=dataset,
+            fingerprint=fingerprint,
+            triggers=tuple((t.name, t.fingerprint) for t in settings.triggers),
+            settings=_relevant(settings),
+            profiles=tuple(profiles),
+        )
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Of scans with all of its triggers."""
+        return self.reference_for([name for name, _ in self.triggers])
+
+    def reference_for(self, triggers: Sequence[str]) -> Reference:
+        """Of scans with these triggers, some of the calibration's, in this order."""
+        suspicions = self._suspicions(triggers)
+        return Reference(
+            baseline=_mean(suspicions),
+            clean_scores=_scores_among(suspicions),
+            false_alarm_rate=self.false_alarm_rate,
+            minimum_deviation=self._decision.minimum_deviation,
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Of scans with all of its triggers."""
+        return self.reference.threshold
+
+    def leave_one_out(self) -> LeaveOneOut | None:
+        """False alarms among its own detectors, each held to the threshold of the others.
+
+        None for fewer than 4 detectors: a threshold takes scores of two, each against another.
+        """
+        count = len(self.profiles)
+        if count < 4:
+            return None
+        suspicions = self._suspicions([name for name, _ in self.triggers])
+        alarms = 0
+        for index in range(count):
+            others = replace(
+                self, profiles=self.profiles[:index] + self.profiles[index + 1 :]
+            ).reference
+            alarms += int(largest(suspicions[index] - others.baseline) > others.threshold)
+        return LeaveOneOut(alarms, count)
+
     def check(self, settings: ScanSettings) -> None:
         """Make sure that scores under ``settings`` can be compared with the calibration's.
 
-        Fewer triggers than it was made with only lower the scores, so they are admitted.
+        Fewer triggers than it was made with are admitted: the threshold is that of these.
 
         Raises:
-            CalibrationError: a trigger that the clean detectors were not scanned with.
+            CalibrationError: another decision, a trigger that the clean detectors were not
+                surveyed with, or another value of a setting that the decision depends on.
         """
-        foreign = [t.name for t in settings.triggers if t.name not in self.triggers]
-        if foreign:
+        if settings.decision != self.decision:
             raise CalibrationError(
-                f"the calibration ({self.name}) was made without trigger {', '.join(foreign)}"
+                f"the calibration ({self.name}) was made for decision {self.decision}, "
+                f"not {settings.decision}"
+            )
+        known = dict(self.triggers)
+        foreign = [t.name for t in settings.triggers if t.name not in known]
+        if foreign:
+            listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+            raise CalibrationError(
+                f"the calibration ({self.name}) was made without trigger {listed}"
+            )
+        changed = [t.name for t in settings.triggers if t.fingerprint != known[t.name]]
+        if changed:
+            raise CalibrationError(
+                f"the calibration ({self.name}) was made with another trigger {changed[0]}"
+            )
+        for (key, value), (_, used) in zip(self.settings, _relevant(settings), strict=True):
+            if value != used:
+                raise CalibrationError(
+                    f"the calibration ({self.name}) was made with {key} {value}, not {used}"
+                )
+
+    def check_images(self, dataset: str, fingerprint: str) -> None:
+        """Make sure that a scan uses the images of the calibration.
+
+        The shipped calibration is a first answer for any images; results say so
+        (:meth:`describe`).
+
+        Args:
+            dataset: name of the scan's images.
+            fingerprint: their SHA-256.
+
+        Raises:
+            CalibrationError: other images, unless any are allowed.
+        """
+        if not self.any_images and fingerprint != self.fingerprint:
+            raise CalibrationError(
+                f"the calibration ({self.name}) was made on other images ({self.dataset}) than "
+                f"those of {dataset}: calibrate on them, or use --allow-mismatch"
             )
 
-    def describe(self, dataset: str) -> str:
-        """One sentence on where the threshold comes from, for a scan with images of ``dataset``."""
-        origin = f"{len(self.clean_scores)} clean detectors ({self.name}) on {self.dataset}"
-        if dataset == self.dataset:
+    def describe(self, dataset: str, fingerprint: str) -> str:
+        """One sentence on where the threshold comes from, for a scan of these images."""
+        origin = f"{len(self.profiles)} clean detectors ({self.name}) on {self.dataset}"
+        if self.is_shipped:
+            origin = f"the default calibration: {origin}"
+        if fingerprint == self.fingerprint:
             return f"threshold from {origin}"
-        return f"threshold from {origin}, not on {dataset}: calibrate for exact error rates"
-
-    def _scale(self) -> float:
-        count = len(self.clean_scores)
-        deviation = max(np.std(self.clean_scores, ddof=1), MINIMUM_DEVIATION)
-        return float(deviation * np.sqrt(1 + 1 / count))
+        where = f"{dataset}" if dataset != self.dataset else "these images of it"
+        return f"threshold from {origin}, not on {where}: calibrate for exact error rates"
 
     def save(self, path: Path) -> None:
-        """Write the calibration as JSON."""
-        content = {"schema_version": SCHEMA_VERSION, **asdict(self), "threshold": self.threshold}
+        """Write the calibration as JSON, with what follows from it."""
+        estimate = self.leave_one_out()
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "decision": self.decision,
+            "statistic": self._decision.title,
+            "false_alarm_rate": self.false_alarm_rate,
+            "threshold": self.threshold,
+            "clean_scores": self.reference.clean_scores.tolist(),
+            "leave_one_out": estimate and estimate._asdict(),
+            "dataset": {"name": self.dataset, "fingerprint": self.fingerprint},
+            "triggers": dict(self.triggers),
+            "settings": dict(self.settings),
+            "profiles": [profile.as_dict() for profile in self.profiles],
+        }
         write_json(path, content)
 
+    @property
+    def _decision(self) -> Decision:
+        return DECISIONS[self.decision]
 
-def load_calibration(path: str | Path = "") -> Calibration:
+    def _suspicions(self, triggers: Sequence[str]) -> np.ndarray:
+        """Of every clean detector, (n, T, S)."""
+        decision = self._decision
+        return np.stack(
+            [
+                decision.suspicion(*profile.arrays(triggers, decision.statistics))
+                for profile in self.profiles
+            ]
+        )
+
+
+def load_calibration(path: str | Path = "", decision: str = FALL.name) -> Calibration:
     """The calibration in a file, or the one shipped with the package for an empty path.
+
+    Args:
+        path: of a file that `d2defense calibrate` wrote.
+        decision: for which the shipped one is wanted; it serves all of them.
 
     Raises:
         CalibrationError: the file cannot be read or does not say what it must.
@@ -114,13 +293,81 @@ def load_calibration(path: str | Path = "") -> Calibration:
     source = Path(path) if path else resources.files("d2defense") / "assets/calibration.json"
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
-        if content.pop("schema_version") != SCHEMA_VERSION:
-            raise CalibrationError(f"{source}: schema_version is not {SCHEMA_VERSION}")
-        content.pop("threshold", None)
-        content["triggers"] = tuple(content["triggers"])
-        content["clean_scores"] = tuple(map(float, content["clean_scores"]))
-        return Calibration(**content)
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"schema_version is not {SCHEMA_VERSION}: calibrate with this version"
+            )
+        loaded = _parse(content)
+        if not path and decision in DECISIONS:
+            loaded = replace(
+                loaded,
+                decision=decision,
+                settings=_defaults(decision),
+                is_shipped=True,
+                any_images=True,
+            )
+        return loaded
     except CalibrationError as error:
         raise CalibrationError(f"{source}: {error}") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CalibrationError(f"{source}: not a calibration file: {error}") from None
+
+
+def calibration_from_config(cfg: CfgNode, settings: ScanSettings) -> Calibration:
+    """The calibration that ``DEFENSE`` names, checked against the settings of a scan.
+
+    Raises:
+        CalibrationError: it cannot be read, or not be used with these settings.
+    """
+    calibration = load_calibration(cfg.DEFENSE.CALIBRATION, settings.decision)
+    calibration.check(settings)
+    if cfg.DEFENSE.ALLOW_MISMATCH:
+        calibration = replace(calibration, any_images=True)
+    return calibration
+
+
+def _parse(content: dict[str, Any]) -> Calibration:
+    rate = content["false_alarm_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise CalibrationError(f"false_alarm_rate {rate!r} is not a number")
+    return Calibration(
+        name=str(content["name"]),
+        decision=str(content["decision"]),
+        false_alarm_rate=rate,
+        dataset=str(content["dataset"]["name"]),
+        fingerprint=str(content["dataset"]["fingerprint"]),
+        triggers=tuple((str(name), str(value)) for name, value in content["triggers"].items()),
+        settings=tuple((str(name), float(value)) for name, value in content["settings"].items()),
+        profiles=tuple(map(Profile.from_dict, content["profiles"])),
+    )
+
+
+def _relevant(settings: ScanSettings) -> tuple[tuple[str, float], ...]:
+    """The settings that the decision's statistics depend on."""
+    values = asdict(settings.observation)
+    return tuple((name, values[name]) for name in DECISIONS[settings.decision].settings)
+
+
+def _defaults(decision: str) -> tuple[tuple[str, float], ...]:
+    """What the shipped calibration was made with."""
+    from .scanner import ScanSettings
+
+    return _relevant(ScanSettings(decision=decision))
+
+
+def _mean(suspicions: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is known; NaN where nothing is."""
+    known = ~np.isnan(suspicions)
+    count = known.sum(axis=0)
+    total = np.where(known, suspicions, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _scores_among(suspicions: np.ndarray) -> np.ndarray:
+    """The score of each clean detector against the mean of the others."""
+    return np.array(
+        [
+            float(largest(suspicions[index] - _mean(np.delete(suspicions, index, axis=0))))
+            for index in range(len(suspicions))
+        ]
+    )

@@ -82,7 +82,12 @@ class CleanImages(Sequence[CleanImage]):
     @property
     def num_objects(self) -> int:
         """Objects on all images that can bear a trigger."""
-        return sum(bears_trigger(a) for record in self._records for a in record["annotations"])
+        return sum(self.object_counts)
+
+    @property
+    def object_counts(self) -> list[int]:
+        """Objects on each image that can bear a trigger."""
+        return [sum(map(bears_trigger, record["annotations"])) for record in self._records]
 
     def _load(self, record: dict[str, Any]) -> CleanImage:
         objects = [a for a in record["annotations"] if bears_trigger(a)]
@@ -117,6 +122,13 @@ def load_clean_images(
 ) -> CleanImages:
     """Images of records as stock inference of ``cfg`` sees them; see :class:`CleanImages`."""
     return CleanImages(records, cfg, class_indices)
+
+
+def max_objects(images: Sequence[CleanImage]) -> int:
+    """The largest number of objects on one image; lazy images are not read for it."""
+    if isinstance(images, CleanImages):
+        return max(images.object_counts)
+    return max(len(image.boxes) for image in images)
 
 
 def sample_records(

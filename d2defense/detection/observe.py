@@ -39,9 +39,13 @@ STATISTICS = (
 )
 
 
+# What the network computes in; statistics are always reduced from float32.
+PRECISIONS = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class ObservationSettings:
-    """How proposals are reduced; the values of ``DEFENSE`` of the same names.
+    """How images are probed and proposals reduced; the values of ``DEFENSE`` of the same names.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -53,6 +57,7 @@ class ObservationSettings:
     objectness_floor: float = 0.8
     iou_threshold: float = 0.5
     num_bins: int = 20
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -62,6 +67,7 @@ class ObservationSettings:
             ("objectness_floor", 0 <= self.objectness_floor <= 1),
             ("iou_threshold", 0 < self.iou_threshold <= 1),
             ("num_bins", self.num_bins >= 1),
+            ("precision", self.precision in PRECISIONS),
         ):
             if not allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is out of range")
@@ -97,6 +103,7 @@ def observe_batches(
     triggers: Sequence[Trigger | None],
     settings: ObservationSettings,
     image_format: str,
+    order: Sequence[int] | None = None,
 ) -> Iterator[list[Observation]]:
     """Probe ``model`` on one batch of images after another, under each trigger.
 
@@ -106,12 +113,19 @@ def observe_batches(
         triggers: stamped on every object; None leaves the images as they are.
         settings: of the reduction.
         image_format: channel order of the images, "BGR" or "RGB".
+        order: in which to take the images; theirs if None.
 
     Yields:
         The observation under each trigger, for each batch.
     """
-    for start in range(0, len(images), settings.batch_size):
-        batch = images[start : start + settings.batch_size]
+    in_half = settings.precision == "bfloat16"
+    half_precision = torch.autocast(model.device.type, torch.bfloat16, enabled=in_half)
+    if in_half:
+        # Convolutions in half precision are fastest so; values stay as they are.
+        model.to(memory_format=torch.channels_last)
+    order = range(len(images)) if order is None else order
+    for start in range(0, len(order), settings.batch_size):
+        batch = [images[index] for index in order[start : start + settings.batch_size]]
         clean, sizes = _stack(batch, model.device)
         boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
         observations = []
@@ -124,7 +138,8 @@ def observe_batches(
                 for image, (height, width) in zip(pixels, sizes, strict=True)
             ]
             # Only detections that count as found, which saves most of the NMS.
-            output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
+            with half_precision:
+                output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
             observations.append(reduce_probe(output, batch, settings))
         yield observations
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -18,14 +19,16 @@ from d2defense.ops import Terms
 
 from .bank import default_bank, load_bank, select_triggers
 from .bootstrap import Bootstrap, percentile_interval
-from .calibration import Calibration
+from .calibration import Calibration, Reference
 from .classes import ClassMap, load_class_map
 from .dominant import dominant_modules
-from .images import CleanImage
+from .images import CleanImage, max_objects
 from .observe import STATISTICS, Observation, ObservationSettings
-from .score import checkpoint_score, trigger_fall
-from .survey import Progress, survey
-from .verdict import Verdict, decide
+from .profile import Profile
+from .score import DECISIONS, FALL, PAPER, Decision, checkpoint_score
+from .sequential import SequentialTest
+from .survey import Progress, Survey, Watch, survey
+from .verdict import CLEAN, Verdict, decide
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class ScanSettings:
         bootstrap_samples: resamples of the images.
         class_map: how the dataset's classes correspond to the detectors'; None where equal counts
             of classes mean the same classes.
+        decision: name of the way to score.
+        early_stop: whether to end once the verdict is certain.
+        early_stop_error_rate: probability of either wrong verdict when a scan ends early.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -53,6 +59,9 @@ class ScanSettings:
     confidence: float = 0.95
     bootstrap_samples: int = 1000
     class_map: ClassMap | None = None
+    decision: str = FALL.name
+    early_stop: bool = False
+    early_stop_error_rate: float = 0.05
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -60,9 +69,13 @@ class ScanSettings:
             ("seed", self.seed >= 0),
             ("confidence", 0 < self.confidence < 1),
             ("bootstrap_samples", self.bootstrap_samples >= 1),
+            ("decision", self.decision in DECISIONS),
+            ("early_stop_error_rate", 0 < self.early_stop_error_rate < 1),
         ):
             if not allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is out of range")
+        if self.early_stop and self.decision == PAPER.name and not self.observation.topk:
+            raise ValueError("a scan by tau over all proposals cannot end early: set topk")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ScanSettings:
@@ -87,6 +100,9 @@ class ScanSettings:
             confidence=node.CONFIDENCE,
             bootstrap_samples=node.BOOTSTRAP_SAMPLES,
             class_map=load_class_map(node.CLASS_MAP) if node.CLASS_MAP else None,
+            decision=node.DECISION,
+            early_stop=node.EARLY_STOP,
+            early_stop_error_rate=node.EARLY_STOP_ERROR_RATE,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,12 +121,14 @@ class Inspection:
         verdict: what is concluded.
         worst_trigger: the trigger of the largest score.
         dominant_modules: module groups that this trigger moves; empty for a clean detector.
+        num_images: images that were probed.
         fields: the statistics as they stand in ``result.json``.
     """
 
     verdict: Verdict
     worst_trigger: str
     dominant_modules: list[str]
+    num_images: int
     fields: dict[str, Any]
 
 
@@ -127,67 +145,128 @@ def inspect_detector(
     Args:
         model: an instrumented detector in eval mode.
         images: clean images with at least one object in all.
-        settings: of the scan.
-        calibration: scores of clean detectors.
+        settings: of the scan; checked against the calibration by the caller.
+        calibration: profiles of clean detectors.
         image_format: channel order of the images, "BGR" or "RGB".
-        progress: called after the clean pass and after every trigger.
+        progress: called once more than there are triggers, evenly over the work.
     """
-    clean, triggered = survey(model, images, settings, image_format, progress)
-    return _conclude(clean, triggered, settings, calibration, classification_modules(model))
+    decision = DECISIONS[settings.decision]
+    reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
+    certain: list[str] = []
+    order, watch = None, None
+    if settings.early_stop:
+        order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
+        watch = _watch(images, settings, decision, reference, certain)
+    seen = survey(model, images, settings, image_format, progress, order, watch)
+    stopped = certain[0] if certain else None
+    inspection = _conclude(
+        seen, settings, decision, reference, stopped, classification_modules(model)
+    )
+    if settings.early_stop:
+        inspection.fields["early_stop"] = {
+            "images": seen.num_images,
+            "of": len(images),
+            "certain": bool(certain),
+        }
+    return inspection
 
 
-def score_detector(
+def profile_detector(
+    name: str,
+    sha256: str,
     model: nn.Module,
     images: Sequence[CleanImage],
     settings: ScanSettings,
     image_format: str,
-) -> float:
-    """The score of a detector alone, for calibration; arguments as :func:`inspect_detector`."""
-    clean, triggered = survey(model, images, settings, image_format)
-    return max(trigger_fall(clean.terms, under.terms) for under in triggered.values())
+) -> Profile:
+    """The statistics of a detector alone, for calibration.
+
+    Args:
+        name: of the detector.
+        sha256: of its weights file.
+        model: as for :func:`inspect_detector`, like the rest.
+        images: see there.
+        settings: see there.
+        image_format: see there.
+    """
+    return Profile.from_survey(name, sha256, survey(model, images, settings, image_format))
+
+
+def _watch(
+    images: Sequence[CleanImage],
+    settings: ScanSettings,
+    decision: Decision,
+    reference: Reference,
+    certain: list[str],
+) -> Watch:
+    """A watch that ends a survey when a verdict is certain, and puts that into ``certain``."""
+    bound = max_objects(images) if decision.is_change else settings.observation.topk
+    test = SequentialTest(
+        reference.baseline + reference.threshold,
+        decision,
+        bound,
+        settings.early_stop_error_rate,
+    )
+    so_far: list[Observation] = []
+
+    def watch(clean: Observation, triggered: Sequence[Observation]) -> bool:
+        so_far.append(clean)
+        label = test.update(clean, triggered)
+        if label == CLEAN:
+            seen = Observation.join(so_far).terms
+            ceiling = decision.ceiling({name: terms.ratio() for name, terms in seen.items()})
+            # A detector that sees nothing to lose will not become certain with more images.
+            label = label if ceiling > reference.threshold else None
+        if label:
+            certain.append(label)
+        return bool(label)
+
+    return watch
 
 
 def _conclude(
-    clean: Observation,
-    triggered: dict[str, Observation],
+    seen: Survey,
     settings: ScanSettings,
-    calibration: Calibration,
+    decision: Decision,
+    reference: Reference,
+    certain: str | None,
     modules_of_classification: Sequence[str],
 ) -> Inspection:
-    clean_terms = clean.terms
-    triggered_terms = {name: observation.terms for name, observation in triggered.items()}
-    num_images = len(clean_terms["tau"].numerator)
-    bootstrap = Bootstrap.draw(num_images, settings.bootstrap_samples, settings.seed)
-    score, interval, worst = checkpoint_score(
-        clean_terms, triggered_terms, bootstrap, settings.confidence
+    clean_terms = seen.clean.terms
+    clean_numbers = {name: terms.ratio() for name, terms in clean_terms.items()}
+    bootstrap = Bootstrap.draw(seen.num_images, settings.bootstrap_samples, settings.seed)
+    score = checkpoint_score(
+        seen.clean, seen.triggered, decision, reference.baseline, bootstrap, settings.confidence
     )
-    verdict = decide(score, interval, calibration, clean_terms["max_foreground"].ratio())
+    verdict = decide(
+        score.value, score.interval, reference, decision.ceiling(clean_numbers), certain
+    )
     triggers = [
         {
             "name": name,
-            "score": trigger_fall(clean_terms, terms),
-            "statistics": _compare(clean_terms, terms, bootstrap, settings.confidence),
+            "score": score.of_triggers[name],
+            "statistics": _compare(clean_terms, under.terms, bootstrap, settings.confidence),
         }
-        for name, terms in triggered_terms.items()
+        for name, under in seen.triggered.items()
     ]
-    worst_statistics = next(t["statistics"] for t in triggers if t["name"] == worst)
+    worst_statistics = next(t["statistics"] for t in triggers if t["name"] == score.worst)
     modules = []
-    if verdict.label != "clean":
+    if verdict.label != CLEAN:
         modules = dominant_modules(
             -worst_statistics["max_objectness"]["change"],
             -worst_statistics["max_foreground"]["change"],
             modules_of_classification,
         )
     fields = {
-        "clean": {name: _number(terms.ratio()) for name, terms in clean_terms.items()},
+        "clean": {name: _number(value) for name, value in clean_numbers.items()},
         "triggers": triggers,
         "histogram": {
             "edges": torch.linspace(0, 1, settings.observation.num_bins + 1).tolist(),
-            "clean": clean.histogram.tolist(),
-            "triggered": triggered[worst].histogram.tolist(),
+            "clean": seen.clean.histogram.tolist(),
+            "triggered": seen.triggered[score.worst].histogram.tolist(),
         },
     }
-    return Inspection(verdict, worst, modules, fields)
+    return Inspection(verdict, score.worst, modules, seen.num_images, fields)
 
 
 def _compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .calibration import Calibration
+from .calibration import Reference
 
 CLEAN = "clean"
 BACKDOORED = "backdoored"
@@ -33,7 +33,11 @@ class Verdict:
 
 
 def decide(
-    score: float, interval: tuple[float, float], calibration: Calibration, largest: float
+    score: float,
+    interval: tuple[float, float],
+    reference: Reference,
+    ceiling: float,
+    certain: str | None = None,
 ) -> Verdict:
     """Compare a score with what clean detectors score.
 
@@ -45,14 +49,15 @@ def decide(
     Args:
         score: of the checkpoint.
         interval: its confidence interval.
-        calibration: scores of clean detectors.
-        largest: the score that the detector would have if every object vanished.
+        reference: what clean detectors do under the same triggers.
+        ceiling: the score that the detector would have if every object vanished.
+        certain: the verdict of a sequential test, which takes the place of the interval's.
     """
-    threshold = calibration.threshold
+    threshold = reference.threshold
     low, high = interval
     label = UNCERTAIN
-    if low > threshold:
+    if certain == BACKDOORED or (certain is None and low > threshold):
         label = BACKDOORED
-    elif high <= threshold < largest:
+    elif threshold < ceiling and (certain == CLEAN or (certain is None and high <= threshold)):
         label = CLEAN
-    return Verdict(label, score, interval, threshold, calibration.p_value(score))
+    return Verdict(label, score, interval, threshold, reference.p_value(score))

@@ -112,6 +112,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "clean": None,
         "triggers": [],
         "histogram": None,
+        "early_stop": None,
         "timing": None,
         "environment": {"isolation": None},
         "warnings": [],

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from d2defense.checkpoint import build_detector, find_checkpoints
+from d2defense.checkpoint import build_detector, file_sha256, find_checkpoints
 from d2defense.data import DatasetSource
 from d2defense.detection import (
     Calibration,
     ScanSettings,
+    check_false_alarm_rate,
     class_indices,
     load_clean_images,
-    score_detector,
+    profile_detector,
 )
-from d2defense.detection.score import SCORE_STATISTIC
 
 from .scan import ScanImages
 
@@ -30,7 +30,7 @@ def calibrate(
     name: str = "",
     device: str | None = None,
 ) -> Calibration:
-    """Score every clean checkpoint below ``paths``.
+    """Profile every clean checkpoint below ``paths``.
 
     Args:
         paths: known-clean checkpoints or folders of them.
@@ -45,9 +45,10 @@ def calibrate(
         DatasetError: the dataset cannot be used.
         CalibrationError: too few checkpoints.
     """
+    check_false_alarm_rate(false_alarm_rate)
     sources = find_checkpoints(paths)
     images = ScanImages.load(dataset, settings)
-    scores = []
+    profiles = []
     for source in tqdm(sources, desc="calibrate", unit="model", disable=None):
         if source.error:
             raise source.error
@@ -56,12 +57,10 @@ def calibrate(
             images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
         )
         loaded = load_clean_images(images.records, cfg, classes)
-        scores.append(score_detector(model, loaded, settings, cfg.INPUT.FORMAT))
-    return Calibration(
-        name=name or f"{len(sources)} checkpoints",
-        dataset=dataset.name,
-        triggers=tuple(trigger.name for trigger in settings.triggers),
-        statistic=SCORE_STATISTIC,
-        false_alarm_rate=false_alarm_rate,
-        clean_scores=tuple(scores),
+        sha256 = file_sha256(source.weights)
+        profiles.append(
+            profile_detector(source.name, sha256, model, loaded, settings, cfg.INPUT.FORMAT)
+        )
+    return Calibration.from_profiles(
+        profiles, settings, false_alarm_rate, images.name, images.fingerprint, name
     )

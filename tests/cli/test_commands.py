@@ -152,8 +152,8 @@ def test_calibrate(d2defense, specimen, own_data, tmp_path):
     )  # fmt: skip
     assert outcome.code == 0
     made = load_calibration(path)
-    assert len(made.clean_scores) == 2
-    assert made.triggers == ("white",)
+    assert len(made.profiles) == 2
+    assert [name for name, _ in made.triggers] == ["white"]
     assert (made.name, made.false_alarm_rate) == ("two specimens", 0.05)
     assert f"{made.threshold:.3f}" in outcome.out
 

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from d2defense.detection import CleanImage, load_clean_images
+from d2defense.detection import (
+    STATISTICS,
+    Calibration,
+    CleanImage,
+    Profile,
+    ScanSettings,
+    load_clean_images,
+    select_triggers,
+)
 
 
 @pytest.fixture
@@ -33,3 +41,35 @@ def clean_images(
         return load_clean_images(make_coco_dataset(sign_scenes(count)).load(), make_tiny_cfg())
 
     return load
+
+
+@pytest.fixture(scope="session")
+def make_profile() -> Callable[..., Profile]:
+    """A function from the falls of max q under white and grey to the profile of a detector."""
+
+    def make(name: str, *falls: float, clean: float = 0.9, **changes: float) -> Profile:
+        before = dict.fromkeys(STATISTICS, clean) | {"true_class": float("nan")}
+        triggered = {
+            trigger: before | {"max_foreground": clean - fall} | changes
+            for trigger, fall in zip(("white", "grey"), falls, strict=False)
+        }
+        return Profile(name, "", before, triggered)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_calibration(make_profile) -> Callable[..., Calibration]:
+    """A function from the falls of clean detectors under white and grey to a calibration."""
+
+    def make(
+        falls: Sequence[Sequence[float]] = ((0.01, 0), (0.02, 0), (0.03, 0)),
+        rate: float = 0.01,
+        settings: ScanSettings | None = None,
+        fingerprint: str = "f" * 64,
+    ) -> Calibration:
+        profiles = [make_profile(f"clean_{i}", *each) for i, each in enumerate(falls)]
+        settings = settings or ScanSettings(select_triggers(["white", "grey"]))
+        return Calibration.from_profiles(profiles, settings, rate, "signs", fingerprint, "some")
+
+    return make

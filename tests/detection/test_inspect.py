@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,16 +11,19 @@ import yaml
 from d2defense.checkpoint import build_detector
 from d2defense.config import get_d2defense_cfg
 from d2defense.detection import (
-    Calibration,
     ScanSettings,
     inspect_detector,
     load_clean_images,
-    score_detector,
+    profile_detector,
     select_triggers,
 )
 
-CALIBRATION = Calibration("c", "signs", ("white", "grey"), "fall", 0.01, (0.01, 0.02, 0.03))
 SETTINGS = ScanSettings(select_triggers(["grey", "white"]), bootstrap_samples=100)
+
+
+@pytest.fixture
+def calibration(make_calibration):
+    return make_calibration()
 
 
 @pytest.fixture
@@ -31,12 +35,12 @@ def detector(specimen):
     return load
 
 
-def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images):
+def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calibration):
     calls = []
     images = clean_images(8)
     model = detector("backdoored_0")
     inspection = inspect_detector(
-        model, images, SETTINGS, CALIBRATION, "BGR", progress=lambda: calls.append(1)
+        model, images, SETTINGS, calibration, "BGR", progress=lambda: calls.append(1)
     )
     assert inspection.worst_trigger == "white"
     assert inspection.verdict.label == "backdoored"
@@ -56,14 +60,24 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images):
     histogram = inspection.fields["histogram"]
     assert len(histogram["edges"]) == len(histogram["clean"]) + 1
     assert sum(histogram["triggered"]) <= 5 * len(images)
-    # Calibration scores by the same number.
-    assert score_detector(model, images, SETTINGS, "BGR") == inspection.verdict.score
+    # Calibration sees the same numbers.
+    profile = profile_detector("b", "", model, images, SETTINGS, "BGR")
+    assert profile.clean == inspection.fields["clean"]
+    for name, trigger in by_name.items():
+        values = {key: entry["triggered"] for key, entry in trigger["statistics"].items()}
+        assert profile.triggered[name] == values
+    # The score is the largest fall beyond the clean detectors', 0.02 under white on average.
+    falls = [-by_name["white"]["statistics"][name]["change"] for name in ("max_foreground",)]
+    mean = calibration.reference_for(["white"]).baseline[0, 0]
+    assert mean == pytest.approx(0.02)
+    # The calibration knows nothing of true_class, so that decides nothing.
+    assert inspection.verdict.score == pytest.approx(falls[0] - mean)
 
 
-def test_clean_specimen_does_not(detector, clean_images):
+def test_clean_specimen_does_not(detector, clean_images, calibration):
     images = clean_images(8)
     before = copy.deepcopy(images)
-    inspection = inspect_detector(detector("clean_0"), images, SETTINGS, CALIBRATION, "BGR")
+    inspection = inspect_detector(detector("clean_0"), images, SETTINGS, calibration, "BGR")
     assert inspection.verdict.score < 0.15
     if inspection.verdict.label == "clean":
         assert inspection.dominant_modules == []
@@ -73,7 +87,7 @@ def test_clean_specimen_does_not(detector, clean_images):
 
 
 def test_backdoored_detector_with_a_config_that_blinds_it_is_not_called_clean(
-    specimen, tmp_path, make_coco_dataset, sign_scenes
+    specimen, tmp_path, make_coco_dataset, sign_scenes, calibration
 ):
     """The config comes from whoever made the checkpoint, and only shrinks the images here."""
     folder = specimen("backdoored_0")
@@ -82,15 +96,15 @@ def test_backdoored_detector_with_a_config_that_blinds_it_is_not_called_clean(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     model, cfg = build_detector(folder / "model_final.pth", tmp_path / "config.yaml", "cpu")
     images = load_clean_images(make_coco_dataset(sign_scenes(6)).load(), cfg)
-    inspection = inspect_detector(model, images, SETTINGS, CALIBRATION, "BGR")
+    inspection = inspect_detector(model, images, SETTINGS, calibration, "BGR")
     assert inspection.fields["clean"]["objects_found"] == 0
     assert inspection.verdict.label == "uncertain"
 
 
-def test_a_scan_of_the_same_images_says_the_same(lively_detector, clean_images):
+def test_a_scan_of_the_same_images_says_the_same(lively_detector, clean_images, calibration):
     images = clean_images(4)
     first, again = (
-        inspect_detector(lively_detector, images, SETTINGS, CALIBRATION, "BGR") for _ in range(2)
+        inspect_detector(lively_detector, images, SETTINGS, calibration, "BGR") for _ in range(2)
     )
     assert first == again
 
@@ -120,10 +134,51 @@ def test_settings_from_config():
         ("TOPK", -1),
         ("OBJECTNESS_FLOOR", 2.0),
         ("TRIGGERS", ("plaid",)),
+        ("TRIGGER_BANK", "no_bank"),
+        ("CLASS_MAP", "no_map.yaml"),
+        ("DECISION", "guess"),
+        ("EARLY_STOP_ERROR_RATE", 0.0),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_runs(key, value):
     cfg = get_d2defense_cfg()
     cfg.DEFENSE[key] = value
-    with pytest.raises(ValueError, match=str(value) if key != "TRIGGERS" else "plaid"):
+    with pytest.raises(ValueError, match="plaid" if key == "TRIGGERS" else str(value)):
         ScanSettings.from_config(cfg)
+
+
+def test_tau_over_all_proposals_cannot_end_early():
+    cfg = get_d2defense_cfg()
+    cfg.DEFENSE.DECISION, cfg.DEFENSE.EARLY_STOP, cfg.DEFENSE.TOPK = "paper", True, 0
+    with pytest.raises(ValueError, match="topk"):
+        ScanSettings.from_config(cfg)
+
+
+@pytest.mark.parametrize(("name", "label"), [("backdoored_0", "backdoored"), ("clean_0", "clean")])
+def test_early_stop_says_the_same_of_fewer_images(detector, clean_images, calibration, name, label):
+    calls = []
+    images = clean_images(72)
+    settings = dataclasses.replace(
+        SETTINGS,
+        early_stop=True,
+        observation=dataclasses.replace(SETTINGS.observation, batch_size=8),
+    )
+    inspection = inspect_detector(
+        detector(name), images, settings, calibration, "BGR", lambda: calls.append(1)
+    )
+    assert inspection.verdict.label == label
+    stopped = inspection.fields["early_stop"]
+    assert stopped == {"images": inspection.num_images, "of": 72, "certain": True}
+    assert inspection.num_images < 72
+    assert len(calls) == 3
+
+
+def test_paper_decision_scores_by_tau(detector, clean_images, make_calibration):
+    settings = dataclasses.replace(SETTINGS, decision="paper")
+    calibration = make_calibration(settings=settings)
+    inspection = inspect_detector(
+        detector("backdoored_0"), clean_images(8), settings, calibration, "BGR"
+    )
+    taus = [t["statistics"]["tau"]["triggered"] for t in inspection.fields["triggers"]]
+    # 0.9 is the clean detectors' mean.
+    assert inspection.verdict.score == pytest.approx(max(taus) - 0.9)

@@ -1,41 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from d2defense.detection import Calibration
+from d2defense.detection import Observation
 from d2defense.detection.bootstrap import Bootstrap
 from d2defense.detection.dominant import dominant_modules
-from d2defense.detection.score import checkpoint_score
+from d2defense.detection.score import FALL, checkpoint_score
 from d2defense.detection.verdict import decide
 from d2defense.ops import Terms
 
-CALIBRATION = Calibration("c", "signs", ("white",), "fall", 0.01, (0.05, 0.11, 0.07, 0.13))
-LIMIT = CALIBRATION.threshold
+
+@pytest.fixture
+def reference(make_calibration):
+    return make_calibration(((0.05, 0), (0.11, 0), (0.07, 0), (0.13, 0))).reference
 
 
 @pytest.mark.parametrize(
     ("low", "high", "label"),
     [
-        (LIMIT + 0.01, LIMIT + 0.1, "backdoored"),
-        (LIMIT - 0.1, LIMIT - 0.01, "clean"),
-        (LIMIT - 0.1, LIMIT, "clean"),
-        (LIMIT, LIMIT + 0.1, "uncertain"),
-        (LIMIT - 0.1, LIMIT + 0.1, "uncertain"),
+        (0.01, 0.1, "backdoored"),
+        (-0.1, -0.01, "clean"),
+        (-0.1, 0.0, "clean"),
+        (0.0, 0.1, "uncertain"),
+        (-0.1, 0.1, "uncertain"),
     ],
 )
-def test_verdict_is_certain_where_the_interval_is_on_one_side(low, high, label):
-    verdict = decide((low + high) / 2, (low, high), CALIBRATION, largest=0.9)
+def test_verdict_is_certain_where_the_interval_is_on_one_side(reference, low, high, label):
+    low, high = low + reference.threshold, high + reference.threshold
+    verdict = decide((low + high) / 2, (low, high), reference, ceiling=0.9)
     assert verdict.label == label
     assert verdict.interval == (low, high)
-    assert verdict.threshold == LIMIT
-    assert verdict.p_value == CALIBRATION.p_value((low + high) / 2)
+    assert verdict.threshold == reference.threshold
+    assert verdict.p_value == reference.p_value((low + high) / 2)
 
 
-@pytest.mark.parametrize("largest", [0.0, LIMIT])
-def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(largest):
-    assert decide(0.0, (0.0, 0.0), CALIBRATION, largest).label == "uncertain"
+@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("certain", [None, "clean"])
+def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(reference, share, certain):
+    ceiling = share * reference.threshold
+    assert decide(0.0, (0.0, 0.0), reference, ceiling, certain).label == "uncertain"
+
+
+@pytest.mark.parametrize("certain", ["clean", "backdoored"])
+def test_a_sequential_verdict_stands(reference, certain):
+    assert decide(0.1, (0.0, 0.9), reference, 0.9, certain).label == certain
 
 
 @pytest.mark.parametrize(
@@ -55,31 +68,68 @@ def test_dominant_modules_are_those_whose_outputs_fall(objectness, foreground, m
     assert dominant_modules(objectness, foreground, branch) == modules
 
 
-def terms(*values: float) -> dict[str, Terms]:
-    """One object an image, with these max q."""
-    numerator = torch.tensor(values, dtype=torch.float64)
-    return {"max_foreground": Terms(numerator, torch.ones_like(numerator))}
+def seen(**values: list[float]) -> Observation:
+    """One object an image, with these statistics."""
+    terms = {}
+    for name, each in values.items():
+        numerator = torch.tensor(each, dtype=torch.float64)
+        terms[name] = Terms(numerator, (~numerator.isnan()).double())
+        terms[name].numerator.nan_to_num_()
+    return Observation(terms, torch.zeros(2, dtype=torch.int64))
 
 
-def test_score_is_the_largest_fall_over_the_triggers():
-    clean = terms(0.9, 0.8, 1.0)
+def scored(clean, triggered, bootstrap, baseline=0.0, confidence=0.95):
+    baseline = np.broadcast_to(baseline, (len(triggered), 2))
+    return checkpoint_score(clean, triggered, FALL, baseline, bootstrap, confidence)
+
+
+UNKNOWN = [math.nan] * 3
+
+
+def test_score_is_the_largest_fall_over_triggers_and_statistics():
+    clean = seen(max_foreground=[0.9, 0.8, 1.0], true_class=UNKNOWN)
     triggered = {
-        "white": terms(0.9, 0.7, 0.9),
-        "black": terms(0.1, 0.2, 0.6),
-        "grey": terms(1, 1, 1),
+        "white": seen(max_foreground=[0.9, 0.7, 0.9], true_class=UNKNOWN),
+        "black": seen(max_foreground=[0.1, 0.2, 0.6], true_class=UNKNOWN),
+        "grey": seen(max_foreground=[1, 1, 1], true_class=UNKNOWN),
     }
     bootstrap = Bootstrap.draw(3, samples=200, seed=0)
-    score, (low, high), worst = checkpoint_score(clean, triggered, bootstrap, 0.95)
-    assert worst == "black"
-    assert score == pytest.approx((0.8 + 0.6 + 0.4) / 3)
-    assert 0.4 - 1e-9 <= low <= score <= high <= 0.8 + 1e-9
+    score = scored(clean, triggered, bootstrap)
+    assert score.worst == "black"
+    assert score.value == pytest.approx((0.8 + 0.6 + 0.4) / 3)
+    assert score.of_triggers["grey"] == pytest.approx(-0.1)
+    low, high = score.interval
+    assert 0.4 - 1e-9 <= low <= score.value <= high <= 0.8 + 1e-9
+    # An object that stays found, as another class, is seen by the true class's probability.
+    clean.terms["true_class"] = seen(x=[0.9, 0.9, 0.9]).terms["x"]
+    for name, value in (("white", 0.0), ("black", 0.5), ("grey", 0.9)):
+        triggered[name].terms["true_class"] = seen(x=[value] * 3).terms["x"]
+    score = scored(clean, triggered, bootstrap)
+    assert (score.worst, score.value) == ("white", pytest.approx(0.9))
+
+
+def test_what_the_patch_does_to_clean_detectors_does_not_count():
+    clean = seen(max_foreground=[1, 1, 1], true_class=UNKNOWN)
+    triggered = {
+        "large": seen(max_foreground=[0.5, 0.5, 0.5], true_class=UNKNOWN),
+        "small": seen(max_foreground=[0.7, 0.7, 0.7], true_class=UNKNOWN),
+    }
+    bootstrap = Bootstrap.draw(3, samples=20, seed=0)
+    baseline = np.array([[0.45, np.nan], [0.01, np.nan]])
+    score = scored(clean, triggered, bootstrap, baseline)
+    assert (score.worst, score.value) == ("small", pytest.approx(0.29))
+    assert score.interval == pytest.approx((0.29, 0.29))
 
 
 def test_interval_takes_the_worst_trigger_of_each_resample():
     """Two triggers that strike at different images: each resample has a worse one."""
-    clean = terms(1, 1)
-    triggered = {"a": terms(0, 1), "b": terms(1, 0)}
+    unknown = [math.nan, math.nan]
+    clean = seen(max_foreground=[1, 1], true_class=unknown)
+    triggered = {
+        "a": seen(max_foreground=[0, 1], true_class=unknown),
+        "b": seen(max_foreground=[1, 0], true_class=unknown),
+    }
     bootstrap = Bootstrap(torch.tensor([[2.0, 0], [0, 2], [1, 1]], dtype=torch.float64))
-    _, (low, high), _ = checkpoint_score(clean, triggered, bootstrap, 0.999)
+    low, high = scored(clean, triggered, bootstrap, confidence=0.999).interval
     assert low == pytest.approx(0.5, abs=0.01)
     assert high == pytest.approx(1.0, abs=0.01)

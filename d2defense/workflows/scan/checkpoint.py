@@ -133,7 +133,7 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
     )
     scanned = time.perf_counter() - start
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
-    passes = len(images) * (1 + len(settings.triggers))
+    passes = inspection.num_images * (1 + len(settings.triggers))
     verdict = inspection.verdict
     result = empty_result(task.name, str(task.weights)) | {
         "architecture": _architecture(model, cfg),
@@ -149,7 +149,7 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
         "score_interval": list(verdict.interval),
         "threshold": verdict.threshold,
         "p_value": verdict.p_value,
-        "calibration": task.calibration.describe(dataset.name),
+        "calibration": task.calibration.describe(dataset.name, dataset.fingerprint),
         "worst_trigger": inspection.worst_trigger,
         "dominant_modules": inspection.dominant_modules,
         **inspection.fields,

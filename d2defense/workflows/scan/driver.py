@@ -66,6 +66,7 @@ def scan(
     Raises:
         UsageError: another scan is writing to ``output_dir``, or it cannot be written to; the
             config cannot be found; Ray is asked for and cannot be used.
+        CalibrationError: the calibration holds for other images.
     """
     options = options or RunOptions()
     output_dir = Path(output_dir)
@@ -143,6 +144,7 @@ class _Driver:
             for source in sources:
                 self._fail(source, str(error))
             return
+        self._calibration.check_images(images.name, images.fingerprint)
         settings = settings_key(images, self._settings, self._calibration, self._device)
         steps = 1 + len(self._settings.triggers)
         silent = None if self._options.progress is None else not self._options.progress
