@@ -58,7 +58,9 @@ def confine(readable: Iterable[Path], limits: Limits) -> dict[str, Any]:
             missing.append(str(error))
         return False, None
 
-    attempt(lambda: limit_resources(limits.memory_bytes))
+    has_gpu = _GPU_CONTROL.exists()
+    # A GPU's driver maps more than it uses; there the memory in use alone is watched.
+    attempt(lambda: limit_resources(None if has_gpu else limits.memory_bytes))
     record: dict[str, Any] = {
         "mode": "process",
         "memory_limit_bytes": limits.memory_bytes,
@@ -72,7 +74,6 @@ def confine(readable: Iterable[Path], limits: Limits) -> dict[str, Any]:
         missing.append(f"only Linux restricts network and files, not {sys.platform}")
         return record
     _offer_to_oom_killer()
-    has_gpu = _GPU_CONTROL.exists()
     attempt(die_with_parent)
     attempt(forbid_new_privileges)
     without_network, _ = attempt(leave_network)

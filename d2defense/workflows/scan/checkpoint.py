@@ -26,7 +26,13 @@ from d2defense.detection import (
 )
 from d2defense.environment import library_versions
 from d2defense.report.figures import draw_examples, draw_histograms
-from d2defense.report.results import EXAMPLES_FILE, HISTOGRAM_FILE, empty_result, error_result
+from d2defense.report.results import (
+    EXAMPLES_FILE,
+    HISTOGRAM_FILE,
+    empty_result,
+    error_result,
+    validate_result,
+)
 from d2defense.report.text import shorten
 
 from ..examples import example_pairs
@@ -50,6 +56,7 @@ class ScanTask:
         settings: of the scan.
         calibration: scores of clean detectors.
         device: of the model; the config's choice if None.
+        has_bases: whether the config builds upon other files of its folder.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
     """
@@ -62,14 +69,16 @@ class ScanTask:
     settings: ScanSettings
     calibration: Calibration
     device: str | None = None
+    has_bases: bool = False
     figures: bool = True
     threads: int | None = None
 
     @property
     def files(self) -> list[Path]:
         """Every file and folder that the scan reads."""
+        config = self.config.parent if self.has_bases else self.config
         images = (Path(record["file_name"]) for record in self.images.records)
-        return [self.weights, self.config, self.config.parent, *images]
+        return [self.weights, config, *images]
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,9 @@ def run_task(task: ScanTask, progress: Callable[[], None] | None = None) -> Scan
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     try:
-        return scan_checkpoint(task, progress)
+        scanned = scan_checkpoint(task, progress)
+        validate_result(scanned.result)
+        return scanned
     except (CheckpointError, DatasetError) as error:
         reason = str(error)
     except MemoryError:

@@ -18,6 +18,7 @@ from d2defense.files import write_bytes, write_json
 from d2defense.report.html import REPORT_FILE, write_scan_report
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, error_result
 from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
+from d2defense.report.text import shorten
 
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor
@@ -125,6 +126,7 @@ class _Driver:
         self._results: dict[str, Result] = {}
         self._files: dict[str, CheckpointFiles] = {}
         self._keys: dict[str, str] = {}
+        self._has_told = False
 
     def scan(self, sources: list[CheckpointSource], dataset: DatasetSource) -> list[Result]:
         """Scan the sources; the results in their order."""
@@ -204,6 +206,7 @@ class _Driver:
             settings=self._settings,
             calibration=self._calibration,
             device=self._device,
+            has_bases=files.bases is not None,
             figures=self._options.figures,
         )
 
@@ -219,6 +222,7 @@ class _Driver:
             "scan_key": self._keys[source.name],
             "environment": result["environment"] | {"isolation": finished.isolation or None},
         }
+        self._tell_missing(finished.isolation)
         folder = self._output_dir / source.name
         for name in FIGURE_FILES:
             (folder / name).unlink(missing_ok=True)
@@ -226,6 +230,15 @@ class _Driver:
             write_bytes(folder / name, content)
         # Last: a folder with a result is complete.
         self._write(source, result)
+
+    def _tell_missing(self, isolation: dict[str, Any]) -> None:
+        """Say once what this system does not protect from."""
+        if isolation.get("missing") and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "protections that this system does not offer: %s",
+                shorten("; ".join(isolation["missing"]), 500),
+            )
 
     def _fail(self, source: CheckpointSource, reason: str) -> None:
         self._write(source, error_result(source.name, reason, str(source.weights or source.path)))
