@@ -69,8 +69,9 @@ class _Inbox:
         if "progress" in content:
             self.on_progress()
         elif "figure" in content:
-            if content["figure"] in FIGURE_FILES and is_png(blob):
-                self.figures[content["figure"]] = blob
+            name = content["figure"]
+            if isinstance(name, str) and name in FIGURE_FILES and is_png(blob):
+                self.figures[name] = blob
         elif "log" in content and self.num_logged < _MAX_LOGGED:
             self.num_logged += 1
             level = content.get("level")

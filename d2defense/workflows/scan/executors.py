@@ -160,12 +160,17 @@ class ProcessExecutor:
             return replace(task, device=f"cuda:{slot % options.num_gpus}")
         if options.workers == 1:
             return task
-        share = max(1, len(os.sched_getaffinity(0)) // options.workers)
+        share = max(1, _num_cpus() // options.workers)
         return replace(task, threads=min(share, torch.get_num_threads()))
 
     def _server(self) -> Server:
         with self._lock:
             return shared_server(PRELOAD)
+
+
+def _num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def failed(task: ScanTask, reason: str) -> Finished:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver of a scan: odd checkpoints, files that change, shares of the machine."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from d2defense.checkpoint import load_state_dict, save_state_dict
+from d2defense.detection import ScanSettings, load_calibration, select_triggers
+from d2defense.isolation import Limits
+from d2defense.report.results import load_results
+from d2defense.workflows.scan import RunOptions, executors, scan
+from d2defense.workflows.scan.options import NONE
+
+
+@pytest.fixture
+def run(make_coco_dataset, sign_scenes, tmp_path):
+    """A function that scans a folder in this process, without figures, and returns the results."""
+    dataset = make_coco_dataset(sign_scenes(4))
+    settings = ScanSettings(triggers=select_triggers(["white"]), bootstrap_samples=20)
+
+    def run(folder, **options):
+        chosen = RunOptions(isolation=NONE, figures=False, **options)
+        output = tmp_path / "out"
+        results = scan([folder], dataset, output, settings, load_calibration(), "cpu", chosen)
+        assert results == load_results(output)
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_scanned_and_reported(specimen, run, tmp_path, value):
+    folder = shutil.copytree(specimen("clean_0"), tmp_path / "odd")
+    state = load_state_dict(folder / "model_final.pth")
+    names = [name for name in state if "box_predictor" in name]
+    for name in names:
+        state[name] = torch.full_like(state[name], value)
+    save_state_dict(folder / "model_final.pth", state)
+    (result,) = run(folder)
+    # What sees no objects cannot be called clean.
+    assert result["verdict"] in ("uncertain", "backdoored")
+    (warning,) = result["warnings"]
+    assert warning.startswith(f"{len(names)} tensors hold NaN or infinity, first ")
+    assert any(name in warning for name in names)
+
+
+def test_files_that_change_during_the_scan_give_no_verdict(specimen, run, tmp_path, monkeypatch):
+    folder = shutil.copytree(specimen("clean_0"), tmp_path / "moving")
+    original = executors.run_task
+
+    def replace_and_run(task, progress=None):
+        scanned = original(task, progress)
+        shutil.copy(specimen("backdoored_0") / "model_final.pth", task.weights)
+        return scanned
+
+    monkeypatch.setattr(executors, "run_task", replace_and_run)
+    (result,) = run(folder)
+    assert result["verdict"] == "error"
+    assert "changed while they were scanned" in result["error"]
+
+
+def test_workers_share_gpus_in_turn_and_threads_equally(monkeypatch):
+    monkeypatch.setattr(executors, "shared_server", lambda preload: None)
+    monkeypatch.setattr(executors, "_num_cpus", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    task = executors.ScanTask("a", *[None] * 6)
+
+    def placed(**options):
+        executor = executors.ProcessExecutor(RunOptions(**options))
+        return [executor._place(task, slot) for slot in range(3)]
+
+    assert [t.device for t in placed(workers=3, num_gpus=2)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [(t.device, t.threads) for t in placed(workers=3)] == [(None, 2)] * 3
+    assert {t.threads for t in placed(workers=16)} == {1}
+    assert {t.threads for t in placed()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"workers": 0}, "workers 0"),
+        ({"num_gpus": -1}, "num_gpus -1"),
+        ({"isolation": "strong"}, "isolation 'strong'"),
+        ({"isolation": "none", "workers": 2}, "several workers"),
+    ],
+)
+def test_contradictions_are_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        RunOptions(**options)
+
+
+def test_limits_have_defaults():
+    assert RunOptions().limits == Limits(8 << 30, 3600.0)
