@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.yaml_file import load_document
 from d2defense.config import merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.engine import resolve_device
@@ -56,7 +58,8 @@ def renew(
     Args:
         source: a checkpoint without an error.
         dataset: the defender's set: clean labelled images.
-        output_dir: gets ``config.yaml`` (the original's, byte by byte), ``model_final.pth``,
+        output_dir: gets ``config.yaml`` (the original's, byte by byte unless it builds on others),
+            ``model_final.pth``,
             ``metrics.json`` and ``log.txt``.
         modules: module groups to reset, ``REMOVAL.MODULES`` if None.
         method: name in ``REMOVAL_REGISTRY``.
@@ -82,7 +85,7 @@ def renew(
             trainer.train()
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
-    write_bytes(output_dir / CONFIG_NAME, source.config.read_bytes())
+    _publish_config(source.config, output_dir / CONFIG_NAME)
     return Renewal(output_dir, trainer.modules, time.perf_counter() - start)
 
 
@@ -118,6 +121,14 @@ def run_config(
     cfg.SEED = cfg.REMOVAL.SEED = seed
     cfg.freeze()
     return cfg
+
+
+def _publish_config(config: Path, path: Path) -> None:
+    """Write the original's config: byte by byte, or as one file if it builds on others."""
+    content = config.read_bytes()
+    if b"_BASE_" in content:
+        content = yaml.safe_dump(load_document(config)).encode("utf-8")
+    write_bytes(path, content)
 
 
 @contextmanager

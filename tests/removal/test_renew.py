@@ -71,6 +71,25 @@ def test_output_folder_is_a_checkpoint_of_the_same_config(source, defender, tmp_
     assert torch.load(folder / "model_final.pth", weights_only=True).keys() == {"model"}
 
 
+def test_a_config_that_builds_on_another_becomes_one_file(
+    source, untrained_checkpoint, defender, tmp_path
+):
+    folder = tmp_path / "leaf"
+    folder.mkdir()
+    (folder / "model_final.pth").write_bytes(source.weights.read_bytes())
+    (folder / "base.yaml").write_bytes(source.config.read_bytes())
+    (folder / "config.yaml").write_text("_BASE_: base.yaml\nTEST: {DETECTIONS_PER_IMAGE: 7}\n")
+    (leaf,) = find_checkpoints([folder / "model_final.pth"])
+    renewal = renew(leaf, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+    text = (renewal.output_dir / "config.yaml").read_text()
+    assert "_BASE_" not in text
+    _, cfg = build_detector(
+        renewal.output_dir / "model_final.pth", renewal.output_dir / "config.yaml", "cpu"
+    )
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 7
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 48
+
+
 def test_training_starts_from_the_checkpoint_with_the_modules_reset(source, defender, tmp_path):
     renewal = renew(
         source, defender, tmp_path / "renewed", ["rpn"], seed=4, overrides=STANDSTILL, device="cpu"
