@@ -22,6 +22,7 @@ _KEYS = {
     "calibration": "CALIBRATION",
     "allow_mismatch": "ALLOW_MISMATCH",
     "early_stop": "EARLY_STOP",
+    "precision": "PRECISION",
 }
 
 
@@ -39,6 +40,11 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--triggers", nargs="+", metavar="NAME", help="only these patches of the bank (all)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="of the network; bf16 is faster where the processor has it (fp32)",
     )
     group.add_argument(
         "--class-map",

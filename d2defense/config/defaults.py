@@ -92,6 +92,8 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.SEED = 0
     # Images in one forward pass, clean and triggered ones together.
     cfg.DEFENSE.BATCH_SIZE = 16
+    # "fp32", or "bf16" (autocast, channels-last) where the processor is fast at it.
+    cfg.DEFENSE.PRECISION = "fp32"
     # tau: an inconsistency below this is negligible (the paper, section 3.4).
     cfg.DEFENSE.EPSILON = 0.1
     # tau: proposals of highest objectness that count in an image; 0 for all.

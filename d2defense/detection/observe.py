@@ -40,7 +40,7 @@ STATISTICS = (
 
 
 # What the network computes in; statistics are always reduced from float32.
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ObservationSettings:
     objectness_floor: float = 0.8
     iou_threshold: float = 0.5
     num_bins: int = 20
-    precision: str = "float32"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -118,7 +118,7 @@ def observe_batches(
     Yields:
         The observation under each trigger, for each batch.
     """
-    in_half = settings.precision == "bfloat16"
+    in_half = settings.precision == "bf16"
     half_precision = torch.autocast(model.device.type, torch.bfloat16, enabled=in_half)
     if in_half:
         # Convolutions in half precision are fastest so; values stay as they are.

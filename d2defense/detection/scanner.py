@@ -94,6 +94,7 @@ class ScanSettings:
                 topk=node.TOPK,
                 objectness_floor=node.OBJECTNESS_FLOOR,
                 iou_threshold=node.IOU_THRESHOLD,
+                precision=node.PRECISION,
             ),
             max_images=node.MAX_IMAGES,
             seed=node.SEED,

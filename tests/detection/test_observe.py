@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from d2defense.attacks import Trigger
+from d2defense.checkpoint import build_detector
 from d2defense.detection import (
     STATISTICS,
     Observation,
@@ -171,3 +172,25 @@ def test_a_detector_that_proposes_nothing_can_be_observed(lively_detector, clean
     seen = observe(lively_detector, clean_images(2), None, SETTINGS, "BGR")
     assert seen.terms["max_foreground"].ratio() == 0
     assert seen.terms["objects_found"].ratio() == 0
+
+
+def test_half_precision_changes_statistics_little(specimen, clean_images):
+    folder = specimen("backdoored_0")
+    model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
+    images = clean_images(6)
+    trigger = Trigger("white")
+    single, half = (
+        observe(model, images, trigger, ObservationSettings(precision=precision), cfg.INPUT.FORMAT)
+        for precision in ("fp32", "bf16")
+    )
+    for name in ("max_foreground", "max_objectness", "true_class"):
+        expected = single.terms[name].ratio()
+        assert half.terms[name].ratio() == pytest.approx(expected, abs=0.02)
+    # But it was another computation.
+    assert half.terms["max_foreground"].ratio() != single.terms["max_foreground"].ratio()
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_other_precisions_are_refused():
+    with pytest.raises(ValueError, match="precision fp8"):
+        ObservationSettings(precision="fp8")

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time scans: against the loop that a user would write, and against the bare network.
+
+Parts, each a table in Markdown:
+
+    speed        this scanner, a loop with DefaultPredictor and hooks, and the bare forward pass of
+                 backbone, RPN and box head, on the same images and triggers, in turn
+    precision    float32 against bfloat16 with channels-last: time, score and verdict
+    triggers     time and memory against the number of triggers, 1 to 256
+    checkpoints  time and memory against the number of checkpoints, 1 to 64 copies of one
+    workers      two workers against one
+
+    python benchmarks/scan.py
+    python benchmarks/scan.py speed --images 64 --repeats 9
+
+Before anything is timed, the contenders' statistics are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, pairwise_iou
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from d2defense.attacks import Trigger
+from d2defense.checkpoint import build_detector
+from d2defense.cli.arguments import silence_developer_notices
+from d2defense.data import DatasetSource
+from d2defense.detection import (
+    CleanImage,
+    ScanSettings,
+    default_bank,
+    load_clean_images,
+    sample_records,
+)
+from d2defense.detection.observe import observe_batches
+from d2defense.workflows.specimens import specimens_root
+
+DATASET = DatasetSource("synth_signs_defender")
+PARTS = ("speed", "precision", "triggers", "checkpoints", "workers")
+
+
+def main() -> int:
+    """Run the parts that the arguments name."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS))
+    parser.add_argument("--images", type=int, default=32, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
+    parser.add_argument("--one", metavar="JSON", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    silence_developer_notices()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        print(json.dumps(measure_one(**json.loads(args.one))))
+        return 0
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for part in args.parts:
+        print(f"\n## {part}\n", flush=True)
+        globals()[f"part_{part}"](args)
+    return 0
+
+
+# speed
+
+
+def part_speed(args: argparse.Namespace) -> None:
+    """The scanner, the loop and the bare network on the same work, in turn."""
+    model, cfg, images = _specimen(args.images)
+    settings = ScanSettings().observation
+    settings = type(settings)(**(settings.__dict__ | {"batch_size": args.batch_size}))
+    triggers: list[Trigger | None] = [None, *default_bank()]
+    loop = PredictorLoop(cfg)
+    contenders: dict[str, Callable[[], Any]] = {
+        "scanner": lambda: scan(model, images, triggers, settings, cfg.INPUT.FORMAT),
+        "loop": lambda: loop.scan(images, triggers, cfg.INPUT.FORMAT),
+        "bare forward": lambda: bare_forward(model, images, len(triggers), args.batch_size),
+    }
+    ours = np.array(contenders["scanner"]())
+    theirs = np.array(contenders["loop"]())
+    difference = float(np.abs(ours - theirs).max())
+    if difference > 1e-3:
+        raise SystemExit(f"scanner and loop disagree by {difference}: nothing is timed")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(args.repeats):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    bare = statistics.median(seconds["bare forward"])
+    ours_seconds = statistics.median(seconds["scanner"])
+    passes = len(images) * len(triggers)
+    rows = [
+        (
+            name,
+            f"{statistics.median(times):.2f} s",
+            f"{1000 * statistics.median(times) / passes:.2f} ms",
+            f"{statistics.median(times) / ours_seconds:.2f}",
+            f"{statistics.median(times) / bare:.3f}",
+        )
+        for name, times in seconds.items()
+    ]
+    print(
+        f"{len(images)} images, {len(triggers)} passes (clean and {len(triggers) - 1} triggers), "
+        f"batches of {args.batch_size}, {args.threads} thread(s), median of {args.repeats}; "
+        f"largest difference of a mean max q between scanner and loop {difference:.1e}\n"
+    )
+    header = ("contender", "time", "an image", "of the scanner's", "of the bare forward's")
+    print(tabulate(rows, header, tablefmt="github"))
+
+
+def scan(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    triggers: Sequence[Trigger | None],
+    settings: Any,
+    image_format: str,
+) -> list[float]:
+    """Mean max q of the objects under each trigger, by this project's scanner."""
+    sums = np.zeros((2, len(triggers)))
+    for observations in observe_batches(model, images, triggers, settings, image_format):
+        for index, observation in enumerate(observations):
+            terms = observation.terms["max_foreground"]
+            sums[:, index] += float(terms.numerator.sum()), float(terms.denominator.sum())
+    return list(sums[0] / sums[1])
+
+
+@torch.no_grad()
+def bare_forward(
+    model: nn.Module, images: Sequence[CleanImage], passes: int, batch_size: int
+) -> None:
+    """Backbone, RPN and box head in the same batches; nothing is stamped, matched or kept."""
+    heads = model.roi_heads
+    for start in range(0, len(images), batch_size):
+        inputs = [{"image": image.image} for image in images[start : start + batch_size]]
+        for _ in range(passes):
+            batch = model.preprocess_image(inputs)
+            features = model.backbone(batch.tensor)
+            proposals, _ = model.proposal_generator(batch, features, None)
+            pooled = heads.box_pooler(
+                [features[f] for f in heads.box_in_features], [x.proposal_boxes for x in proposals]
+            )
+            heads.box_predictor(heads.box_head(pooled))
+
+
+class PredictorLoop:
+    """What a user would write: DefaultPredictor with hooks, an image and a trigger at a time."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(specimens_root() / "backdoored_0" / "model_final.pth")
+        self.predictor = DefaultPredictor(cfg)
+        model = self.predictor.model
+        model.proposal_generator.register_forward_hook(self._keep_proposals)
+        model.roi_heads.box_predictor.register_forward_hook(self._keep_logits)
+
+    def _keep_proposals(self, module: nn.Module, inputs: object, output: tuple) -> None:
+        (self.proposals,) = output[0]
+
+    def _keep_logits(self, module: nn.Module, inputs: object, output: tuple) -> None:
+        self.logits = output[0]
+
+    def scan(
+        self,
+        images: Sequence[CleanImage],
+        triggers: Sequence[Trigger | None],
+        image_format: str,
+    ) -> list[float]:
+        """Mean max q of the objects under each trigger."""
+        means = []
+        for trigger in triggers:
+            values: list[Tensor] = []
+            for image in images:
+                pixels = image.image.clone()
+                if trigger is not None:
+                    trigger.stamp_(pixels, image.boxes, image_format, image.seed)
+                self.predictor(pixels.permute(1, 2, 0).numpy())
+                foreground = 1 - self.logits.softmax(dim=1)[:, -1]
+                overlaps = pairwise_iou(Boxes(image.boxes), self.proposals.proposal_boxes)
+                values += [
+                    foreground[row >= 0.5].max() if (row >= 0.5).any() else torch.tensor(0.0)
+                    for row in overlaps
+                ]
+            means.append(float(torch.stack(values).mean()))
+        return means
+
+
+# the parts that run whole scans, each in a process of its own
+
+
+def part_precision(args: argparse.Namespace) -> None:
+    """float32 against bfloat16, on every specimen."""
+    rows = []
+    for folder in sorted(specimens_root().iterdir()):
+        by_precision = {
+            precision: _measure(args, checkpoint=str(folder), precision=precision)
+            for precision in ("fp32", "bf16")
+        }
+        single, half = by_precision["fp32"], by_precision["bf16"]
+        rows.append(
+            (
+                folder.name,
+                f"{single['seconds']:.1f} s",
+                f"{half['seconds']:.1f} s",
+                f"{single['seconds'] / half['seconds']:.2f}",
+                f"{single['score']:.4f}",
+                f"{half['score']:.4f}",
+                single["verdict"],
+                half["verdict"],
+            )
+        )
+    header = (
+        "specimen",
+        "float32",
+        "bfloat16",
+        "ratio",
+        "score",
+        "bfloat16",
+        "verdict",
+        "bfloat16",
+    )
+    print(tabulate(rows, header, tablefmt="github"))
+
+
+def part_triggers(args: argparse.Namespace) -> None:
+    """One specimen under 1 to 256 triggers."""
+    rows = []
+    for count in (1, 4, 16, 64, 256):
+        result = _measure(args, num_triggers=count)
+        rows.append(
+            (
+                count,
+                f"{result['seconds']:.1f} s",
+                f"{1000 * result['seconds'] / (count + 1) / args.images:.2f} ms",
+                f"{result['peak_mib']:.0f} MiB",
+            )
+        )
+    header = ("triggers", "time", "an image and pass", "peak memory")
+    print(tabulate(rows, header, tablefmt="github"))
+
+
+def part_checkpoints(args: argparse.Namespace) -> None:
+    """1 to 64 copies of a specimen, by the command."""
+    rows = []
+    for count in (1, 4, 16, 64):
+        seconds, peak = _command(args, count)
+        rows.append((count, f"{seconds:.1f} s", f"{seconds / count:.2f} s", f"{peak:.0f} MiB"))
+    header = ("checkpoints", "time", "each", "peak memory of a process")
+    print(tabulate(rows, header, tablefmt="github"))
+
+
+def part_workers(args: argparse.Namespace) -> None:
+    """Two workers against one, on 16 copies."""
+    rows = []
+    times = {workers: _command(args, 16, "--workers", str(workers))[0] for workers in (1, 2)}
+    for workers, seconds in times.items():
+        rows.append((workers, f"{seconds:.1f} s", f"{times[1] / seconds:.2f}"))
+    print(tabulate(rows, ("workers", "time", "speed-up"), tablefmt="github"))
+
+
+def measure_one(
+    images: int,
+    batch_size: int,
+    checkpoint: str = "",
+    num_triggers: int = 5,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """One scan in this process: its time, peak memory and, of a named checkpoint, the verdict."""
+    import resource
+
+    from d2defense.detection import inspect_detector, load_calibration, survey
+    from d2defense.detection.observe import ObservationSettings
+
+    model, cfg, clean = _specimen(images, Path(checkpoint) if checkpoint else None)
+    settings = ScanSettings(
+        triggers=tuple(_bank(num_triggers)),
+        observation=ObservationSettings(batch_size=batch_size, precision=precision),
+        max_images=images,
+    )
+    survey(model, clean[:batch_size], settings, cfg.INPUT.FORMAT)  # warms up
+    start = time.perf_counter()
+    survey(model, clean, settings, cfg.INPUT.FORMAT)
+    result = {
+        "seconds": time.perf_counter() - start,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    if checkpoint:
+        calibration = load_calibration()
+        inspection = inspect_detector(model, clean, settings, calibration, cfg.INPUT.FORMAT)
+        result |= {"score": inspection.verdict.score, "verdict": inspection.verdict.label}
+    return result
+
+
+def _bank(count: int) -> Iterator[Trigger]:
+    """The default bank, then grey patches of other shades."""
+    bank = default_bank()
+    yield from bank[:count]
+    for index in range(count - len(bank)):
+        yield Trigger(f"grey_{index}", color=(index % 256,) * 3)
+
+
+def _measure(args: argparse.Namespace, **what: Any) -> dict[str, Any]:
+    """:func:`measure_one` in a fresh process, so that memory is its own."""
+    request = {"images": args.images, "batch_size": args.batch_size, **what}
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--one"]
+    output = subprocess.run(
+        [*command, json.dumps(request)], check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def _command(args: argparse.Namespace, copies: int, *options: str) -> tuple[float, float]:
+    """Wall time and peak memory (MiB) of ``d2defense scan`` over copies of a specimen."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for index in range(copies):
+            shutil.copytree(specimens_root() / "backdoored_0", Path(scratch, "in", f"copy_{index}"))
+        command = [
+            sys.executable, "-m", "d2defense.cli.main", "scan", f"{scratch}/in", "--quiet",
+            "--dataset", DATASET.name, "--max-images", str(args.images), "--no-figures",
+            "--output", f"{scratch}/out", *options,
+        ]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) != 1:
+        raise SystemExit(f"the scan ended with status {os.waitstatus_to_exitcode(status)}, not 1")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def _specimen(
+    num_images: int, folder: Path | None = None
+) -> tuple[nn.Module, CfgNode, Sequence[CleanImage]]:
+    folder = folder or specimens_root() / "backdoored_0"
+    model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
+    images = load_clean_images(sample_records(DATASET.load(), num_images, seed=0), cfg)
+    return model, cfg, [images[index] for index in range(len(images))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
