@@ -65,12 +65,12 @@ class Scan:
             time.sleep(0.005)
 
     def workers(self) -> list[int]:
-        """Confined processes: forks of a child. Imports may start other programs there."""
+        """Confined processes: children of a child. Imports may start other programs there."""
         return [
             pid
             for server in children(self.process.pid)
             for pid in children(server)
-            if command(pid) == command(server)
+            if is_confined(pid)
         ]
 
     def end(self) -> tuple[int, str, str]:
@@ -86,11 +86,11 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def command(pid: int) -> bytes:
+def is_confined(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return b""
+        return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def alive(pids: list[int]) -> list[int]:
