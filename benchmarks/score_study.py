@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -225,8 +225,12 @@ def evidence_of(entries: Sequence[Entry], triggers: Sequence[str]) -> list[Evide
 
 def compare_rule(
     rule: Rule, entries: Sequence[Entry], evidence: Sequence[Evidence]
-) -> dict[str, float]:
-    """How well one rule tells the backdoored from the clean."""
+) -> dict[str, Any]:
+    """How well one rule tells the backdoored from the clean.
+
+    The margin is the distance from the highest clean to the lowest backdoored score, as a share of
+    that between the medians: 1 at best, negative where they overlap.
+    """
     scores = np.array([rule.score(e) for e in evidence])
     backdoored = np.array([entry.backdoored for entry in entries])
     clean, bad = scores[~backdoored], scores[backdoored]
@@ -238,14 +242,15 @@ def compare_rule(
         return values.mean() + quantile * deviation * np.sqrt(1 + 1 / len(values))
 
     alarms = sum(score > threshold(np.delete(clean, index)) for index, score in enumerate(clean))
-    gap = (bad.min() - clean.max()) / (np.median(bad) - np.median(clean))
+    distance = np.median(bad) - np.median(clean)
+    margin = (bad.min() - clean.max()) / distance if distance > 0 else None
     return {
         "AUC": auc,
         "found at 1 %": f"{(bad > threshold(clean)).sum()}/{len(bad)}",
         "false alarms": f"{alarms}/{len(clean)}",
         "highest clean": clean.max(),
         "lowest backdoored": bad.min(),
-        "margin": gap,
+        "margin": margin,
     }
 
 
@@ -263,7 +268,9 @@ def compare(args: argparse.Namespace) -> int:
     counts = [sum(entry.backdoored is label for entry in entries) for label in (False, True)]
     text = (
         f"{counts[0]} clean and {counts[1]} backdoored detectors, {len(triggers)} triggers\n\n"
-        + tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f")
+        + tabulate(
+            rows, headers="keys", tablefmt="github", floatfmt=".3f", missingval="\N{EN DASH}"
+        )
         + "\n"
     )
     print(text)

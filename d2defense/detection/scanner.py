@@ -215,7 +215,8 @@ def _watch(
         label = test.update(clean, triggered)
         if label == CLEAN:
             seen = Observation.join(so_far).terms
-            ceiling = decision.ceiling({name: terms.ratio() for name, terms in seen.items()})
+            numbers = {name: terms.ratio() for name, terms in seen.items()}
+            ceiling = decision.ceiling(numbers, reference.baseline)
             # A detector that sees nothing to lose will not become certain with more images.
             label = label if ceiling > reference.threshold else None
         if label:
@@ -239,9 +240,8 @@ def _conclude(
     score = checkpoint_score(
         seen.clean, seen.triggered, decision, reference.baseline, bootstrap, settings.confidence
     )
-    verdict = decide(
-        score.value, score.interval, reference, decision.ceiling(clean_numbers), certain
-    )
+    ceiling = decision.ceiling(clean_numbers, reference.baseline)
+    verdict = decide(score.value, score.interval, reference, ceiling, certain)
     triggers = [
         {
             "name": name,

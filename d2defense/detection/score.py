@@ -56,15 +56,17 @@ class Decision:
         base = clean[..., None, :] if self.is_change else 0.0
         return self.sign * (triggered - base)
 
-    def ceiling(self, clean: Mapping[str, float]) -> float:
+    def ceiling(self, clean: Mapping[str, float], baseline: np.ndarray) -> float:
         """The score that a detector would have if every object vanished.
 
         Args:
             clean: its statistics on the images as they are, by name.
+            baseline: array of shape (T, S): mean suspicion of clean detectors.
         """
-        if self.is_change:
-            return max(clean[name] for name in self.statistics if not np.isnan(clean[name]))
-        return 1.0 if clean["max_foreground"] >= LEAST_FOREGROUND else 0.0
+        if not self.is_change:
+            return 1.0 if clean["max_foreground"] >= LEAST_FOREGROUND else 0.0
+        before = np.array([clean[name] for name in self.statistics])
+        return float(largest(self.suspicion(before, np.zeros(baseline.shape)) - baseline))
 
 
 #: The default: see docs/method.md for the comparison that it rests on.
