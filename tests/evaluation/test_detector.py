@@ -111,7 +111,8 @@ def detect_by_hand(model, cfg, records: list[dict], stamp: bool) -> list[dict]:
         pixels = cv2.imread(record["file_name"])
         for annotation in record["annotations"] if stamp else ():
             x, y, w, h = annotation["bbox"]
-            x0, y0, x1, y1 = WHITE.region(torch.tensor([x, y, x + w, y + h]), pixels.shape[:2])
+            box = torch.tensor([[x, y, x + w, y + h]])
+            ((x0, y0, x1, y1),) = WHITE.rectangles(box, pixels.shape[:2]).tolist()
             pixels[y0:y1, x0:x1] = 255
         resized = resize.get_transform(pixels).apply_image(pixels)
         image = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
