@@ -51,6 +51,7 @@ from d2defense.detection import (
     sample_records,
 )
 from d2defense.detection.observe import observe_batches
+from d2defense.engine.memory import keep_freed_memory
 from d2defense.workflows.specimens import specimens_root
 
 DATASET = DatasetSource("synth_signs_defender")
@@ -65,12 +66,14 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS))
     parser.add_argument("--images", type=int, default=32, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N")
+    parser.add_argument("--repeats", type=int, default=15, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
     parser.add_argument("--one", metavar="JSON", help=argparse.SUPPRESS)
     args = parser.parse_args()
     silence_developer_notices()
     torch.set_num_threads(args.threads)
+    # As in the processes of a scan, and for every contender alike.
+    keep_freed_memory()
     if args.one:
         print(json.dumps(measure_one(**json.loads(args.one))))
         return 0
@@ -104,31 +107,39 @@ def part_speed(args: argparse.Namespace) -> None:
     if difference > 1e-3:
         raise SystemExit(f"scanner and loop disagree by {difference}: nothing is timed")
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(args.repeats):
-        for name, run in contenders.items():
+    order = list(contenders.items())
+    for repeat in range(args.repeats):
+        # Each goes first in turn: what ran before leaves its traces in the caches.
+        for name, run in order[repeat % 3 :] + order[: repeat % 3]:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    bare = statistics.median(seconds["bare forward"])
-    ours_seconds = statistics.median(seconds["scanner"])
     passes = len(images) * len(triggers)
     rows = [
         (
             name,
             f"{statistics.median(times):.2f} s",
             f"{1000 * statistics.median(times) / passes:.2f} ms",
-            f"{statistics.median(times) / ours_seconds:.2f}",
-            f"{statistics.median(times) / bare:.3f}",
+            _ratios(times, seconds["scanner"]),
+            _ratios(times, seconds["bare forward"]),
         )
         for name, times in seconds.items()
     ]
     print(
         f"{len(images)} images, {len(triggers)} passes (clean and {len(triggers) - 1} triggers), "
-        f"batches of {args.batch_size}, {args.threads} thread(s), median of {args.repeats}; "
+        f"batches of {args.batch_size}, {args.threads} thread(s); medians of {args.repeats}, "
+        "ratios within a repetition, quartiles in brackets; "
         f"largest difference of a mean max q between scanner and loop {difference:.1e}\n"
     )
     header = ("contender", "time", "an image", "of the scanner's", "of the bare forward's")
     print(tabulate(rows, header, tablefmt="github"))
+
+
+def _ratios(times: Sequence[float], of: Sequence[float]) -> str:
+    """Median of the ratios within each repetition, and their quartiles."""
+    ratios = [one / other for one, other in zip(times, of, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def scan(

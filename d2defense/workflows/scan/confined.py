@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from d2defense.engine.memory import keep_freed_memory
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
 from d2defense.isolation.messages import Channel
 from d2defense.report.results import FIGURE_FILES, error_result, is_png, validate_result
@@ -44,6 +45,7 @@ class _LogToChannel(logging.Handler):
 
 def main(task: ScanTask, channel: Channel) -> None:
     """In the confined process: scan, and send progress, figures and the result."""
+    keep_freed_memory()
     package = logging.getLogger("d2defense")
     package.handlers[:] = [_LogToChannel(channel)]
     package.propagate = False
