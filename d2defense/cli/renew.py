@@ -118,13 +118,12 @@ def _repair(
     test: DatasetSource | None,
 ) -> None:
     from d2defense.attacks import Trigger
-    from d2defense.detection import ScanSettings, load_calibration
+    from d2defense.detection import ScanSettings, calibration_from_config
     from d2defense.workflows.repair import RepairOptions, format_repair, repair
 
     cfg = defense_config(args, args.parser)
     settings = ScanSettings.from_config(cfg)
-    calibration = load_calibration(cfg.DEFENSE.CALIBRATION)
-    calibration.check(settings)
+    calibration = calibration_from_config(cfg, settings)
     repaired = repair(
         source,
         dataset,
