@@ -129,7 +129,8 @@ def write_demo_report(
             "before": {...}, "after": {...}}``; before and after each hold ``clean`` and
             ``triggered`` (dictionaries of AP, AP50, AP75, APs, APm, APl, 0..100), ``asr``,
             ``objects_found_clean``, ``objects_found_triggered`` (0..1), ``verdict`` and ``score``.
-            Missing and null values are shown as an en dash.
+            Missing and null values are shown as an en dash. Optional: ``measured_on`` (str), and
+            ``measured_on_training_images`` (bool).
         figures: PNG files by name. ``before_after`` (drawn here when absent), ``histograms``,
             ``heatmaps``, ``examples_before`` and ``examples_after`` have captions; others are
             captioned by their name.
@@ -420,6 +421,7 @@ def _repair_context(renewal: Mapping[str, Any], figures: Mapping[str, bytes]) ->
     ]
     return {
         "summary": _repair_summary(renewal, before, after),
+        "caption": _repair_caption(renewal),
         "tiles": _repair_tiles(before, after),
         "rows": _repair_rows(before, after),
         "facts": [
@@ -442,12 +444,20 @@ def _repair_summary(
     name = Path(str(renewal.get("checkpoint") or "The checkpoint"))
     # The weights file of an output folder is called like every other: its folder tells more.
     label = name.parent.name if name.suffix and name.parent.name else name.name
-    reset = f"{' and '.join(modules)} reset and " if modules else ""
+    listed = " and ".join(filter(None, [", ".join(modules[:-1]), *modules[-1:]]))
+    reset = f"{listed} reset and " if modules else ""
     return (
         f"{label} was repaired in {text.duration(renewal.get('seconds'))}: {reset}the whole model "
         f"fine-tuned on a small clean set. Scanned again, its verdict went from "
         f"{before.get('verdict') or text.DASH} to {after.get('verdict') or text.DASH}."
     )
+
+
+def _repair_caption(renewal: Mapping[str, Any]) -> str:
+    caption = f"Before and after, on {renewal.get('measured_on') or 'the validation images'}"
+    if renewal.get("measured_on_training_images"):
+        caption += ": the images it was fine-tuned on, which proves less"
+    return caption
 
 
 def _repair_tiles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -103,6 +103,7 @@ def run_demo(
             "output": str(renewal.output_dir),
             "modules": list(renewal.modules),
             "seconds": renewal.seconds,
+            "measured_on": VALIDATION.name,
             "before": measure_detector(
                 *models["before"], VALIDATION.name, ATTACK_TRIGGER, scanned, "before"
             ),

@@ -282,3 +282,14 @@ def test_a_repair_without_data_is_dashes(tmp_path):
     source = path.read_text(encoding="utf-8")
     assert "AP50 – – –" in Page(source).text
     assert "<img src=x" not in source
+
+
+def test_a_repair_says_what_it_was_measured_on(tmp_path):
+    for own, proves_less in ((False, False), (True, True)):
+        facts = {"measured_on": "signs <b>", "measured_on_training_images": own}
+        modules = {"modules": ["rpn", "box_head", "box_predictor"]}
+        path = html.write_demo_report(tmp_path / "report.html", [], renewal() | facts | modules, {})
+        text = Page(path.read_text(encoding="utf-8")).text
+        assert "Before and after, on signs <b>" in text
+        assert ("the images it was fine-tuned on" in text) == proves_less
+        assert "rpn, box_head and box_predictor reset" in text
