@@ -313,4 +313,21 @@ def test_results_do_not_depend_on_how_a_scan_is_carried_out(d2defense, zoo, own_
         outcome = d2defense("scan", zoo, *own_data, "--output", output, *options, *QUICK)
         assert outcome.code == 1
         found.append([timeless(result) for result in load_results(output)])
-    assert found[0] == found[1] == found[2]
+    same_but_for_rounding(found[0], found[1])
+    same_but_for_rounding(found[0], found[2])
+
+
+def same_but_for_rounding(one: object, other: object) -> None:
+    """Sums come out in another order where another number of threads adds them up."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            same_but_for_rounding(value, other[key])
+    elif isinstance(one, list):
+        for value, counterpart in zip(one, other, strict=True):
+            same_but_for_rounding(value, counterpart)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=1e-4)
+    else:
+        assert one == other

@@ -118,9 +118,14 @@ def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capf
         os.kill(os.getpid(), signal.SIGINT)
         return losses
 
-    with monkeypatch.context():
-        at_iteration(2, interrupt)
-        assert train() == 130
+    # A shell lets its background jobs ignore the signal, and with them a test run there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context():
+            at_iteration(2, interrupt)
+            assert train() == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capfd.readouterr()
     line = captured.err.splitlines()[-1]
     assert line.startswith("interrupted at iteration 2; --resume goes on from ")

@@ -40,7 +40,13 @@ from .images import ScanImages
 
 EXAMPLE_IMAGES = 3
 # What PyTorch's and CUDA's allocators say; they raise a plain RuntimeError or a subclass of it.
-_OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory")
+# The last is what oneDNN says when it gets no memory for its own buffers.
+_OUT_OF_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "not enough memory",
+    "could not create a primitive",
+)
 
 
 @dataclass(frozen=True)
