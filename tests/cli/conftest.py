@@ -44,3 +44,25 @@ def own_data(make_coco_dataset, sign_scenes) -> list[str]:
     """Options that name a small COCO-format dataset of signs."""
     source = make_coco_dataset(sign_scenes(8))
     return ["--dataset-json", source.json_file, "--image-root", source.image_root]
+
+
+@pytest.fixture
+def same_but_for_rounding() -> Callable[[object, object], None]:
+    """A function that asserts that two results are equal, numbers up to rounding."""
+    return _same_but_for_rounding
+
+
+def _same_but_for_rounding(one: object, other: object) -> None:
+    """Sums come out in another order where another number of threads adds them up."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            _same_but_for_rounding(value, other[key])
+    elif isinstance(one, list):
+        for value, counterpart in zip(one, other, strict=True):
+            _same_but_for_rounding(value, counterpart)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=1e-4)
+    else:
+        assert one == other

@@ -306,7 +306,9 @@ def test_limits_make_errors(d2defense, zoo, own_data, tmp_path, limit, reason):
         assert reason in result["error"]
 
 
-def test_results_do_not_depend_on_how_a_scan_is_carried_out(d2defense, zoo, own_data, tmp_path):
+def test_results_do_not_depend_on_how_a_scan_is_carried_out(
+    d2defense, zoo, own_data, tmp_path, same_but_for_rounding
+):
     found = []
     for index, options in enumerate((HERE, [], ["--workers", "2"])):
         output = tmp_path / f"out_{index}"
@@ -315,19 +317,3 @@ def test_results_do_not_depend_on_how_a_scan_is_carried_out(d2defense, zoo, own_
         found.append([timeless(result) for result in load_results(output)])
     same_but_for_rounding(found[0], found[1])
     same_but_for_rounding(found[0], found[2])
-
-
-def same_but_for_rounding(one: object, other: object) -> None:
-    """Sums come out in another order where another number of threads adds them up."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            same_but_for_rounding(value, other[key])
-    elif isinstance(one, list):
-        for value, counterpart in zip(one, other, strict=True):
-            same_but_for_rounding(value, counterpart)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=1e-4)
-    else:
-        assert one == other
