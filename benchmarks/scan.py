@@ -223,7 +223,7 @@ class PredictorLoop:
 
 
 def part_precision(args: argparse.Namespace) -> None:
-    """float32 against bfloat16, on every specimen."""
+    """fp32 against bf16, on every specimen."""
     rows = []
     for folder in sorted(specimens_root().iterdir()):
         by_precision = {
@@ -245,13 +245,13 @@ def part_precision(args: argparse.Namespace) -> None:
         )
     header = (
         "specimen",
-        "float32",
-        "bfloat16",
+        "fp32",
+        "bf16",
         "ratio",
         "score",
-        "bfloat16",
+        "bf16",
         "verdict",
-        "bfloat16",
+        "bf16",
     )
     print(tabulate(rows, header, tablefmt="github"))
 
