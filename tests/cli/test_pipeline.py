@@ -54,6 +54,8 @@ class Scan:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell lets its background jobs ignore the signal, and with them a test run there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_until(self, condition: Callable[[], object]) -> None:
