@@ -15,6 +15,7 @@ compare the checkpoint before and after.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from .arguments import (
 if TYPE_CHECKING:
     from d2defense.checkpoint import CheckpointSource
     from d2defense.data.source import DatasetSource
+    from d2defense.workflows.renew import RenewalOptions
 
 NAME = "renew"
 HELP = "repair a backdoored checkpoint with a small clean set"
@@ -102,13 +104,18 @@ def _renew(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetS
     from d2defense.workflows.evidence import load_evidence
     from d2defense.workflows.renew import renew
 
-    modules = args.modules
-    if modules is None and args.scan:
-        modules = load_evidence(args.scan, source)["dominant_modules"] or None
-    renewal = renew(
-        source, dataset, args.output, modules, args.method, args.seed, args.opts, args.device
-    )
+    options = _options(args)
+    if options.modules is None and args.scan:
+        evidence = load_evidence(args.scan, source)
+        options = replace(options, modules=evidence["dominant_modules"] or None)
+    renewal = renew(source, dataset, args.output, options, args.device)
     print(f"{renewal.output_dir}: {args.method} in {renewal.seconds:.0f} s")
+
+
+def _options(args: argparse.Namespace) -> RenewalOptions:
+    from d2defense.workflows.renew import RenewalOptions
+
+    return RenewalOptions(args.modules, args.method, args.seed, args.opts)
 
 
 def _repair(
@@ -119,7 +126,7 @@ def _repair(
 ) -> None:
     from d2defense.attacks import Trigger
     from d2defense.detection import ScanSettings, calibration_from_config
-    from d2defense.workflows.repair import RepairOptions, format_repair, repair
+    from d2defense.workflows.repair import format_repair, repair
 
     cfg = defense_config(args, args.parser)
     settings = ScanSettings.from_config(cfg)
@@ -132,13 +139,8 @@ def _repair(
         settings,
         calibration,
         Trigger.from_config(cfg),
-        RepairOptions(
-            modules=args.modules and tuple(args.modules),
-            evidence=args.scan,
-            method=args.method,
-            seed=args.seed,
-            overrides=tuple(args.opts),
-        ),
+        _options(args),
+        args.scan,
         args.device,
     )
     print(format_repair(repaired.summary))

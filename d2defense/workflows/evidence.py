@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from d2defense.checkpoint import CheckpointSource, file_sha256
-from d2defense.report.results import validate_result
+from d2defense.report.results import RESULT_FILE, read_result
 
 
 def load_evidence(path: Path, source: CheckpointSource) -> dict[str, Any]:
@@ -19,16 +18,13 @@ def load_evidence(path: Path, source: CheckpointSource) -> dict[str, Any]:
         source: the checkpoint that will be repaired.
 
     Raises:
-        ValueError: the file is no result, or of other weights; the message names it.
+        ValueError: the file is no result, that of a failed scan, or of other weights; the message
+            names it.
     """
-    path = path / "result.json" if path.is_dir() else path
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        validate_result(result)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a valid result file: {error}") from None
+    path = path / RESULT_FILE if path.is_dir() else path
+    result = read_result(path)
+    if result["verdict"] == "error":
+        raise ValueError(f"no evidence of what to renew: {result['error']}")
     if result["checkpoint"]["sha256"] != file_sha256(source.weights):
         raise ValueError(f"{path}: is the result of other weights than {source.weights}")
     return result

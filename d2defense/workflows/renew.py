@@ -43,14 +43,28 @@ class Renewal:
     seconds: float
 
 
+@dataclass(frozen=True)
+class RenewalOptions:
+    """How a checkpoint is fine-tuned.
+
+    Attributes:
+        modules: module groups to reset, ``REMOVAL.MODULES`` if None.
+        method: name in ``REMOVAL_REGISTRY``.
+        seed: of the reset and of the training.
+        overrides: KEY VALUE pairs of the configuration, such as ``REMOVAL.SOLVER.MAX_ITER 500``.
+    """
+
+    modules: Sequence[str] | None = None
+    method: str = "renewal"
+    seed: int = 0
+    overrides: Sequence[str] = ()
+
+
 def renew(
     source: CheckpointSource,
     dataset: DatasetSource,
     output_dir: Path,
-    modules: Sequence[str] | None = None,
-    method: str = "renewal",
-    seed: int = 0,
-    overrides: Sequence[str] = (),
+    options: RenewalOptions | None = None,
     device: str | None = None,
 ) -> Renewal:
     """Fine-tune a checkpoint on the defender's set; the original stays untouched.
@@ -59,12 +73,8 @@ def renew(
         source: a checkpoint without an error.
         dataset: the defender's set: clean labelled images.
         output_dir: gets ``config.yaml`` (the original's, byte by byte unless it builds on others),
-            ``model_final.pth``,
-            ``metrics.json`` and ``log.txt``.
-        modules: module groups to reset, ``REMOVAL.MODULES`` if None.
-        method: name in ``REMOVAL_REGISTRY``.
-        seed: of the reset and of the training.
-        overrides: KEY VALUE pairs of the configuration, such as ``REMOVAL.SOLVER.MAX_ITER 500``.
+            ``model_final.pth``, ``metrics.json`` and ``log.txt``.
+        options: the defaults if None.
         device: where to train; the config's choice if None.
 
     Raises:
@@ -73,13 +83,14 @@ def renew(
         ValueError: an unknown method, module group or override, or an output folder that is the
             checkpoint's own.
     """
-    cfg = run_config(source, dataset, output_dir, modules, method, seed, overrides, device)
+    options = options or RenewalOptions()
+    cfg = run_config(source, dataset, output_dir, options, device)
     output_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log_to_file(output_dir / "log.txt"):
-        seed_all_rng(seed)
+        seed_all_rng(options.seed)
         trainer = RenewalTrainer(cfg)
-        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=method, unit="step", disable=None) as bar:
+        with tqdm(total=cfg.SOLVER.MAX_ITER, desc=options.method, unit="step", disable=None) as bar:
             trainer.register_hooks([ProgressHook(bar)])
             trainer.resume_or_load(resume=False)
             trainer.train()
@@ -93,21 +104,18 @@ def run_config(
     source: CheckpointSource,
     dataset: DatasetSource,
     output_dir: Path,
-    modules: Sequence[str] | None = None,
-    method: str = "renewal",
-    seed: int = 0,
-    overrides: Sequence[str] = (),
+    options: RenewalOptions,
     device: str | None = None,
 ) -> CfgNode:
     """The configuration of a fine-tuning run; arguments and errors as of :func:`renew`."""
     if output_dir.resolve() == source.weights.parent.resolve():
         raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
-    if method not in REMOVAL_REGISTRY:
+    if options.method not in REMOVAL_REGISTRY:
         known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
-        raise ValueError(f"no removal method {method!r}; there are {known}")
+        raise ValueError(f"no removal method {options.method!r}; there are {known}")
     cfg = load_config(source.config)
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
-    merge_overrides(cfg, overrides)
+    merge_overrides(cfg, options.overrides)
     dataset.load()
     check_classes(dataset.name, cfg)
     cfg = renewal_config(
@@ -115,10 +123,10 @@ def run_config(
         source.weights,
         dataset.ensure(),
         output_dir,
-        cfg.REMOVAL.MODULES if modules is None else modules,
-        method,
+        cfg.REMOVAL.MODULES if options.modules is None else options.modules,
+        options.method,
     )
-    cfg.SEED = cfg.REMOVAL.SEED = seed
+    cfg.SEED = cfg.REMOVAL.SEED = options.seed
     cfg.freeze()
     return cfg
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from d2defense.report.html import write_demo_report
 
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
-from .renew import Renewal, renew, run_config
+from .renew import Renewal, RenewalOptions, renew, run_config
 from .scan import scan
 
 REPORT_FILE, SUMMARY_FILE = "report.html", "report.json"
@@ -47,25 +47,6 @@ class Repair:
     report: Path
 
 
-@dataclass(frozen=True)
-class RepairOptions:
-    """How a checkpoint is repaired.
-
-    Attributes:
-        modules: module groups to reset; what the scan names if None.
-        evidence: ``result.json`` of an earlier scan; the checkpoint is scanned if None.
-        method: name in ``REMOVAL_REGISTRY``.
-        seed: of reset and training.
-        overrides: KEY VALUE pairs of the configuration.
-    """
-
-    modules: tuple[str, ...] | None = None
-    evidence: Path | None = None
-    method: str = "renewal"
-    seed: int = 0
-    overrides: tuple[str, ...] = ()
-
-
 def repair(
     source: CheckpointSource,
     defender: DatasetSource,
@@ -74,7 +55,8 @@ def repair(
     settings: ScanSettings,
     calibration: Calibration,
     trigger: Trigger,
-    options: RepairOptions,
+    options: RenewalOptions,
+    evidence: Path | None = None,
     device: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Repair:
@@ -89,7 +71,8 @@ def repair(
         settings: of the scans.
         calibration: of the scans.
         trigger: on every object of the triggered images that are measured.
-        options: of the repair.
+        options: of the repair; modules that are None are those that a scan names.
+        evidence: ``result.json`` of an earlier scan; the checkpoint is scanned if None.
         device: of the models; their configs' choice if None.
         say: told in one line what comes next.
 
@@ -98,37 +81,25 @@ def repair(
         DatasetError: a dataset cannot be used, or the two share images.
         ValueError: bad options; see :func:`renew` and :func:`load_evidence`.
     """
-    cfg = run_config(
-        source, defender, output_dir, options.modules, options.method, overrides=options.overrides
-    )
+    cfg = run_config(source, defender, output_dir, options, device)
     if options.modules:
         # Before minutes are spent on a scan.
         module_group_parameters(build_model(cfg), list(options.modules))
     measured = test or defender
     if test is not None:
         check_disjoint(defender.name, defender.load(), test.name, test.load())
-    if options.evidence is not None:
-        before = load_evidence(options.evidence, source)
+    if evidence is not None:
+        before = load_evidence(evidence, source)
     else:
         say(f"Scanning {source.name} with images of {measured.name} ...")
         before = _scan_one(
             source.path, measured, output_dir / SCAN_BEFORE, settings, calibration, device
         )
-    modules = options.modules
-    if modules is None and options.method == "renewal":
+    if options.modules is None and options.method == "renewal":
         say(describe_modules(before) + ".")
-        modules = tuple(before["dominant_modules"]) or None
+        options = replace(options, modules=before["dominant_modules"] or None)
     say(f"Fine-tuning on {defender.name} ({options.method}) ...")
-    renewal = renew(
-        source,
-        defender,
-        output_dir,
-        modules,
-        options.method,
-        options.seed,
-        options.overrides,
-        device,
-    )
+    renewal = renew(source, defender, output_dir, options, device)
     say("Scanning and measuring the repaired checkpoint ...")
     after = _scan_one(output_dir, measured, output_dir / SCAN_AFTER, settings, calibration, device)
     (repaired,) = find_checkpoints([output_dir / "model_final.pth"])

@@ -15,7 +15,8 @@ from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoin
 from d2defense.data import DatasetSource
 from d2defense.modeling import module_group_parameters
 from d2defense.removal import RenewalTrainer, renewal_config, reset_modules
-from d2defense.workflows.renew import renew
+from d2defense.workflows.renew import RenewalOptions
+from d2defense.workflows.renew import renew as renew_checkpoint
 
 SHORT = ["REMOVAL.SOLVER.MAX_ITER", "3", "REMOVAL.SOLVER.IMS_PER_BATCH", "2"]
 STANDSTILL = [
@@ -23,6 +24,10 @@ STANDSTILL = [
     "REMOVAL.SOLVER.BASE_LR", "0.0",
     "REMOVAL.SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR",
 ]  # fmt: skip
+
+
+def renew(source, dataset, output, modules=None, device="cpu", **options):
+    return renew_checkpoint(source, dataset, output, RenewalOptions(modules, **options), device)
 
 
 @pytest.fixture
