@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ class StampTransform(T.Transform):
         return segmentation
 
 
+def map_with_stamps(
+    mapper: DatasetMapper, dataset_dict: dict[str, Any], stamps: Sequence[StampTransform]
+) -> dict[str, Any]:
+    """What ``DatasetMapper`` makes of a dataset dict, its image stamped as read.
+
+    The stamps of this image go in front of the augmentations of a throw-away copy, so that the
+    mapper itself stays free of state between images.
+    """
+    mapper = copy.copy(mapper)
+    mapper.augmentations = T.AugmentationList([*stamps, *mapper.augmentations.augs])
+    return DatasetMapper.__call__(mapper, dataset_dict)
+
+
 class TriggeredDatasetMapper(DatasetMapper):
     """Detectron2's mapper over images on which every object bears the trigger.
 
@@ -89,11 +103,7 @@ class TriggeredDatasetMapper(DatasetMapper):
         stamp = StampTransform(
             self.trigger, boxes, self.image_format, image_seed(dataset_dict["file_name"])
         )
-        # The stamp of this image goes in front of the augmentations of a throw-away copy, so that
-        # the mapper itself stays free of state between images.
-        mapper = copy.copy(self)
-        mapper.augmentations = T.AugmentationList([stamp, *self.augmentations.augs])
-        return DatasetMapper.__call__(mapper, dataset_dict)
+        return map_with_stamps(self, dataset_dict, [stamp])
 
 
 class PoisoningDatasetMapper(TriggeredDatasetMapper):

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
-from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from d2defense.attacks import Trigger, bears_trigger
-from d2defense.attacks.mapper import StampTransform
+from d2defense.attacks.mapper import StampTransform, map_with_stamps
 
 Annotations = list[dict[str, Any]]
 
@@ -55,7 +53,7 @@ class PatchAugmentation:
         node = cfg.REMOVAL.PATCH_AUGMENTATION
         return cls(node.IMAGE_SHARE, node.OBJECT_SHARE, tuple(node.SIZE), tuple(node.PATTERNS))
 
-    def stamps(self, annotations: Annotations, image_format: str) -> list[T.Transform]:
+    def stamps(self, annotations: Annotations, image_format: str) -> list[StampTransform]:
         """Draw the patches of one image from NumPy's global generator, as Detectron2's own
         augmentations are drawn.
 
@@ -65,7 +63,7 @@ class PatchAugmentation:
         """
         if np.random.random() >= self.image_share:
             return []
-        stamps: list[T.Transform] = []
+        stamps: list[StampTransform] = []
         for annotation in annotations:
             if bears_trigger(annotation) and np.random.random() < self.object_share:
                 box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
@@ -88,23 +86,20 @@ class PatchAugmentation:
 
 
 class PatchAugmentedMapper(DatasetMapper):
-    """Detectron2's training mapper with patches stamped on the image as read.
+    """Detectron2's training mapper with patches stamped on the image as read; labels stay true."""
 
-    Args:
-        patches: what is stamped.
-        **kwargs: of :class:`DatasetMapper`; build it from a configuration with ``from_mapper``.
-    """
+    @configurable
+    def __init__(self, *args: Any, patches: PatchAugmentation, **kwargs: Any) -> None:
+        """As :class:`DatasetMapper`, plus the ``patches``."""
+        super().__init__(*args, **kwargs)
+        self.patches = patches
 
     @classmethod
-    def from_mapper(cls, mapper: DatasetMapper, patches: PatchAugmentation) -> PatchAugmentedMapper:
-        """A mapper that does what ``mapper`` does, behind the patches."""
-        augmented = cls.__new__(cls)
-        augmented.__dict__.update(mapper.__dict__, patches=patches)
-        return augmented
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments from a configuration, ``REMOVAL.PATCH_AUGMENTATION`` among them."""
+        return super().from_config(cfg, is_train) | {"patches": PatchAugmentation.from_config(cfg)}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The model's training input for one dataset dict; annotations stay true."""
+        """The model's training input for one dataset dict."""
         stamps = self.patches.stamps(dataset_dict.get("annotations", []), self.image_format)
-        mapper = copy.copy(self)
-        mapper.augmentations = T.AugmentationList([*stamps, *self.augmentations.augs])
-        return DatasetMapper.__call__(mapper, dataset_dict)
+        return map_with_stamps(self, dataset_dict, stamps)

@@ -18,7 +18,7 @@ from d2defense.engine import Trainer
 from d2defense.modeling import module_group_parameters
 
 from .methods import REMOVAL_REGISTRY
-from .patches import PatchAugmentation, PatchAugmentedMapper
+from .patches import PatchAugmentedMapper
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class RenewalTrainer(Trainer):
             load_weights(model, Path(self.cfg.MODEL.WEIGHTS))
             changed = self.method.prepare(model)
             if changed:
-                logger.info("reset %d tensors: %s", len(changed), ", ".join(changed))
+                method = self.cfg.REMOVAL.METHOD
+                logger.info("%s changed %d tensors: %s", method, len(changed), ", ".join(changed))
         self.register_hooks(self.method.attach(self))
 
     @classmethod
@@ -93,7 +94,6 @@ class RenewalTrainer(Trainer):
         augmentations = build_augmentation(cfg, is_train=True)
         if cfg.REMOVAL.PHOTOMETRIC_DISTORTION:
             augmentations.insert(0, ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
-        mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
-        if not cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED:
-            return mapper
-        return PatchAugmentedMapper.from_mapper(mapper, PatchAugmentation.from_config(cfg))
+        patched = cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED
+        mapper = PatchAugmentedMapper if patched else DatasetMapper
+        return mapper(cfg, is_train=True, augmentations=augmentations)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
 from d2defense.removal import PatchAugmentation, RenewalTrainer
@@ -36,8 +35,10 @@ def record(tmp_path):
 
 
 def mapper_with(**options) -> PatchAugmentedMapper:
-    plain = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
-    return PatchAugmentedMapper.from_mapper(plain, PatchAugmentation(**options))
+    patches = PatchAugmentation(**options)
+    return PatchAugmentedMapper(
+        is_train=True, augmentations=[], image_format="BGR", patches=patches
+    )
 
 
 def changed_pixels(mapped) -> np.ndarray:

@@ -40,16 +40,12 @@ class FinePruning(RemovalMethod):
         )
         for name, channels in dormant.items():
             _silence(layers[name], channels)
-        self._layers, self._dormant = layers, dormant
         return [f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()]
 
     def attach(self, trainer: RenewalTrainer) -> list[HookBase]:
-        """A hook that keeps pruned channels at zero."""
-        if not hasattr(self, "_dormant"):
-            # A resumed run: channels pruned before are those that are zero now.
-            self._layers = prunable_layers(trainer.checkpointer.model)
-            self._dormant = {name: _silent(layer) for name, layer in self._layers.items()}
-        return [_KeepSilent(self._layers, self._dormant)]
+        """A hook that keeps pruned channels at zero: those that are zero when training begins."""
+        layers = prunable_layers(trainer.checkpointer.model)
+        return [_KeepSilent({layer: _silent(layer) for layer in layers.values()})]
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -119,14 +115,13 @@ def dormant_channels(
 class _KeepSilent(HookBase):
     """Sets pruned channels back to zero after every step of the optimizer."""
 
-    def __init__(self, layers: dict[str, nn.Module], dormant: dict[str, Tensor]) -> None:
-        self.layers = layers
+    def __init__(self, dormant: dict[nn.Module, Tensor]) -> None:
         self.dormant = dormant
 
     def after_step(self) -> None:
         """Called by the trainer."""
-        for name, layer in self.layers.items():
-            _silence(layer, self.dormant[name])
+        for layer, channels in self.dormant.items():
+            _silence(layer, channels)
 
 
 @torch.no_grad()
