@@ -113,7 +113,7 @@ def write_scan_report(
     return _write_page(output_dir / REPORT_FILE, page)
 
 
-def write_demo_report(
+def write_repair_report(
     path: str | os.PathLike[str],
     results: Sequence[Result],
     renewal: Mapping[str, Any],
@@ -143,7 +143,7 @@ def write_demo_report(
     folders = [_result_folder(scan_dir, result) for result in results]
     context = _page_context(results, folders)
     context["repair"] = _repair_context(renewal, figures)
-    return _write_page(path, _environment().get_template("demo.html.j2").render(context))
+    return _write_page(path, _environment().get_template("repair.html.j2").render(context))
 
 
 @cache

@@ -21,7 +21,7 @@ from d2defense.detection import (
 )
 from d2defense.files import write_json
 from d2defense.report.figures import draw_examples, draw_heatmaps, draw_histograms
-from d2defense.report.html import write_demo_report
+from d2defense.report.html import write_repair_report
 
 from .examples import example_pairs, make_example
 from .renew import renew
@@ -114,7 +114,7 @@ def run_demo(
     }
     figures = _figures(models, results, settings)
     write_json(output_dir / "summary.json", summary)
-    report = write_demo_report(
+    report = write_repair_report(
         output_dir / "report.html", results, summary["renewal"], figures, output_dir / "scan"
     )
     return Demo(results, summary, report)

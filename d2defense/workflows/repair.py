@@ -21,7 +21,7 @@ from d2defense.detection import Calibration, ScanSettings
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json
 from d2defense.modeling import module_group_parameters
-from d2defense.report.html import write_demo_report
+from d2defense.report.html import write_repair_report
 
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
@@ -117,7 +117,7 @@ def repair(
     }
     write_json(output_dir / SUMMARY_FILE, summary)
     results = [before | {"name": SCAN_BEFORE}, after | {"name": SCAN_AFTER}]
-    report = write_demo_report(output_dir / REPORT_FILE, results, summary, {})
+    report = write_repair_report(output_dir / REPORT_FILE, results, summary, {})
     return Repair(renewal, summary, report)
 
 

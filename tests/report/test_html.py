@@ -235,7 +235,7 @@ def test_score_bars_share_one_scale(tmp_path, make_result):
 
 
 def test_the_demo_report_adds_the_repair(tmp_path, make_result):
-    path = html.write_demo_report(
+    path = html.write_repair_report(
         tmp_path / "report.html",
         [make_result()],
         renewal(),
@@ -262,7 +262,7 @@ def test_the_demo_report_adds_the_repair(tmp_path, make_result):
 def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result):
     files.write_bytes(tmp_path / "scan" / "backdoored_0" / "examples.png", PNG)
     files.write_bytes(tmp_path / "outside" / "examples.png", PNG)
-    path = html.write_demo_report(
+    path = html.write_repair_report(
         tmp_path / "report.html",
         [make_result(), make_result("../outside")],
         renewal(),
@@ -276,7 +276,7 @@ def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result)
 
 def test_a_repair_without_data_is_dashes(tmp_path):
     empty = {"checkpoint": HOSTILE, "output": None, "modules": [], "seconds": None}
-    path = html.write_demo_report(
+    path = html.write_repair_report(
         tmp_path / "report.html", [], {**empty, "before": {}, "after": {}}, {}
     )
     source = path.read_text(encoding="utf-8")
@@ -288,7 +288,7 @@ def test_a_repair_says_what_it_was_measured_on(tmp_path):
     for own, proves_less in ((False, False), (True, True)):
         facts = {"measured_on": "signs <b>", "measured_on_training_images": own}
         modules = {"modules": ["rpn", "box_head", "box_predictor"]}
-        path = html.write_demo_report(tmp_path / "report.html", [], renewal() | facts | modules, {})
+        path = html.write_repair_report(tmp_path / "report.html", [], renewal() | facts | modules, {})
         text = Page(path.read_text(encoding="utf-8")).text
         assert "Before and after, on signs <b>" in text
         assert ("the images it was fine-tuned on" in text) == proves_less
