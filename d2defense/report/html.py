@@ -27,6 +27,7 @@ import d2defense
 from d2defense import files
 from d2defense.report import text
 from d2defense.report.results import (
+    MAX_PNG_BYTES,
     VERDICTS,
     Result,
     by_severity,
@@ -70,7 +71,6 @@ _REPAIR_FIGURES = {
 REPORT_FILE = "report.html"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _PNG_HEADER = struct.Struct(">8s4x4sII")
-_MAX_PNG_BYTES = 5_000_000
 # Left and right ends of a score bar's scale in its own units; macros.html.j2 draws it.
 _BAR_START, _BAR_END = 6.0, 126.0
 
@@ -370,7 +370,7 @@ def _excludes_zero(statistic: Mapping[str, Any]) -> bool:
 
 def _picture(content: bytes, caption: str, alt: str) -> _Picture | None:
     """A PNG for the page, None if the bytes are none; drawn at half its dots for dense screens."""
-    if len(content) < _PNG_HEADER.size or len(content) > _MAX_PNG_BYTES:
+    if len(content) < _PNG_HEADER.size or len(content) > MAX_PNG_BYTES:
         return None
     signature, chunk, width, height = _PNG_HEADER.unpack_from(content)
     if signature != b"\x89PNG\r\n\x1a\n" or chunk != b"IHDR":

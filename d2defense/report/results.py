@@ -28,7 +28,8 @@ HISTOGRAM_FILE = "histogram.png"
 FIGURE_FILES = (EXAMPLES_FILE, HISTOGRAM_FILE)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_PNG_BYTES = 5_000_000
+#: Largest figure that is kept or shown.
+MAX_PNG_BYTES = 5_000_000
 _MAX_ERROR = 2000
 
 Result = dict[str, Any]
@@ -68,7 +69,7 @@ def validate_result(result: Any) -> None:
 
 def is_png(content: bytes) -> bool:
     """Whether a file begins as a PNG and is no larger than a figure can be."""
-    return content.startswith(_PNG_SIGNATURE) and len(content) <= _MAX_PNG_BYTES
+    return content.startswith(_PNG_SIGNATURE) and len(content) <= MAX_PNG_BYTES
 
 
 def error_result(name: str, message: str, path: str = "") -> Result:

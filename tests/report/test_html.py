@@ -288,7 +288,9 @@ def test_a_repair_says_what_it_was_measured_on(tmp_path):
     for own, proves_less in ((False, False), (True, True)):
         facts = {"measured_on": "signs <b>", "measured_on_training_images": own}
         modules = {"modules": ["rpn", "box_head", "box_predictor"]}
-        path = html.write_repair_report(tmp_path / "report.html", [], renewal() | facts | modules, {})
+        path = html.write_repair_report(
+            tmp_path / "report.html", [], renewal() | facts | modules, {}
+        )
         text = Page(path.read_text(encoding="utf-8")).text
         assert "Before and after, on signs <b>" in text
         assert ("the images it was fine-tuned on" in text) == proves_less
