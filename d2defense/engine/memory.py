@@ -15,9 +15,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed instead of giving it back to the system at once.
 
     Each batch frees the feature maps of the one before. Given back, their pages must be zeroed by
-    the kernel when the next batch asks for them: some 15 % of the time of a small network on a CPU
-    (``benchmarks/scan.py``). For processes that do one job and end; what they hold at most is the
-    same.
+    the kernel when the next batch asks for them, which on a CPU takes a good part of a small
+    network's time. For processes that do one job and end; what they hold at most is the same.
 
     Returns:
         whether the C library is one that can be told so (glibc).
