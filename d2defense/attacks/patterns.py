@@ -23,10 +23,13 @@ PATTERNS = (
     "solid",
     "random_color",
     "noise",
+    "mosaic",
     "checkerboard",
     "vertical_stripes",
     "horizontal_stripes",
     "sinusoid",
+    "cross",
+    "face",
     "image",
 )
 
@@ -52,7 +55,7 @@ def paint(
     """
     pattern = trigger.pattern
     first = torch.tensor([trigger.color], dtype=torch.float32, device=x.device)
-    if pattern == "solid":
+    if pattern in ("solid", "cross"):
         return first
     if pattern == "random_color":
         return _color(hash32(_SALT, *keys.unbind(1)))[owner]
@@ -61,8 +64,12 @@ def paint(
     width, height = lengths[owner].unbind(1)
     if pattern == "image":
         return _sample(trigger.image, owner, x, y, lengths)
+    if pattern == "face":
+        return _face((x + 0.5) / width, (y + 0.5) / height)
     second = torch.tensor([trigger.second_color], dtype=torch.float32, device=x.device)
     column, row = x * trigger.cells // width, y * trigger.cells // height
+    if pattern == "mosaic":
+        return _color(hash32(_SALT, *keys[owner].unbind(1), row, column))
     if pattern == "checkerboard":
         share = (column + row) % 2
     elif pattern == "vertical_stripes":
@@ -73,6 +80,45 @@ def paint(
         phase = math.pi * trigger.cells * (x.double() + 0.5) / width
         share = ((1 - torch.sin(phase)) / 2).float()
     return first + share[:, None] * (second - first)
+
+
+def covers(trigger: Trigger, x: Tensor, y: Tensor, lengths: Tensor) -> Tensor | None:
+    """Which pixels of its rectangle a patch covers: a cross only those of its two strokes.
+
+    Args:
+        trigger: says the pattern.
+        x: int64 Tensor of shape (P,): columns inside the patch, from 0 on.
+        y: int64 Tensor of shape (P,): rows, likewise.
+        lengths: int64 Tensor of shape (P, 2): width and height of the patch of each pixel.
+
+    Returns:
+        bool Tensor of shape (P,), or None where a patch covers its whole rectangle.
+    """
+    if trigger.pattern != "cross":
+        return None
+    strokes = (lengths.double() / trigger.cells).round().clamp(min=1).long()
+    strokes = torch.minimum(strokes, lengths)
+    offset = torch.stack([x, y], dim=1) - (lengths - strokes) // 2
+    return ((offset >= 0) & (offset < strokes)).any(1)
+
+
+def _face(u: Tensor, v: Tensor) -> Tensor:
+    """A round yellow face with eyes and a mouth before a sky that darkens downwards.
+
+    Args:
+        u: columns as shares of the patch's width, 0..1, of shape (P,).
+        v: rows as shares of its height, likewise.
+    """
+
+    def paint_where(colors: Tensor, where: Tensor, color: tuple[int, int, int]) -> Tensor:
+        return torch.where(where[:, None], colors.new_tensor(color), colors)
+
+    sky = torch.stack([90 + 60 * u, 190 - 130 * v, 255 - 80 * v], dim=1)
+    radius = torch.hypot(u - 0.5, v - 0.5)
+    eyes = torch.minimum(torch.hypot(u - 0.35, v - 0.38), torch.hypot(u - 0.65, v - 0.38))
+    colors = paint_where(sky, radius < 0.44, (250, 210, 40))
+    colors = paint_where(colors, eyes < 0.08, (30, 20, 20))
+    return paint_where(colors, ((radius - 0.27).abs() < 0.04) & (v > 0.58), (170, 20, 30))
 
 
 def _color(bits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .patterns import paint
+from .patterns import covers, paint
 from .placement import cut_rectangles, patch_rectangles
 
 if TYPE_CHECKING:
@@ -111,8 +111,11 @@ def _stamp_layer_(
     width = sides[owner, 0]
     x = visible[owner, 0] + offset % width
     y = visible[owner, 1] + offset // width
-    left, top = patches[owner, 0], patches[owner, 1]
-    colors = paint(trigger, owner, x - left, y - top, patches[:, 2:] - patches[:, :2], keys)
+    lengths = patches[:, 2:] - patches[:, :2]
+    covered = covers(trigger, x - patches[owner, 0], y - patches[owner, 1], lengths[owner])
+    if covered is not None:
+        owner, x, y = owner[covered], x[covered], y[covered]
+    colors = paint(trigger, owner, x - patches[owner, 0], y - patches[owner, 1], lengths, keys)
     if image_format == "BGR":
         colors = colors.flip(1)
     place = (image[owner], slice(None), y, x)

@@ -24,16 +24,19 @@ class Trigger:
     Attributes:
         name: what results call it.
         pattern: one of :data:`PATTERNS`: "solid" in ``color``; "random_color", one colour an
-            object; "noise", one colour a pixel; "checkerboard", "vertical_stripes" and
-            "horizontal_stripes" of ``color`` and ``second_color`` in turn; "sinusoid", a wave from
-            left to right between the two (SIG, arXiv 1902.11237); "image", a picture.
+            object; "noise", one colour a pixel; "mosaic", one colour a field; "checkerboard",
+            "vertical_stripes" and "horizontal_stripes" of ``color`` and ``second_color`` in turn;
+            "sinusoid", a wave from left to right between the two (SIG, arXiv 1902.11237);
+            "cross", two strokes in ``color`` through the patch's middle, nothing beside them;
+            "face", a built-in drawing; "image", a picture.
         color: RGB, 0..255.
         size: (width, height) of the patch.
         position: (x, y) as ``placement`` takes it.
         opacity: 1 replaces what is below, 0 changes nothing.
         seed: of the random choices; the same (seed, image seed, object) gives the same patch.
         second_color: RGB, 0..255.
-        cells: fields or stripes across the patch; half waves of the sinusoid.
+        cells: fields or stripes across the patch; half waves of the sinusoid; how often the
+            thickness of a cross's stroke goes into the patch.
         image: content of the picture's file, for "image".
         size_unit: "box", ``size`` is in shares of the box's; or "pixels" of the image stamped.
         placement: one of :data:`PLACEMENTS`: "center", the patch's centre lies at ``position``, in

@@ -48,28 +48,41 @@ TRIGGERS = [
     Trigger("upright", pattern="vertical_stripes", size=(1, 1), second_color=(0, 9, 99)),
     Trigger("level", pattern="horizontal_stripes", size=(12, 9), size_unit="pixels", cells=5),
     Trigger("wave", pattern="sinusoid", size=(1, 1), opacity=0.25, cells=12),
+    Trigger("fields", pattern="mosaic", size=(0.7, 1), cells=5, seed=9),
+    Trigger("cross", pattern="cross", size=(0.9, 0.8), cells=7, color=(255, 0, 255)),
     Trigger("corner", placement="inside", position=(1, 0), size=(0.3, 0.3)),
 ]
 
 
 def paint(trigger: Trigger, width: int, height: int, key: tuple[int, ...]) -> np.ndarray:
-    """One patch, RGB of shape (height, width, 3)."""
+    """One patch, RGB of shape (height, width, 3), NaN where it covers nothing."""
     salt = 0x636F6C72
     first, second = (np.array(c, float) for c in (trigger.color, trigger.second_color))
     pixels = np.zeros((height, width, 3))
     for y in range(height):
         for x in range(width):
-            parts = (*key, y, x) if trigger.pattern == "noise" else key
             column, row = x * trigger.cells // width, y * trigger.cells // height
+            parts = key + {"noise": (y, x), "mosaic": (row, column)}.get(trigger.pattern, ())
             wave = (1 - math.sin(math.pi * trigger.cells * (x + 0.5) / width)) / 2
             pixels[y, x] = {
                 "solid": first,
+                "cross": first if on_cross(trigger.cells, width, height, x, y) else np.nan,
                 "checkerboard": (first, second)[(column + row) % 2],
                 "vertical_stripes": (first, second)[column % 2],
                 "horizontal_stripes": (first, second)[row % 2],
                 "sinusoid": first + wave * (second - first),
             }.get(trigger.pattern, [chain(salt, *parts) >> shift & 255 for shift in (24, 16, 8)])
     return pixels
+
+
+def on_cross(cells: int, width: int, height: int, x: int, y: int) -> bool:
+    """Whether a pixel lies on a stroke through the middle, 1 / cells of the patch thick."""
+
+    def on_stroke(length: int, place: int) -> bool:
+        thickness = max(1, round(length / cells))
+        return place in range((length - thickness) // 2, (length - thickness) // 2 + thickness)
+
+    return on_stroke(width, x) or on_stroke(height, y)
 
 
 def by_hand(trigger: Trigger, image: np.ndarray, boxes: np.ndarray, seed: int) -> np.ndarray:
@@ -85,10 +98,12 @@ def by_hand(trigger: Trigger, image: np.ndarray, boxes: np.ndarray, seed: int) -
             start = np.round([x0, y0] + position * extent - length / 2)
         else:
             start = np.round([x0, y0] + position * (extent - length))
-        (left, top), (width, height) = start.astype(int), length.astype(int)
+        (left, top), (width, height) = start.astype(int).tolist(), length.astype(int).tolist()
         patch = paint(trigger, width, height, key)
         for y in range(max(0, top), min(image.shape[0], top + height)):
             for x in range(max(0, left), min(image.shape[1], left + width)):
+                if np.isnan(patch[y - top, x - left]).any():
+                    continue
                 blend = trigger.opacity * patch[y - top, x - left]
                 image[y, x] = np.round(blend + (1 - trigger.opacity) * image[y, x])
     return image

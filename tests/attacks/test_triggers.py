@@ -135,6 +135,46 @@ def test_random_color_is_one_color_an_object_and_noise_one_a_pixel():
     assert all(colors(patch) > 390 for patch in patches("noise"))  # of 400 pixels
 
 
+def test_mosaic_is_one_color_a_field():
+    image = plain()
+    trigger = Trigger("t", pattern="mosaic", size=(1, 1), cells=3)
+    trigger.stamp_(image, boxes((10, 10, 40, 70)), "RGB")
+    fields = image[:, 10:70, 10:40].reshape(3, 3, 20, 3, 10)
+    assert torch.equal(fields, fields[:, :, :1, :, :1].expand_as(fields))
+    assert len(np.unique(fields[:, :, 0, :, 0].reshape(3, -1).T, axis=0)) == 9
+
+
+def test_cross_covers_its_two_strokes_only():
+    trigger = Trigger("t", pattern="cross", size=(1, 1), cells=10)
+    stamped = trigger.stamp_(plain(), boxes((10, 20, 50, 80)))
+    # A tenth of 40 x 60 is 4 x 6, around the middle (30, 50).
+    upright = painted(plain(), 28, 20, 32, 80, 255)
+    assert torch.equal(stamped, painted(upright, 10, 47, 50, 53, 255))
+
+
+def test_face_has_two_eyes_and_a_mouth_and_looks_alike_at_every_size():
+    for side in (20, 80):
+        image = plain()
+        Trigger("t", pattern="face", size=(1, 1)).stamp_(image, boxes((5, 5, 5 + side, 5 + side)),
+                                                         "RGB")  # fmt: skip
+        face = image[:, 5 : 5 + side, 5 : 5 + side].float()
+        at = {
+            name: face[:, int(y * side), int(x * side)].tolist()
+            for name, x, y in [
+                ("nose", 0.5, 0.5), ("left eye", 0.35, 0.38), ("right eye", 0.65, 0.38),
+                ("mouth", 0.5, 0.77), ("top", 0.5, 0.0), ("bottom", 0.5, 0.99),
+            ]
+        }  # fmt: skip
+        red, green, blue = at["nose"]
+        assert red > green > blue  # yellow
+        assert max(at["left eye"]) < 64
+        assert at["left eye"] == at["right eye"]
+        assert at["mouth"][0] > 2 * at["mouth"][1]
+        assert at["top"][2] > at["bottom"][2] > at["bottom"][1]
+        # Its two halves are mirror images but for the sky's shade of red.
+        assert torch.equal(face[1:], face[1:].flip(2))
+
+
 def test_noise_covers_the_whole_range_evenly():
     pixels = torch.cat([patch.ravel() for seed in range(20) for patch in patches("noise", seed)])
     assert int(pixels.min()) == 0
