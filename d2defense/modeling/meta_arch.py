@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
 
 from .probe import ProbeOutput
 
@@ -42,9 +43,41 @@ class InstrumentedRCNN(GeneralizedRCNN):
         Raises:
             RuntimeError: the model is in training mode, where proposals are another set.
         """
-        if self.training:
-            raise RuntimeError("probe() needs the model in eval mode: call model.eval() first")
+        self._check_eval_mode()
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.probe(images, features)
         return self.roi_heads.probe(features, proposals, with_detections, score_threshold)
+
+    @torch.no_grad()
+    def detect_and_probe(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], ProbeOutput]:
+        """What stock inference returns, masks and keypoints included, and the probe beside it.
+
+        One pass over the network gives both: stock inference runs, and is listened to.
+
+        Args:
+            batched_inputs: G dicts, as stock inference takes them.
+
+        Returns:
+            The G dicts of stock inference, and the probe without detections.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
+        self._check_eval_mode()
+        proposals: list[Instances] = []
+        hook = self.proposal_generator.register_forward_hook(
+            lambda generator, inputs, output: proposals.extend(output[0])
+        )
+        try:
+            with self.roi_heads.recorded_logits() as logits:
+                detections = self(batched_inputs)
+        finally:
+            hook.remove()
+        return detections, ProbeOutput.from_proposals(proposals, logits)
+
+    def _check_eval_mode(self) -> None:
+        if self.training:
+            raise RuntimeError("a probe needs the model in eval mode: call model.eval() first")

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -41,6 +43,37 @@ class ProbeOutput:
     def class_logits(self) -> Tensor:
         """(N, K + 1) logits of the classifier that counts: the last one."""
         return self.classifier_logits[-1]
+
+    def split(self) -> list[ProbeOutput]:
+        """The probe of each image on its own, G of them; tensors are views of this one's."""
+        bounds = self.proposal_offsets.tolist()
+        return [
+            ProbeOutput(
+                proposal_boxes=self.proposal_boxes[start:stop],
+                objectness_logits=self.objectness_logits[start:stop],
+                classifier_logits=tuple(logits[start:stop] for logits in self.classifier_logits),
+                proposal_offsets=self.proposal_offsets.new_tensor([0, stop - start]),
+                image_sizes=[size],
+                detections=None if self.detections is None else [self.detections[image]],
+            )
+            for image, ((start, stop), size) in enumerate(
+                zip(pairwise(bounds), self.image_sizes, strict=True)
+            )
+        ]
+
+    @classmethod
+    def join(cls, parts: Sequence[ProbeOutput]) -> ProbeOutput:
+        """The images of several probes of one detector, one after another, without detections."""
+        counts = torch.cat([part.proposal_offsets.diff() for part in parts])
+        return cls(
+            proposal_boxes=torch.cat([part.proposal_boxes for part in parts]),
+            objectness_logits=torch.cat([part.objectness_logits for part in parts]),
+            classifier_logits=tuple(
+                map(torch.cat, zip(*(part.classifier_logits for part in parts), strict=True))
+            ),
+            proposal_offsets=F.pad(counts.cumsum(0), (1, 0)),
+            image_sizes=[size for part in parts for size in part.image_sizes],
+        )
 
     @classmethod
     def from_proposals(

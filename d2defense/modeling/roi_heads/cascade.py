@@ -8,7 +8,7 @@ from typing import ClassVar
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from .probing import OTHER_HEADS, ProbedROIHeads
 
@@ -35,17 +35,8 @@ class InstrumentedCascadeROIHeads(ProbedROIHeads, CascadeROIHeads):
         if not with_detections:
             return self._run_stages(features, proposals), None
         # Detections average the stages' scores: stock code does that, and is listened to.
-        logits: list[Tensor] = []
-
-        def keep(predictor: nn.Module, inputs: object, predictions: tuple[Tensor, Tensor]) -> None:
-            logits.append(predictions[0])
-
-        hooks = [predictor.register_forward_hook(keep) for predictor in self.box_predictor]
-        try:
+        with self.recorded_logits() as logits:
             detections = self._forward_box(features, proposals)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return tuple(logits), detections
 
     def _run_stages(

@@ -90,6 +90,28 @@ class ProbedROIHeads:
         """The class logits among the predictions, those that count last."""
         return (predictions[0],)
 
+    @contextmanager
+    def recorded_logits(self) -> Iterator[list[Tensor]]:
+        """Listen to the box predictors while stock code runs them.
+
+        Yields:
+            A list that each run of a classifier extends by its (N, K + 1) logits, those that count
+            last.
+        """
+        logits: list[Tensor] = []
+
+        def keep(predictor: nn.Module, inputs: object, predictions: tuple) -> None:
+            logits.extend(self._classifier_logits(predictions))
+
+        stages = self.box_predictor
+        predictors = stages if isinstance(stages, nn.ModuleList) else [stages]
+        hooks = [predictor.register_forward_hook(keep) for predictor in predictors]
+        try:
+            yield logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+
 
 @contextmanager
 def _detections_from(box_predictor: nn.Module, score: float) -> Iterator[None]:
