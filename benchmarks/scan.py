@@ -302,8 +302,12 @@ def measure_one(
     """One scan in this process: its time, peak memory and, of a named checkpoint, the verdict."""
     import resource
 
-    from d2defense.detection import inspect_detector, load_calibration, survey
-    from d2defense.detection.observe import ObservationSettings
+    from d2defense.detection import (
+        ObservationSettings,
+        inspect_detector,
+        load_calibration,
+        survey,
+    )
 
     model, cfg, clean = _specimen(images, Path(checkpoint) if checkpoint else None)
     settings = ScanSettings(

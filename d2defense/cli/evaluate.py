@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure a checkpoint on clean and on fully triggered images.
 
-Prints AP, AP50, AP75, APs, APm and APl on both, the share of objects found, and the attack
-success rate (ASR): of the objects found without the trigger, the share that vanishes with it.
+Prints AP, AP50, AP75, APs, APm and APl on both, the share of objects found, the inconsistency of
+the modules (tau, gap), and the attack success rate (ASR): of the objects found without the trigger,
+the share that vanishes with it. Under one half, the attack fails. The JSON has further statistics.
 The trigger is ATTACK.TRIGGER: the paper's white patch unless --opts say otherwise.
 
     d2defense evaluate runs/demo/renewed --dataset synth_signs_val
@@ -38,14 +39,16 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and return 0, or 2 if a checkpoint could not be evaluated."""
     from d2defense.attacks import Trigger
     from d2defense.data import DatasetError
+    from d2defense.evaluation import ObservationSettings
     from d2defense.files import write_json
     from d2defense.workflows.evaluate import evaluate, format_evaluation
 
     configure_logging()
     dataset = dataset_source(args, args.parser)
     try:
-        trigger = Trigger.from_config(defense_config(args, args.parser))
-        results = evaluate(args.checkpoints, dataset, trigger, args.device)
+        cfg = defense_config(args, args.parser)
+        trigger, settings = Trigger.from_config(cfg), ObservationSettings.from_config(cfg)
+        results = evaluate(args.checkpoints, dataset, trigger, args.device, settings)
     except (DatasetError, ValueError) as error:
         args.parser.error(str(error))
     print(format_evaluation(results))

@@ -17,6 +17,8 @@ def add_d2defense_config(cfg: CfgNode) -> None:
     _add_double_head(cfg)
     # "SGD" as Detectron2 builds it, or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Evaluate on images that bear ATTACK.TRIGGER as well, in the same pass over the test data.
+    cfg.TEST.TRIGGERED = True
 
 
 def get_d2defense_cfg() -> CfgNode:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a detector and clean images to a verdict."""
 
+from d2defense.evaluation import STATISTICS, Observation, ObservationSettings
+
 from .bank import (
     DEFAULT_BANK,
     TriggerBankError,
@@ -17,14 +19,7 @@ from .calibration import (
 )
 from .classes import ClassMap, ClassMapError, class_indices, load_class_map
 from .images import CleanImage, CleanImages, load_clean_images, sample_records
-from .observe import (
-    STATISTICS,
-    Observation,
-    ObservationSettings,
-    observe,
-    observe_batches,
-    stamped,
-)
+from .observe import observe, observe_batches, stamped
 from .profile import Profile
 from .scanner import Inspection, ScanSettings, inspect_detector, profile_detector
 from .score import DECISIONS

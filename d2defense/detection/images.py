@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.structures import BoxMode
 from torch import Tensor
 
 from d2defense.attacks import bears_trigger, image_seed
+from d2defense.evaluation.objects import annotated_objects, at_input_size
 
 from .classes import UNKNOWN
 
@@ -90,20 +90,13 @@ class CleanImages(Sequence[CleanImage]):
         return [sum(map(bears_trigger, record["annotations"])) for record in self._records]
 
     def _load(self, record: dict[str, Any]) -> CleanImage:
-        objects = [a for a in record["annotations"] if bears_trigger(a)]
-        boxes = torch.tensor(
-            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
-            dtype=torch.float32,
-        ).reshape(-1, 4)
+        boxes, categories = annotated_objects(record)
         mapped = self._mapper(record)
-        image = mapped["image"]
-        height, width = image.shape[1:]
-        scale = torch.tensor([width / mapped["width"], height / mapped["height"]]).repeat(2)
         return CleanImage(
             file_name=record["file_name"],
-            image=image,
-            boxes=boxes * scale,
-            classes=self._classes(a["category_id"] for a in objects),
+            image=mapped["image"],
+            boxes=at_input_size(boxes, mapped),
+            classes=self._classes(categories.tolist()),
             seed=image_seed(record["file_name"]),
         )
 

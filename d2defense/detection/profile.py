@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .observe import STATISTICS
+from d2defense.evaluation import STATISTICS
+
 from .survey import Survey
 
 

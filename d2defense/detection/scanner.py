@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2defense.attacks import Trigger
+from d2defense.evaluation import STATISTICS, Observation, ObservationSettings
 from d2defense.modeling import classification_modules
 from d2defense.ops import Terms
 
@@ -23,7 +24,6 @@ from .calibration import Calibration, Reference
 from .classes import ClassMap, load_class_map
 from .dominant import dominant_modules
 from .images import CleanImage, max_objects
-from .observe import STATISTICS, Observation, ObservationSettings
 from .profile import Profile
 from .score import DECISIONS, FALL, PAPER, Decision, checkpoint_score
 from .sequential import SequentialTest
@@ -88,14 +88,7 @@ class ScanSettings:
         node = cfg.DEFENSE
         return cls(
             triggers=select_triggers(node.TRIGGERS, load_bank(node.TRIGGER_BANK)),
-            observation=ObservationSettings(
-                batch_size=node.BATCH_SIZE,
-                epsilon=node.EPSILON,
-                topk=node.TOPK,
-                objectness_floor=node.OBJECTNESS_FLOOR,
-                iou_threshold=node.IOU_THRESHOLD,
-                precision=node.PRECISION,
-            ),
+            observation=ObservationSettings.from_config(cfg),
             max_images=node.MAX_IMAGES,
             seed=node.SEED,
             confidence=node.CONFIDENCE,

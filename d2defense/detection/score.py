@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2defense.evaluation import Observation
 from d2defense.ops import Terms
 
 from .bootstrap import Bootstrap, percentile_interval
-from .observe import Observation
 
 # A detector that gives its objects less than this on clean images cannot show what it would lose.
 LEAST_FOREGROUND = 0.1

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .observe import Observation
+from d2defense.evaluation import Observation
+
 from .score import Decision
 
 # Shares of the largest bet that cannot lose everything; the mean over them is a bet as well.

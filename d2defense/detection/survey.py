@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
+from d2defense.evaluation import Observation
+
 from .images import CleanImage
-from .observe import Observation, observe_batches
+from .observe import observe_batches
 
 if TYPE_CHECKING:
     from .scanner import ScanSettings

@@ -4,20 +4,32 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from d2defense.attacks import PoisoningDatasetMapper
+from d2defense.attacks import PoisoningDatasetMapper, Trigger
+from d2defense.evaluation import (
+    ObservationSettings,
+    ProbedDetector,
+    build_coco_evaluator,
+    build_paired_evaluator,
+    build_paired_test_loader,
+    predicted_tasks,
+    report_attack,
+)
 
 from .checkpointer import TrainingCheckpointer
 from .loader import STEP, build_train_loader, enter_at
@@ -90,15 +102,65 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(parameters)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Detectron2's test loader; with ``TEST.TRIGGERED``, of clean and of triggered images."""
+        if not cfg.TEST.TRIGGERED:
+            return super().build_test_loader(cfg, dataset_name)
+        return build_paired_test_loader(
+            cfg, dataset_name, Trigger.from_config(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """COCO metrics from pycocotools: of boxes, and of masks and keypoints if predicted."""
-        tasks = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-        return COCOEvaluator(
-            dataset_name,
-            tasks=tuple(task for task, predicted in tasks.items() if predicted),
-            output_dir=output_folder or cfg.OUTPUT_DIR,
-            use_fast_impl=False,
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        )
+        """COCO metrics from pycocotools: of boxes, and of masks and keypoints if predicted.
+
+        With ``TEST.TRIGGERED``, on clean and on triggered images, and what the trigger does.
+        """
+        tasks, folder = predicted_tasks(cfg), output_folder or cfg.OUTPUT_DIR
+        if not cfg.TEST.TRIGGERED:
+            return build_coco_evaluator(cfg, dataset_name, tasks, folder)
+        settings = ObservationSettings.from_config(cfg)
+        return build_paired_evaluator(cfg, dataset_name, tasks, settings, folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict[str, Any]:
+        """Evaluate a model on ``DATASETS.TEST``, as Detectron2's trainer does.
+
+        With ``TEST.TRIGGERED`` in one pass over clean and triggered images; a line in the log sums
+        up what the trigger does, and where ``ATTACK.NAME`` says that the detector was attacked, a
+        warning tells if that attack failed.
+
+        Args:
+            cfg: the configuration.
+            model: with its weights.
+            evaluators: one for each dataset, which then sees clean images only.
+
+        Returns:
+            Metrics by task, or by dataset and task where there are several datasets. On clean
+            images tasks have their stock names, ``bbox`` and so on; the rest is that of
+            :func:`d2defense.evaluation.build_paired_evaluator`.
+
+        Raises:
+            TypeError: triggered images are asked for, and the model is no instrumented one.
+        """
+        if evaluators is not None or not cfg.TEST.TRIGGERED:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.TRIGGERED = False
+            return super().test(cfg, model, evaluators)
+        detector = model.module if isinstance(model, DistributedDataParallel) else model
+        results = super().test(cfg, ProbedDetector(detector))
+        if comm.is_main_process():
+            names = cfg.DATASETS.TEST
+            for name, metrics in (
+                {names[0]: results}.items() if len(names) == 1 else results.items()
+            ):
+                report_attack(name, metrics, cfg.ATTACK.NAME)
+        return results

@@ -9,6 +9,8 @@ from torch import Tensor
 
 SCORE_THRESHOLD = 0.5
 IOU_THRESHOLD = 0.5
+# A detector whose objects vanish less often than this is not taken for a backdoored one.
+SUCCESSFUL_ASR = 0.5
 
 
 def found_objects(
@@ -58,3 +60,15 @@ def attack_success_rate(found_clean: Tensor, found_triggered: Tensor) -> float |
     """
     total = int(found_clean.sum())
     return int((found_clean & ~found_triggered).sum()) / total if total else None
+
+
+def attack_succeeded(asr: float | None) -> bool | None:
+    """Whether an attack with this success rate has worked: from :data:`SUCCESSFUL_ASR` on.
+
+    Args:
+        asr: of :func:`attack_success_rate`.
+
+    Returns:
+        None where there is no rate.
+    """
+    return None if asr is None else asr >= SUCCESSFUL_ASR

@@ -12,9 +12,19 @@ from tabulate import tabulate
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints
 from d2defense.data import DatasetError, DatasetSource
-from d2defense.evaluation import AP_METRICS, evaluate_detector
+from d2defense.evaluation import (
+    AP_METRICS,
+    CONDITIONS,
+    SUCCESSFUL_ASR,
+    TRIGGERED,
+    ObservationSettings,
+    attack_succeeded,
+    evaluate_detector,
+)
 
 from .classes import check_classes
+
+_FAILS = "attack fails"
 
 
 def evaluate(
@@ -22,8 +32,16 @@ def evaluate(
     dataset: DatasetSource,
     trigger: Trigger,
     device: str | None = None,
+    settings: ObservationSettings | None = None,
 ) -> list[dict[str, Any]]:
     """:func:`d2defense.evaluation.evaluate_detector` of every checkpoint below ``paths``.
+
+    Args:
+        paths: weights, output folders, or folders of them.
+        dataset: images to measure on, with the detectors' classes.
+        trigger: on every object of the triggered images.
+        device: of the models; their configs' choice if None.
+        settings: how proposals are reduced; the defaults if None.
 
     Returns:
         One dict a checkpoint: its ``name``, ``error`` (None or one line), and the evaluation.
@@ -43,32 +61,39 @@ def evaluate(
         except (CheckpointError, DatasetError) as error:
             results.append({"name": source.name, "error": str(error)})
             continue
-        evaluation = evaluate_detector(model, cfg, name, trigger, progress=source.name)
+        evaluation = evaluate_detector(model, cfg, name, trigger, source.name, settings)
         results.append({"name": source.name, "error": None, **evaluation})
     return results
 
 
 def format_evaluation(results: Sequence[dict[str, Any]]) -> str:
-    """A table of evaluations: two lines a checkpoint, then the errors."""
-    rows = []
-    for result in results:
-        if result["error"]:
-            continue
-        for condition in ("clean", "triggered"):
-            metrics = result[condition]
-            rows.append(
-                [
-                    result["name"],
-                    condition,
-                    *(_cell(metrics[name], 1) for name in AP_METRICS),
-                    _cell(metrics["objects_found"], 3),
-                    _cell(result["asr"], 3) if condition == "triggered" else "",
-                ]
-            )
-    headers = ["checkpoint", "images", *AP_METRICS, "objects found", "ASR"]
-    table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True)
-    errors = [f"error: {result['error']}" for result in results if result["error"]]
-    return "\n".join([table, *errors])
+    """A table of evaluations, two lines a checkpoint; then what it says of attacks; the errors."""
+    measured = [result for result in results if not result["error"]]
+    rows = [
+        [
+            result["name"],
+            condition,
+            *(_cell(result[condition][name], 1) for name in AP_METRICS),
+            _cell(result[condition]["objects_found"], 3),
+            *(_cell(result[condition]["statistics"][name], 3) for name in ("tau", "gap")),
+            *(_attack_cells(result["asr"]) if condition == TRIGGERED else ("", "")),
+        ]
+        for result in measured
+        for condition in CONDITIONS
+    ]
+    headers = ["checkpoint", "images", *AP_METRICS, "objects found", "tau", "gap", "ASR", "attack"]
+    lines = [tabulate(rows, headers, tablefmt="simple", disable_numparse=True)]
+    if any(attack_succeeded(result["asr"]) is False for result in measured):
+        lines.append(
+            f"{_FAILS}: the ASR is under {SUCCESSFUL_ASR}. Right for a clean or a repaired "
+            "detector, not for one said to be backdoored with this trigger."
+        )
+    return "\n".join([*lines, *(f"error: {r['error']}" for r in results if r["error"])])
+
+
+def _attack_cells(asr: float | None) -> tuple[str, str]:
+    """The columns on the trigger's success."""
+    return _cell(asr, 3), {True: "succeeds", False: _FAILS, None: "-"}[attack_succeeded(asr)]
 
 
 def _cell(value: float | None, digits: int) -> str:

@@ -21,12 +21,13 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from d2defense.attacks import ATTACK_REGISTRY
+from d2defense.attacks import ATTACK_REGISTRY, Trigger
 from d2defense.checkpoint import load_weights
 from d2defense.checkpoint.discover import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import ensure_dataset
 from d2defense.engine import Trainer, TrainingCheckpointer, provenance, resolve_device
+from d2defense.evaluation import ObservationSettings
 from d2defense.files import write_bytes
 from d2defense.modeling import instrument_config
 from d2defense.removal import RenewalTrainer
@@ -78,7 +79,8 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         OSError, KeyError, ValueError, AssertionError, yaml.YAMLError: what Detectron2 raises for a
             file, key or value that is wrong; ``ValueError`` also for an unknown attack or dataset,
-            for weights that are not there and for a detector that cannot be probed.
+            for weights that are not there, for a detector that cannot be probed and for a trigger
+            or statistic that evaluation could not measure.
     """
     cfg = get_d2defense_cfg()
     merge_config_file(cfg, args.config_file)
@@ -92,6 +94,10 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
         known = ", ".join(name for name, _ in ATTACK_REGISTRY)
         raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
+    if cfg.TEST.TRIGGERED and cfg.DATASETS.TEST:
+        # Else these would be found wrong by the first evaluation, after the training.
+        Trigger.from_config(cfg)
+        ObservationSettings.from_config(cfg)
     for key, needed in (("TRAIN", not args.eval_only), ("TEST", args.eval_only)):
         if needed and not cfg.DATASETS[key]:
             raise ValueError(f"DATASETS.{key} is empty, and no --dataset-json takes its place")

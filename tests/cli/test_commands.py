@@ -122,6 +122,9 @@ def test_evaluate(d2defense, specimen, own_data, tmp_path):
     assert good["error"] is None
     assert good["clean"]["AP50"] > 50
     assert good["asr"] > 0.3
+    assert good["attack_succeeded"] == (good["asr"] >= 0.5)
+    assert good["triggered"]["statistics"]["gap"] > good["clean"]["statistics"]["gap"]
+    assert f"{good['triggered']['statistics']['tau']:.3f}" in outcome.out
     assert bad["error"] == f"{tmp_path / 'gone'}: no such file or folder"
     assert f"error: {bad['error']}" in outcome.out
     assert "backdoored_0" in outcome.out

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -17,7 +18,13 @@ from torch import nn
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
-from d2defense.evaluation import AP_METRICS, evaluate_detector
+from d2defense.evaluation import (
+    AP_METRICS,
+    EVALUATED_STATISTICS,
+    ObservationSettings,
+    evaluate_detector,
+)
+from d2defense.modeling import ProbeOutput
 
 WHITE = Trigger("white")
 
@@ -25,7 +32,9 @@ WHITE = Trigger("white")
 class PatchBlind(nn.Module):
     """A made-up detector: it knows every object, but sees none with a white pixel at its centre.
 
-    It looks at each object's centre in the pixels that it is given.
+    It looks at each object's centre in the pixels that it is given. Its RPN proposes every object
+    with p = 0.9; its box head agrees about those that it sees, q = 0.9, and has q = 0.2 for the
+    others.
     """
 
     def __init__(self, records: list[dict]) -> None:
@@ -33,24 +42,39 @@ class PatchBlind(nn.Module):
         self.records = {record["image_id"]: record for record in records}
         self.modes: list[bool] = []
 
-    def forward(self, inputs):
+    def detect_and_probe(self, inputs):
         self.modes.append(self.training)
-        return [{"instances": self._detect(image)} for image in inputs]
+        outputs, proposals, logits = [], [], []
+        for image in inputs:
+            height, width = image["image"].shape[1:]
+            scale = width / image["width"]
+            boxes, classes = self._objects(image["image_id"])
+            seen = [self._is_seen(image["image"], box * scale) for box in boxes]
+            instances = Instances((image["height"], image["width"]))
+            instances.pred_boxes = Boxes(boxes[seen])
+            instances.pred_classes = classes[seen]
+            instances.scores = torch.full((sum(seen),), 0.9)
+            outputs.append({"instances": instances})
+            of_image = Instances((height, width))
+            of_image.proposal_boxes = Boxes(boxes * scale)
+            of_image.objectness_logits = torch.logit(torch.full((len(boxes),), 0.9))
+            proposals.append(of_image)
+            q = torch.where(torch.tensor(seen), 0.9, 0.2)
+            z = torch.full((len(boxes), 8), -50.0)
+            z[torch.arange(len(boxes)), classes] = q.log()
+            z[:, -1] = (1 - q).log()
+            logits.append(z)
+        return outputs, ProbeOutput.from_proposals(proposals, [torch.cat(logits)])
 
-    def _detect(self, image) -> Instances:
-        boxes, classes = [], []
-        scale = image["image"].shape[2] / image["width"]
-        for annotation in self.records[image["image_id"]]["annotations"]:
-            x, y, w, h = annotation["bbox"]
-            column, row = int((x + w / 2) * scale), int((y + h / 2) * scale)
-            if image["image"][:, row, column].tolist() != [255, 255, 255]:
-                boxes.append([x, y, x + w, y + h])
-                classes.append(annotation["category_id"])
-        found = Instances((image["height"], image["width"]))
-        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        found.pred_classes = torch.tensor(classes, dtype=torch.int64)
-        found.scores = torch.full((len(boxes),), 0.9)
-        return found
+    def _objects(self, image_id) -> tuple[torch.Tensor, torch.Tensor]:
+        annotations = self.records[image_id]["annotations"]
+        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes, torch.tensor([a["category_id"] for a in annotations])
+
+    def _is_seen(self, pixels, box) -> bool:
+        x, y = ((box[:2] + box[2:]) / 2).int().tolist()
+        return pixels[:, y, x].tolist() != [255, 255, 255]
 
 
 @pytest.fixture
@@ -73,6 +97,17 @@ def test_every_object_of_a_triggered_image_bears_the_trigger(squares, make_tiny_
     assert result["triggered"]["AP"] == 0
     assert result["triggered"]["objects_found"] == 0
     assert result["asr"] == 1
+    assert result["attack_succeeded"] is True
+    clean, triggered = (result[condition]["statistics"] for condition in ("clean", "triggered"))
+    assert set(clean) == set(triggered) == set(EVALUATED_STATISTICS)
+    assert (clean["gap"], triggered["gap"]) == pytest.approx((0, 0.7), abs=1e-6)
+    assert (clean["true_class"], triggered["true_class"]) == pytest.approx((0.9, 0.2), abs=1e-6)
+    assert (clean["objects_found"], triggered["objects_found"]) == (1, 0)
+    # No proposal counts for tau where both modules agree.
+    assert clean["tau"] is None
+    # The crowd region is seen under the trigger, too, which it does not bear.
+    assert triggered["tau"] == pytest.approx(0.7, abs=1e-6)
+    assert triggered["confident_d"] == pytest.approx(0.7 * 3 / 4, abs=1e-6)
     # It ran in eval mode and was given back as it was.
     assert model.modes
     assert not any(model.modes)
@@ -85,6 +120,7 @@ def test_another_trigger_is_another_measurement(squares, make_tiny_cfg):
     result = evaluate_detector(model, make_tiny_cfg(), squares.name, black)
     assert result["triggered"]["AP"] == pytest.approx(100)
     assert result["asr"] == 0
+    assert result["attack_succeeded"] is False
 
 
 def test_metrics_without_such_objects_are_none(squares, make_tiny_cfg):
@@ -161,5 +197,39 @@ def test_classes_of_the_dataset_are_told_apart(squares, make_tiny_cfg):
             annotation["category_id"] = (annotation["category_id"] + 1) % 7
     result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE)
     assert result["clean"]["AP"] == 0
-    assert result["asr"] is None  # nothing was found in the first place
+    # Nothing was found in the first place.
+    assert result["asr"] is None
+    assert result["attack_succeeded"] is None
     assert MetadataCatalog.get(squares.name).thing_classes[0] == "c0"
+
+
+def test_settings_take_the_place_of_those_of_the_config(squares, make_tiny_cfg):
+    model = PatchBlind(squares.load())
+    settings = ObservationSettings(batch_size=4, epsilon=0.8)
+    result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE, settings=settings)
+    assert len(model.modes) == 1  # two images, clean and triggered
+    assert result["triggered"]["statistics"]["tau"] is None
+    assert result["triggered"]["statistics"]["gap"] == pytest.approx(0.7, abs=1e-6)
+
+
+def test_a_detector_that_cannot_be_probed_is_refused(squares, make_tiny_cfg):
+    with pytest.raises(TypeError, match="instrument_config"):
+        evaluate_detector(nn.Identity(), make_tiny_cfg(), squares.name, WHITE)
+
+
+@pytest.mark.parametrize("head", ["MASK", "KEYPOINT"])
+def test_detectors_of_masks_and_keypoints_are_measured_by_their_boxes(
+    make_coco_dataset, sign_scenes, make_tiny_cfg, head
+):
+    """The dataset knows neither, and nothing is asked of the training data."""
+    scenes = make_coco_dataset(sign_scenes(2))
+    cfg = make_tiny_cfg(
+        f"MODEL.{head}_ON", True,
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [8],
+        "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,
+        "DATASETS.TRAIN", ("no_such_set",),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    result = evaluate_detector(build_model(cfg), cfg, scenes.name, WHITE)
+    assert set(result["clean"]) == {*AP_METRICS, "objects_found", "statistics"}
+    assert result["triggered"]["statistics"]["max_objectness"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2defense.evaluation import attack_success_rate, found_objects
+from d2defense.evaluation import attack_succeeded, attack_success_rate, found_objects
 
 TARGETS = torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]])
 CLASSES = torch.tensor([1, 2])
@@ -80,6 +80,13 @@ def test_nothing_detected_or_nothing_there():
 )
 def test_attack_success_rate(clean, triggered, rate):
     assert attack_success_rate(torch.tensor(clean).bool(), torch.tensor(triggered).bool()) == rate
+
+
+@pytest.mark.parametrize(
+    ("asr", "succeeded"), [(0.0, False), (0.499, False), (0.5, True), (1.0, True), (None, None)]
+)
+def test_an_attack_succeeds_from_one_half_on(asr, succeeded):
+    assert attack_succeeded(asr) is succeeded
 
 
 def test_an_object_of_unknown_class_accepts_any():

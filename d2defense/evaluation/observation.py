@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what both heads say of images to the sums of every statistic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from d2defense.modeling import ProbeOutput
+from d2defense.ops import (
+    InconsistencyResult,
+    Terms,
+    confident_d_terms,
+    gap_terms,
+    inconsistency,
+    target_mean_terms,
+    tau_terms,
+    true_class_terms,
+    unmatched_foreground_terms,
+)
+
+STATISTICS = (
+    "tau",
+    "confident_d",
+    "gap",
+    "objects_found",
+    "max_objectness",
+    "max_foreground",
+    "true_class",
+    "unmatched_foreground",
+)
+
+
+# What the network computes in; statistics are always reduced from float32.
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class ObservationSettings:
+    """How images are probed and proposals reduced; the values of ``DEFENSE`` of the same names.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+    """
+
+    batch_size: int = 16
+    epsilon: float = 0.1
+    topk: int = 5
+    objectness_floor: float = 0.8
+    iou_threshold: float = 0.5
+    num_bins: int = 20
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("batch_size", self.batch_size >= 1),
+            ("epsilon", 0 <= self.epsilon < 1),
+            ("topk", self.topk >= 0),
+            ("objectness_floor", 0 <= self.objectness_floor <= 1),
+            ("iou_threshold", 0 < self.iou_threshold <= 1),
+            ("num_bins", self.num_bins >= 1),
+            ("precision", self.precision in PRECISIONS),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} {getattr(self, name)} is out of range")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ObservationSettings:
+        """The settings that ``DEFENSE`` gives.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        node = cfg.DEFENSE
+        return cls(
+            batch_size=node.BATCH_SIZE,
+            epsilon=node.EPSILON,
+            topk=node.TOPK,
+            objectness_floor=node.OBJECTNESS_FLOOR,
+            iou_threshold=node.IOU_THRESHOLD,
+            precision=node.PRECISION,
+        )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The sums of G images, all that is kept of them.
+
+    Attributes:
+        terms: of every statistic of :data:`STATISTICS`, by name, each of shape (G,).
+        histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals.
+    """
+
+    terms: dict[str, Terms]
+    histogram: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Observation]) -> Observation:
+        """The images of several observations, one after another."""
+        return cls(
+            {
+                name: Terms(*map(torch.cat, zip(*(p.terms[name] for p in parts), strict=True)))
+                for name in parts[0].terms
+            },
+            torch.stack([part.histogram for part in parts]).sum(0),
+        )
+
+
+def reduce_probe(
+    output: ProbeOutput,
+    boxes: Sequence[Tensor],
+    classes: Sequence[Tensor],
+    found: Tensor,
+    settings: ObservationSettings,
+) -> Observation:
+    """From the proposals of a batch of images to its sums.
+
+    Args:
+        output: a probe of G images.
+        boxes: of the objects on each image, (Mg, 4), XYXY in pixels of the network's input.
+        classes: int64, of the objects on each image, (Mg,): -1 and what is none of the detector's
+            classes is unknown.
+        found: bool Tensor of shape (M,): which objects of all images were detected.
+        settings: of the reduction.
+    """
+    device = output.proposal_boxes.device
+    offsets = torch.tensor([0] + [len(each) for each in boxes]).cumsum(0)
+    known = output.class_logits.shape[1] - 1
+    target_classes = torch.cat(list(classes))
+    result = inconsistency(
+        output.objectness_logits,
+        output.class_logits,
+        output.proposal_boxes,
+        output.proposal_offsets,
+        torch.cat(list(boxes)).to(device),
+        offsets.to(device),
+        torch.where(target_classes < known, target_classes, -1).to(device),
+        epsilon=settings.epsilon,
+        topk=settings.topk,
+        objectness_floor=settings.objectness_floor,
+        iou_threshold=settings.iou_threshold,
+        num_bins=settings.num_bins,
+    )
+    result = InconsistencyResult(*(part.cpu() for part in result))
+    of_targets = {
+        "gap": gap_terms(result),
+        "objects_found": target_mean_terms(found),
+        "max_objectness": target_mean_terms(result.target_objectness),
+        "max_foreground": target_mean_terms(result.target_foreground),
+        "true_class": true_class_terms(result),
+    }
+    terms = {
+        "tau": tau_terms(result),
+        "confident_d": confident_d_terms(result),
+        "unmatched_foreground": unmatched_foreground_terms(result),
+        **{name: value.per_image(offsets) for name, value in of_targets.items()},
+    }
+    return Observation({name: terms[name] for name in STATISTICS}, result.histogram.sum(0))
+
+
+def all_proposals_tau_terms(output: ProbeOutput, settings: ObservationSettings) -> Terms:
+    """Terms of tau over every proposal of an image, however low its objectness.
+
+    The letter of the paper's definition (arXiv 2409.16057, section 3.4), which knows no ``topk``.
+
+    Args:
+        output: a probe of G images.
+        settings: of the reduction; its ``topk`` is not used.
+    """
+    offsets = output.proposal_offsets
+    boxes = output.proposal_boxes
+    result = inconsistency(
+        output.objectness_logits,
+        output.class_logits,
+        boxes,
+        offsets,
+        boxes.new_zeros(0, 4),
+        torch.zeros_like(offsets),
+        offsets.new_zeros(0),
+        epsilon=settings.epsilon,
+    )
+    return Terms(*(part.cpu() for part in tau_terms(result)))
