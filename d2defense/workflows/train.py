@@ -27,6 +27,7 @@ from d2defense.checkpoint.discover import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import ensure_dataset
 from d2defense.engine import Trainer, TrainingCheckpointer, provenance, resolve_device
+from d2defense.engine.memory import keep_freed_memory
 from d2defense.evaluation import ObservationSettings
 from d2defense.files import write_bytes
 from d2defense.modeling import instrument_config
@@ -178,6 +179,7 @@ def _main(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: with the exit code, after one line from the first process.
     """
+    keep_freed_memory()
     cfg = setup_config(args)
     config = Path(cfg.OUTPUT_DIR) / CONFIG_NAME
     trained_with = config.read_bytes() if args.eval_only and config.is_file() else None
