@@ -51,7 +51,7 @@ def split_folder(
     """The folder of a split, generated or not.
 
     Args:
-        split: ``train``, ``defender`` or ``val``.
+        split: ``train``, ``defender``, ``val`` or ``pool``.
         image_size: side of the images in pixels.
         count: number of images; by default the split's own.
         cache: cache folder; by default :func:`~d2defense.data.cache.cache_dir`.
@@ -131,7 +131,7 @@ def generate_split(
     """Generate a split unless it is in the cache already.
 
     Args:
-        split: ``train``, ``defender`` or ``val``.
+        split: ``train``, ``defender``, ``val`` or ``pool``.
         image_size: side of the square images in pixels, 64 to 1024.
         count: number of images, from the first on; by default the split's own.
         cache: cache folder; by default :func:`~d2defense.data.cache.cache_dir`.

@@ -32,6 +32,8 @@ SPLITS: dict[str, Split] = {
     "train": Split(seed=11, count=2000),
     "defender": Split(seed=23, count=200),
     "val": Split(seed=37, count=300),
+    # From which defender's sets of other sizes are drawn.
+    "pool": Split(seed=53, count=600),
 }
 
 _NAME = re.compile(r"synth_signs_(?P<split>[a-z]+)(_(?P<size>[0-9]+)px)?")
