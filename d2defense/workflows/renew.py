@@ -52,12 +52,14 @@ class RenewalOptions:
         method: name in ``REMOVAL_REGISTRY``.
         seed: of the reset and of the training.
         overrides: KEY VALUE pairs of the configuration, such as ``REMOVAL.SOLVER.MAX_ITER 500``.
+        keep_every: also keep the weights every so many steps; 0 for the final ones only.
     """
 
     modules: Sequence[str] | None = None
     method: str = "renewal"
     seed: int = 0
     overrides: Sequence[str] = ()
+    keep_every: int = 0
 
 
 def renew(
@@ -127,6 +129,8 @@ def run_config(
         options.method,
     )
     cfg.SEED = cfg.REMOVAL.SEED = options.seed
+    if options.keep_every:
+        cfg.SOLVER.CHECKPOINT_PERIOD = options.keep_every
     cfg.freeze()
     return cfg
 
