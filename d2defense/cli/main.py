@@ -18,7 +18,17 @@ import d2defense
 from .arguments import silence_developer_notices
 
 # Each names a module beside this one with NAME, HELP, add_arguments(parser) and run(args).
-COMMANDS = ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset", "env")
+COMMANDS = (
+    "demo",
+    "scan",
+    "renew",
+    "train",
+    "evaluate",
+    "calibrate",
+    "dataset",
+    "reproduce",
+    "env",
+)
 
 EPILOG = """\
 exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored or uncertain,

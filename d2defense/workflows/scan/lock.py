@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scan at a time in an output folder."""
+"""One run at a time in an output folder."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ import portalocker
 
 from .options import UsageError
 
-LOCK_NAME = ".scan.lock"
-
 
 @contextmanager
-def output_lock(folder: Path) -> Iterator[None]:
-    """Keep other scans out of an output folder, which is created where it is missing.
+def output_lock(folder: Path, what: str = "scan") -> Iterator[None]:
+    """Keep others out of an output folder, which is created where it is missing.
 
     The lock belongs to the process and goes with it, however that ends; the file stays.
 
+    Args:
+        folder: of the output.
+        what: makes it; part of the lock's name, ``.scan.lock``.
+
     Raises:
-        UsageError: another scan is at work in it, or it cannot be written to.
+        UsageError: another one is at work in it, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / LOCK_NAME, "a")  # noqa: SIM115 closed below
+        stream = open(folder / f".{what}.lock", "a")  # noqa: SIM115 closed below
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
     with stream:
         try:
             portalocker.lock(stream, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.LockException:
-            raise UsageError(f"{folder}: another scan is writing to this folder") from None
+            raise UsageError(f"{folder}: another {what} is writing to this folder") from None
         yield

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reproduce the paper's tables and figures, and the studies beyond it.
+
+Trains clean and backdoored detectors, scans them, repairs them in every way that is compared, and
+measures them; writes report.md, tables/*.csv and figures/*.png. Every step is kept: a run that was
+killed goes on where it was when the same command is given again, and experiments share their
+detectors.
+
+    python tools/reproduce.py --profile tiny --output runs/study
+    python tools/reproduce.py --profile tiny --output runs/study --only table1,population
+    python tools/reproduce.py --quick --output runs/quick
+
+Profiles: tiny, detectors of under a million parameters on the embedded dataset, for two CPU cores
+and two hours; small, R-50 at 512 pixels on the embedded dataset, for one GPU; paper, COCO, which
+must be where Detectron2 looks for it (DETECTRON2_DATASETS). --quick: one shipped pair of
+detectors, nothing is trained from scratch, a few minutes.
+
+Exit codes: 0 every step has a result; 2 a step failed, or wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import configure_logging
+
+if TYPE_CHECKING:
+    from d2defense.study.profiles import StudyProfile
+    from d2defense.study.runner import Workplace
+
+NAME = "reproduce"
+HELP = "reproduce the paper's tables and figures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--profile", choices=("tiny", "small", "paper"), default="tiny")
+    parser.add_argument("--quick", action="store_true", help="a small part of tiny, in minutes")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--only",
+        metavar="NAME,...",
+        help="table1, table2, table3, figure3, figure4, modules, population, unseen, curves, photos"
+        " (all that the profile has)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="fewer detectors of each kind")
+    parser.add_argument("--detectors", metavar="NAME,...", help="fewer kinds of detectors")
+    parser.add_argument(
+        "--defender-images",
+        type=int,
+        metavar="N",
+        help="size of the defender's set, where the profile draws it from a larger one (paper)",
+    )
+    parser.add_argument(
+        "--photos",
+        metavar="DIR",
+        help="also study photos of your own: DIR has images/ and annotations/train.json, val.json"
+        " (the defender's set) and test.json, in COCO's format",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="steps at a time (one a CPU core)")
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="of a training (all that there are)"
+    )
+    parser.add_argument(
+        "--training-opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of every training's config",
+    )
+    parser.add_argument(
+        "--repair-opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of every repair's config, such as REMOVAL.SOLVER.MAX_ITER 500",
+    )
+    parser.add_argument("--list", action="store_true", help="print the open steps and do nothing")
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is open, write the report, and print what the results are held to."""
+    from d2defense.study.report import bars_table
+    from d2defense.study.reproduce import planned, reproduce
+    from d2defense.workflows.scan.lock import output_lock
+    from d2defense.workflows.scan.options import UsageError
+
+    configure_logging()
+    profile = _profile(args)
+    names = _experiments(args, profile)
+    if args.list:
+        for step in planned(profile, names, args.output):
+            print(step.name)
+        return 0
+    workplace, workers = _workplace(args)
+    command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+    try:
+        with output_lock(args.output, "study"):
+            done = reproduce(profile, names, workplace, workers, command)
+    except (UsageError, ValueError) as error:
+        args.parser.error(str(error))
+    if done.bars:
+        print(bars_table(done.bars).markdown())
+    print(f"report: {done.report}")
+    return 2 if done.failed else 0
+
+
+def _profile(args: argparse.Namespace) -> StudyProfile:
+    from d2defense.study.profiles import PROFILES, Photos, with_defender_images
+
+    profile = PROFILES["quick" if args.quick else args.profile]
+    if args.detectors:
+        wanted = args.detectors.split(",")
+        known = {kind.name: kind for kind in profile.detectors}
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            args.parser.error(f"--detectors: no {', '.join(unknown)}; there are {', '.join(known)}")
+        profile = replace(profile, detectors=tuple(known[name] for name in wanted))
+    if args.seeds is not None:
+        if not 1 <= args.seeds <= len(profile.seeds):
+            args.parser.error(f"--seeds: {args.seeds} is not in 1..{len(profile.seeds)}")
+        profile = replace(profile, seeds=profile.seeds[: args.seeds])
+    if args.defender_images is not None:
+        if "aside" not in profile.defender or args.defender_images < 1:
+            args.parser.error("--defender-images: this profile has a defender's set of its own")
+        profile = with_defender_images(profile, args.defender_images)
+    if args.photos:
+        folder = Path(args.photos).resolve()
+        for name in ("train", "val", "test"):
+            if not (folder / "annotations" / f"{name}.json").is_file():
+                args.parser.error(f"--photos: {folder}: no annotations/{name}.json")
+        profile = replace(profile, photos=Photos(str(folder)))
+    return replace(
+        profile,
+        training=(*profile.training, *args.training_opts),
+        repair=(*profile.repair, *args.repair_opts),
+    )
+
+
+def _experiments(args: argparse.Namespace, profile: StudyProfile) -> list[str]:
+    from d2defense.study.experiments import ALL
+
+    names = args.only.split(",") if args.only else list(profile.experiments or ALL)
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        args.parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(ALL)}")
+    return names
+
+
+def _workplace(args: argparse.Namespace) -> tuple[Workplace, int]:
+    import torch
+
+    from d2defense.study.runner import Workplace
+
+    num_gpus = torch.cuda.device_count() if args.num_gpus is None else args.num_gpus
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = args.workers or (1 if num_gpus else cores)
+    return Workplace(args.output.resolve(), max(1, cores // workers), num_gpus), workers

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an experiment is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from detectron2.utils.registry import Registry
+
+from ..plan import Plan
+from ..steps import Step, StepResults
+from ..tables import Table
+
+EXPERIMENT_REGISTRY = Registry("EXPERIMENT")
+EXPERIMENT_REGISTRY.__doc__ = """
+The tables and figures of a study, by the name that ``--only`` takes. A registered object is called
+without arguments and has the interface of :class:`Experiment`.
+"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that a result is held to.
+
+    Attributes:
+        what: in words.
+        wanted: in words.
+        measured: in words.
+        met: None where it was not measured.
+    """
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What an experiment found.
+
+    Attributes:
+        title: its headline.
+        text: what was done, in a paragraph.
+        tables: in order.
+        figures: PNG files by name without its end.
+        bars: that it is held to.
+        failed_attacks: names of detectors whose attack did not take.
+    """
+
+    title: str
+    text: str
+    tables: tuple[Table, ...] = ()
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    bars: tuple[Bar, ...] = ()
+    failed_attacks: tuple[str, ...] = ()
+
+
+class Experiment:
+    """One table or figure: the steps that it needs, and what it makes of their results."""
+
+    title: ClassVar[str]
+
+    def steps(self, plan: Plan) -> list[Step]:
+        """The steps whose results it reads; empty where the profile has nothing for it."""
+        raise NotImplementedError
+
+    def report(self, plan: Plan, results: StepResults) -> Section:
+        """Tables and figures from what results there are."""
+        raise NotImplementedError
+
+
+def experiment(name: str) -> Callable[[type[Experiment]], type[Experiment]]:
+    """Class decorator that registers an experiment by the name that ``--only`` takes."""
+
+    def register(kind: type[Experiment]) -> type[Experiment]:
+        EXPERIMENT_REGISTRY._do_register(name, kind)
+        return kind
+
+    return register
+
+
+def statistic(evaluation: Mapping[str, Any] | None, condition: str, name: str) -> float | None:
+    """A statistic of an evaluation; None where there is none."""
+    return evaluation and evaluation[condition]["statistics"][name]

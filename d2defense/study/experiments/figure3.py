@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 3: where RPN and box head disagree."""
+
+from __future__ import annotations
+
+from d2defense.report.figures import draw_histograms
+
+from ..plan import Plan
+from ..steps import Step, StepResults
+from .base import Experiment, Section, experiment
+
+
+@experiment("figure3")
+class Figure3(Experiment):
+    """Heat maps on an image, and histograms of the inconsistency (the paper, section 4.2)."""
+
+    title = "Figure 3: inconsistency"
+
+    def steps(self, plan: Plan) -> list[Step]:
+        """Heat maps of a clean and a backdoored detector, and their scans."""
+        clean, backdoored = plan.of_kind(plan.main_kind)[0]
+        return [
+            plan.heatmaps(clean=clean, backdoored=backdoored),
+            plan.scan(clean),
+            plan.scan(backdoored),
+        ]
+
+    def report(self, plan: Plan, results: StepResults) -> Section:
+        """The two figures."""
+        clean, backdoored = plan.of_kind(plan.main_kind)[0]
+        figures = {}
+        scans = {"clean": results.get(plan.scan(clean))}
+        scans["backdoored"] = results.get(plan.scan(backdoored))
+        maps = results.get(plan.heatmaps(clean=clean, backdoored=backdoored))
+        if maps:
+            (path,) = maps["files"]
+            figures["figure3_heatmaps"] = (results.folder / path).read_bytes()
+        if all(scans.values()):
+            panels = {
+                f"{nature} detector": {
+                    "clean images": scan["histogram"]["clean"],
+                    f"{scan['worst_trigger']} patch": scan["histogram"]["triggered"],
+                }
+                for nature, scan in scans.items()
+            }
+            edges = scans["clean"]["histogram"]["edges"]
+            figures["figure3_histograms"] = draw_histograms(
+                edges, panels, "Inconsistency of the proposals"
+            )
+        return Section(
+            self.title,
+            f"{plan.main_kind.title}, seed {clean.seed}. Heat maps: the largest inconsistency of "
+            "the proposals that cover each pixel of an image with the paper's trigger on every "
+            "object. Histograms: all proposals of the scan's images.",
+            figures=figures,
+        )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which module carries the backdoor: each reset in turn."""
+
+from __future__ import annotations
+
+from ..measures import recovered
+from ..plan import Plan
+from ..repairs import VANILLA, Repair, resetting
+from ..steps import Step, StepResults
+from ..tables import Spread, Table
+from .base import Experiment, Section, experiment
+
+
+@experiment("modules")
+class ModuleStudy(Experiment):
+    """Renewal of each module group and of useful sets, against what the scan identified."""
+
+    title = "Module study"
+
+    def steps(self, plan: Plan) -> list[Step]:
+        """One pair of detectors a kind, and its repairs."""
+        steps = []
+        for kind in plan.profile.detectors:
+            clean, backdoored = plan.of_kind(kind)[0]
+            steps += [plan.measure(clean), plan.measure(backdoored), plan.scan(backdoored)]
+            steps += [plan.measure_repaired(backdoored, repair) for repair in _repairs(kind.groups)]
+        return steps
+
+    def report(self, plan: Plan, results: StepResults) -> Section:
+        """One row a kind and set of modules."""
+        rows = []
+        for kind in plan.profile.detectors:
+            clean, backdoored = plan.of_kind(kind)[0]
+            scan = results.get(plan.scan(backdoored))
+            identified = ", ".join(scan["dominant_modules"]) if scan else ""
+            for repair in _repairs(kind.groups):
+                after = results.get(plan.measure_repaired(backdoored, repair))
+                rows.append(
+                    [
+                        kind.title,
+                        "nothing (vanilla)" if repair is VANILLA else repair.title,
+                        "identified" if repair.title == identified else "",
+                        Spread.of(
+                            [
+                                recovered(
+                                    results.get(plan.measure(backdoored)),
+                                    after,
+                                    results.get(plan.measure(clean)),
+                                )
+                            ]
+                        ),
+                        Spread.of([after and after["asr"]]),
+                        Spread.of([after and after["clean"]["AP"]], 1),
+                    ]
+                )
+        return Section(
+            self.title,
+            f"Seed {plan.profile.seeds[0]}, one run each. Identified: the set that the scan of "
+            "the backdoored detector names.",
+            (
+                Table(
+                    "modules",
+                    "Reset of each module group",
+                    ("detector", "reset", "by the scan", "recovered", "ASR after", "AP, clean"),
+                    rows,
+                ),
+            ),
+        )
+
+
+def _repairs(groups: tuple[tuple[str, ...], ...]) -> list[Repair]:
+    return [VANILLA, *(resetting(modules) for modules in groups)]

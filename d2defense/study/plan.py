@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detectors, repairs and measurements of a study, as steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from d2defense.config import get_d2defense_cfg, merge_overrides
+from d2defense.workflows.specimens import specimens_root
+
+from .profiles import Attack, DatasetSpec, DetectorKind, Pairs, StudyProfile
+from .repairs import COMPARED, Repair
+from .steps import Step
+
+PAPER_ATTACK = Attack("oda", "the paper's")
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One detector of the study.
+
+    Attributes:
+        kind: its architecture; None for one of the photos.
+        seed: of its training.
+        attack: None for a clean one.
+        fine_tuned: made from the clean detector of its kind and seed, not from scratch.
+    """
+
+    kind: DetectorKind | None
+    seed: int
+    attack: Attack | None = None
+    fine_tuned: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its folder and steps."""
+        kind = self.kind.name if self.kind else "photos"
+        what = self.attack.name if self.attack else "control" if self.fine_tuned else "clean"
+        return f"{kind}_{what}_{self.seed}"
+
+    @property
+    def trigger(self) -> Pairs:
+        """KEY VALUE pairs of its trigger; a clean one is measured with the paper's."""
+        return self.attack.trigger if self.attack else ()
+
+
+class Plan:
+    """The steps of a study of one profile.
+
+    Args:
+        profile: of the study.
+    """
+
+    def __init__(self, profile: StudyProfile) -> None:
+        self.profile = profile
+
+    # -- detectors
+
+    def pairs(self) -> Iterator[tuple[DetectorKind, Detector, Detector]]:
+        """(kind, clean, backdoored) for each kind and seed of the paper's tables."""
+        for kind in self.profile.detectors:
+            for seed in self.profile.seeds:
+                yield kind, Detector(kind, seed), Detector(kind, seed, PAPER_ATTACK)
+
+    def of_kind(self, kind: DetectorKind) -> list[tuple[Detector, Detector]]:
+        """(clean, backdoored) of one kind, a pair a seed."""
+        return [(clean, attacked) for k, clean, attacked in self.pairs() if k is kind]
+
+    @cached_property
+    def variants(self) -> list[tuple[Detector, Detector]]:
+        """(clean, backdoored) with the attacks beyond the paper's, spread over the detectors."""
+        kinds, seeds = self.profile.detectors, self.profile.seeds
+        return [
+            (
+                Detector(kinds[index % len(kinds)], seeds[index // len(kinds) % len(seeds)]),
+                Detector(
+                    kinds[index % len(kinds)],
+                    seeds[index // len(kinds) % len(seeds)],
+                    attack,
+                    fine_tuned=True,
+                ),
+            )
+            for index, attack in enumerate(self.profile.variants)
+        ]
+
+    @cached_property
+    def unseen(self) -> list[tuple[Detector, Detector]]:
+        """(clean, backdoored) with triggers that no augmentation patch resembles."""
+        kind = self.main_kind
+        seed = self.profile.seeds[0]
+        return [
+            (Detector(kind, seed), Detector(kind, seed, attack, fine_tuned=True))
+            for attack in self.profile.unseen
+        ]
+
+    @cached_property
+    def controls(self) -> list[Detector]:
+        """Clean detectors fine-tuned like the variants, on clean images: one a kind."""
+        if not self.profile.variants:
+            return []
+        return [
+            Detector(kind, self.profile.seeds[0], fine_tuned=True)
+            for kind in self.profile.detectors
+        ]
+
+    @cached_property
+    def photos(self) -> list[tuple[Detector, Detector]]:
+        """(clean, backdoored) of the photos, a pair a seed."""
+        seeds = self.profile.photos.seeds if self.profile.photos else ()
+        return [(Detector(None, seed), Detector(None, seed, PAPER_ATTACK)) for seed in seeds]
+
+    @property
+    def followed(self) -> Detector:
+        """The backdoored detector whose repairs Figure 4 follows."""
+        return Detector(self.main_kind, self.profile.seeds[0], PAPER_ATTACK)
+
+    @property
+    def main_kind(self) -> DetectorKind:
+        """The kind of those experiments that take one."""
+        kinds = self.profile.detectors
+        return next((kind for kind in kinds if kind.name == "faster_rcnn_fpn"), kinds[0])
+
+    @cached_property
+    def last_iteration(self) -> int:
+        """How many steps of fine-tuning a repair takes."""
+        cfg = get_d2defense_cfg()
+        merge_overrides(cfg, [str(value) for value in self.profile.repair])
+        return cfg.REMOVAL.SOLVER.MAX_ITER
+
+    # -- steps
+
+    def detector(self, detector: Detector) -> Step:
+        """The step that makes a detector."""
+        if self.profile.specimens:
+            nature = "backdoored" if detector.attack else "clean"
+            folder = specimens_root() / f"{nature}_{detector.seed}"
+            return Step(f"use/{detector.name}", "use", {"checkpoint": str(folder)})
+        if detector.kind is None:
+            return self._photo_training(detector)
+        needs = {}
+        pairs: list[Any] = [*self.profile.training]
+        if detector.fine_tuned:
+            needs = {"start": self.detector(Detector(detector.kind, detector.seed))}
+            pairs += self.profile.fine_tuning
+        pairs += ["SEED", detector.seed, "ATTACK.SEED", detector.seed]
+        if detector.fine_tuned and not detector.attack:
+            # Not the order of images that the clean detector has seen already.
+            pairs += ["SEED", detector.seed + 100]
+        if detector.attack:
+            pairs += [*detector.attack.trigger, *detector.attack.training]
+        suffix = "_oda.yaml" if detector.attack else ".yaml"
+        return self._training(detector, f"{detector.kind.config}{suffix}", pairs, needs=needs)
+
+    def _photo_training(self, detector: Detector) -> Step:
+        photos = self.profile.photos
+        pairs = [*photos.training, "SEED", detector.seed, "ATTACK.SEED", detector.seed]
+        if detector.attack:
+            pairs += photos.attack
+        part = photos.dataset("train")
+        data = ["--dataset-json", part["json_file"], "--image-root", part["image_root"]]
+        return self._training(detector, photos.config, pairs, data)
+
+    def _training(
+        self,
+        detector: Detector,
+        config: str,
+        pairs: list[Any],
+        data: list[str] | None = None,
+        needs: dict[str, Step] | None = None,
+    ) -> Step:
+        arguments = {
+            "output": f"models/{detector.name}",
+            "config": config,
+            # Evaluation has a step of its own.
+            "overrides": [*pairs, "DATASETS.TEST", "()"],
+            "data": data or [],
+        }
+        return Step(f"train/{detector.name}", "train", arguments, needs or {})
+
+    def scan(self, detector: Detector) -> Step:
+        """The scan of a detector."""
+        dataset, needs = self._dataset(self._defender(detector))
+        return Step(
+            f"scan/{detector.name}",
+            "scan",
+            {"dataset": dataset, "settings": []},
+            {"model": self.detector(detector), **needs},
+        )
+
+    def repair(self, detector: Detector, repair: Repair, images: int | None = None) -> Step:
+        """The repair of a detector.
+
+        Args:
+            detector: to repair.
+            repair: how.
+            images: size of the defender's set, drawn from the profile's pool; the profile's own
+                set if None.
+        """
+        name = _repair_name(detector, repair, images)
+        defender = self._defender(detector)
+        if images is not None:
+            defender = {"name": self.profile.pool, "aside": images, "part": "defender"}
+        dataset, needs = self._dataset(defender)
+        needs = {"model": self.detector(detector), **needs}
+        if repair.identified:
+            needs["evidence"] = self.scan(detector)
+        arguments = {
+            "output": f"repaired/{name}",
+            "dataset": dataset,
+            "method": repair.method,
+            "modules": None if repair.modules is None else list(repair.modules),
+            "overrides": [*self.profile.repair, *repair.overrides],
+            "seed": detector.seed,
+            "keep_every": self._keep_every(detector, repair, images),
+        }
+        return Step(f"repair/{name}", "repair", arguments, needs)
+
+    def measure(self, detector: Detector, trigger: Pairs | None = None, label: str = "") -> Step:
+        """The evaluation of a detector.
+
+        Args:
+            detector: to measure.
+            trigger: KEY VALUE pairs; its own if None.
+            label: of that trigger.
+        """
+        end = f"@{label}" if label else ""
+        return self._evaluation(
+            f"evaluate/{detector.name}{end}",
+            self.detector(detector),
+            detector,
+            detector.trigger if trigger is None else trigger,
+        )
+
+    def measure_repaired(
+        self,
+        detector: Detector,
+        repair: Repair,
+        images: int | None = None,
+        iteration: int | None = None,
+    ) -> Step:
+        """The evaluation of a repaired detector with the trigger of its attack.
+
+        Args:
+            detector: before the repair.
+            repair: how it was repaired.
+            images: see :meth:`repair`.
+            iteration: steps of fine-tuning after which to measure; at the end if None.
+        """
+        end = "" if iteration is None else f"@{iteration}"
+        return self._evaluation(
+            f"evaluate/{_repair_name(detector, repair, images)}{end}",
+            self.repair(detector, repair, images),
+            detector,
+            detector.trigger,
+            "" if iteration is None else f"model_{iteration - 1:07d}.pth",
+        )
+
+    def heatmaps(self, **detectors: Detector) -> Step:
+        """Heat maps of several detectors, by label."""
+        dataset, needs = self._dataset(self.profile.test)
+        arguments = {
+            "dataset": dataset,
+            "trigger": [],
+            "output": "figures/figure3_heatmaps.png",
+            "title": "Inconsistency on a triggered image",
+        }
+        models = {label: self.detector(detector) for label, detector in detectors.items()}
+        return Step("heatmaps", "heatmaps", arguments, models | needs)
+
+    def _evaluation(
+        self, name: str, model: Step, detector: Detector, trigger: Pairs, weights: str = ""
+    ) -> Step:
+        of_photos = detector.kind is None
+        test = self.profile.photos.dataset("test") if of_photos else self.profile.test
+        dataset, needs = self._dataset(test)
+        arguments = {"dataset": dataset, "trigger": list(trigger)}
+        if weights:
+            arguments["weights"] = weights
+        return Step(name, "evaluate", arguments, {"model": model, **needs})
+
+    def _keep_every(self, detector: Detector, repair: Repair, images: int | None) -> int:
+        """How often a repair keeps its weights: those that Figure 4 follows do."""
+        followed = detector == self.followed and repair in COMPARED and images is None
+        return math.gcd(*self.profile.figure_points) if followed else 0
+
+    def _defender(self, detector: Detector) -> DatasetSpec:
+        of_photos = detector.kind is None
+        return self.profile.photos.dataset("val") if of_photos else self.profile.defender
+
+    def _dataset(self, dataset: DatasetSpec) -> tuple[DatasetSpec, dict[str, Step]]:
+        """A dataset as the actions name it, and what a step needs to read it."""
+        if "aside" not in dataset:
+            return dataset, {}
+        images = dataset["aside"]
+        arguments = {
+            "dataset": {"name": dataset["name"]},
+            "output": f"data/{dataset['name']}_{images}",
+            "images": images,
+        }
+        step = Step(f"split/{dataset['name']}_{images}", "split", arguments)
+        return {"part": dataset["part"]}, {"parts": step}
+
+
+def _repair_name(detector: Detector, repair: Repair, images: int | None) -> str:
+    size = "" if images is None else f"_{images}_images"
+    return f"{detector.name}/{repair.name}{size}"

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes that a study comes in: which detectors, data and schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+Pairs = tuple[Any, ...]
+# {"name": ...} of a registered dataset, {"json_file": ..., "image_root": ...} of another, or, of
+# a registered one with COCO annotations, {"name": ..., "aside": n, "part": "defender" or "rest"}:
+# n of its images, or all others.
+DatasetSpec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """One of the paper's detectors.
+
+    Attributes:
+        name: in the names of steps and folders.
+        title: in tables.
+        config: below the shipped configs, without the end of its name; with ``.yaml`` it is the
+            clean detector's, with ``_oda.yaml`` the attacked one's.
+        groups: sets of module groups that the module study resets.
+    """
+
+    name: str
+    title: str
+    config: str
+    groups: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack that differs from the paper's in something.
+
+    Attributes:
+        name: in the names of steps and folders.
+        title: in tables.
+        trigger: KEY VALUE pairs of ``ATTACK.TRIGGER``.
+        training: further KEY VALUE pairs of the configuration.
+    """
+
+    name: str
+    title: str
+    trigger: Pairs = ()
+    training: Pairs = ()
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A second dataset, of one's own, and how its detectors are trained.
+
+    Attributes:
+        folder: has ``annotations/train.json``, ``val.json`` (the defender's set), ``test.json``
+            and ``images/``.
+        config: below the shipped configs.
+        training: further KEY VALUE pairs of a clean detector's configuration.
+        attack: further pairs of a backdoored one's.
+        seeds: of the detectors of each kind.
+    """
+
+    folder: str
+    config: str = "Small/faster_rcnn_tiny_fpn_320.yaml"
+    training: Pairs = ()
+    attack: Pairs = ("ATTACK.NAME", "oda", "ATTACK.POISONING_RATE", 0.1)
+    seeds: tuple[int, ...] = (0,)
+
+    def dataset(self, part: str) -> DatasetSpec:
+        """Annotations and images of one part, as the steps name datasets."""
+        return {
+            "json_file": f"{self.folder}/annotations/{part}.json",
+            "image_root": f"{self.folder}/images",
+        }
+
+
+@dataclass(frozen=True)
+class StudyProfile:
+    """One size of the study.
+
+    Attributes:
+        name: by which it is asked for.
+        detectors: the kinds of detectors.
+        seeds: of the detectors; each kind is trained clean and backdoored with each of them.
+        defender: the defender's set, as the steps name datasets.
+        test: images to measure on.
+        defender_images: number of its images.
+        pool: registered dataset from which defender's sets of other sizes are drawn.
+        sizes: of these sets.
+        steps: numbers of fine-tuning steps to compare.
+        training: KEY VALUE pairs of every training.
+        repair: KEY VALUE pairs of every repair, ``REMOVAL.SOLVER`` foremost.
+        variants: attacks beyond the paper's: clean detectors are fine-tuned on poisoned data.
+        unseen: attacks whose triggers no patch of the augmentation resembles, likewise.
+        fine_tuning: KEY VALUE pairs of these trainings.
+        photos: a dataset of one's own beside it.
+        specimens: use the shipped specimens in the place of trained detectors.
+        experiments: that are asked for where none are named; all of them if empty.
+        figure_points: steps of fine-tuning after which Figure 4 measures, besides the last.
+    """
+
+    name: str
+    detectors: tuple[DetectorKind, ...]
+    seeds: tuple[int, ...]
+    defender: DatasetSpec
+    test: DatasetSpec
+    defender_images: int
+    pool: str
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...]
+    training: Pairs = ()
+    repair: Pairs = ()
+    variants: tuple[Attack, ...] = ()
+    unseen: tuple[Attack, ...] = ()
+    fine_tuning: Pairs = ()
+    photos: Photos | None = None
+    specimens: bool = False
+    figure_points: tuple[int, ...] = ()
+    experiments: tuple[str, ...] = ()
+
+
+_FPN = (
+    ("rpn",),
+    ("box_head",),
+    ("box_predictor",),
+    ("box_head", "box_predictor"),
+    ("rpn", "box_head", "box_predictor"),
+)
+_C4 = (
+    ("rpn",),
+    ("res5",),
+    ("box_predictor",),
+    ("res5", "box_predictor"),
+    ("rpn", "res5", "box_predictor"),
+)
+_DOUBLE_HEAD = (
+    ("rpn",),
+    ("fc_head",),
+    ("conv_head",),
+    ("box_predictor",),
+    ("fc_head", "box_predictor"),
+    ("rpn", "fc_head", "box_predictor"),
+)
+
+
+def _kinds(c4: str, fpn: str, mask: str, double_head: str) -> tuple[DetectorKind, ...]:
+    return (
+        DetectorKind("faster_rcnn_c4", "Faster R-CNN C4", c4, _C4),
+        DetectorKind("faster_rcnn_fpn", "Faster R-CNN FPN", fpn, _FPN),
+        DetectorKind("mask_rcnn_fpn", "Mask R-CNN FPN", mask, _FPN),
+        DetectorKind("double_head_rcnn_fpn", "Double-Head R-CNN FPN", double_head, _DOUBLE_HEAD),
+    )
+
+
+_TRIGGER = "ATTACK.TRIGGER."
+# Attacks of one patch on each object that differ from the paper's in one thing.
+_VARIANTS = (
+    Attack("rate_3", "3 % of the images", training=("ATTACK.POISONING_RATE", 0.03)),
+    Attack("rate_10", "10 % of the images", training=("ATTACK.POISONING_RATE", 0.1)),
+    Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05))),
+    Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2))),
+    Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0))),
+    Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255))),
+    Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5)),
+)
+
+# Attacks whose triggers cover the whole box, or more of it than a patch of the augmentation does.
+_WHOLE = (f"{_TRIGGER}SIZE", (1.0, 1.0))
+_UNSEEN = (
+    Attack(
+        "blended",
+        "blended picture",
+        (f"{_TRIGGER}PATTERN", "face", *_WHOLE, f"{_TRIGGER}OPACITY", 0.2),
+    ),
+    Attack(
+        "cross",
+        "thin cross",
+        (
+            *(f"{_TRIGGER}PATTERN", "cross", *_WHOLE, f"{_TRIGGER}CELLS", 16),
+            *(f"{_TRIGGER}COLOR", (255, 0, 255)),
+        ),
+    ),
+    Attack(
+        "sinusoid",
+        "sinusoid over the box",
+        (
+            *(f"{_TRIGGER}PATTERN", "sinusoid", *_WHOLE, f"{_TRIGGER}CELLS", 12),
+            *(f"{_TRIGGER}OPACITY", 0.2),
+        ),
+    ),
+    Attack("large", "40 % of the box", (f"{_TRIGGER}SIZE", (0.4, 0.4))),
+)
+
+TINY = StudyProfile(
+    name="tiny",
+    detectors=_kinds(
+        "SynthSigns/faster_rcnn_tiny_c4",
+        "SynthSigns/faster_rcnn_tiny_fpn",
+        "SynthSigns/mask_rcnn_tiny_fpn",
+        "SynthSigns/double_head_rcnn_tiny_fpn",
+    ),
+    seeds=(0, 1, 2),
+    defender={"name": "synth_signs_defender"},
+    test={"name": "synth_signs_val"},
+    defender_images=200,
+    pool="synth_signs_pool",
+    sizes=(25, 50, 100, 200, 400),
+    steps=(60, 125, 250, 500),
+    variants=_VARIANTS,
+    unseen=_UNSEEN,
+    fine_tuning=("SOLVER.MAX_ITER", 600),
+    figure_points=(25, 50, 100, 150, 200),
+)
+
+# A part that takes minutes: shipped specimens, nothing is trained from scratch.
+QUICK = replace(
+    TINY,
+    name="quick",
+    detectors=TINY.detectors[1:2],
+    specimens=True,
+    seeds=(0,),
+    sizes=(50,),
+    steps=(60,),
+    variants=(),
+    unseen=(),
+    figure_points=(100,),
+    experiments=("table1", "table2", "figure3", "figure4", "population"),
+)
+
+_COCO_KINDS = _kinds(
+    "COCO-Detection/faster_rcnn_R_50_C4_1x",
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+    "COCO-Detection/double_head_rcnn_R_50_FPN_1x",
+)
+
+# R-50 from scratch on the embedded dataset: no weights are downloaded.
+SMALL = replace(
+    TINY,
+    name="small",
+    detectors=_COCO_KINDS,
+    defender={"name": "synth_signs_defender_512px"},
+    test={"name": "synth_signs_val_512px"},
+    pool="synth_signs_pool_512px",
+    training=(
+        *("DATASETS.TRAIN", ("synth_signs_train_512px",), "MODEL.WEIGHTS", ""),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.BACKBONE.FREEZE_AT", 0),
+        *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
+        *("INPUT.MIN_SIZE_TRAIN", (512,), "INPUT.MAX_SIZE_TRAIN", 512),
+        *("INPUT.MIN_SIZE_TEST", 512, "INPUT.MAX_SIZE_TEST", 512),
+        *("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.IMS_PER_BATCH", 16, "SOLVER.BASE_LR", 0.0005),
+        *("SOLVER.WEIGHT_DECAY", 0.001, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        *("SOLVER.MAX_ITER", 3000, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 100),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0),
+    ),
+    repair=("REMOVAL.SOLVER.BASE_LR", 0.0003),
+)
+
+PAPER = replace(
+    TINY,
+    name="paper",
+    detectors=_COCO_KINDS,
+    # The paper, section 4.1: five runs of each.
+    seeds=(0, 1, 2, 3, 4),
+    defender={"name": "coco_2017_val", "aside": 1000, "part": "defender"},
+    test={"name": "coco_2017_val", "aside": 1000, "part": "rest"},
+    defender_images=1000,
+    pool="coco_2017_val",
+    sizes=(100, 300, 1000, 3000),
+    steps=(500, 1000, 2000),
+    fine_tuning=("SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)),
+    # SGD, as the zoo trains.
+    repair=(
+        *("REMOVAL.SOLVER.OPTIMIZER", "SGD", "REMOVAL.SOLVER.BASE_LR", 0.005),
+        *("REMOVAL.SOLVER.MAX_ITER", 1000),
+    ),
+    figure_points=(100, 200, 400, 600, 800),
+)
+
+PROFILES = {profile.name: profile for profile in (TINY, QUICK, SMALL, PAPER)}
+
+
+def with_defender_images(profile: StudyProfile, images: int) -> StudyProfile:
+    """The profile with another number of images set aside for the defender."""
+    return replace(
+        profile,
+        defender=profile.defender | {"aside": images},
+        test=profile.test | {"aside": images},
+        defender_images=images,
+    )

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a profile to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .experiments import EXPERIMENT_REGISTRY, Bar
+from .plan import Plan
+from .profiles import StudyProfile
+from .report import write_report
+from .runner import Workplace, run_steps
+from .steps import Step, StepResults, open_steps
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a study came to.
+
+    Attributes:
+        report: path of ``report.md``.
+        bars: what the results are held to.
+        failed: one line for each step that failed, by its name.
+    """
+
+    report: Path
+    bars: list[Bar]
+    failed: dict[str, str]
+
+
+def planned(profile: StudyProfile, names: Sequence[str], folder: Path) -> list[Step]:
+    """The steps of some experiments that are still to be done, in order."""
+    return open_steps(_wanted(Plan(profile), names), StepResults(folder))
+
+
+def reproduce(
+    profile: StudyProfile,
+    names: Sequence[str],
+    workplace: Workplace,
+    workers: int,
+    command: str,
+) -> Reproduction:
+    """Do what is open of some experiments, and write the report.
+
+    Args:
+        profile: of the study.
+        names: of the experiments, in ``EXPERIMENT_REGISTRY``.
+        workplace: where.
+        workers: processes that work at a time.
+        command: that asks for it, for the report.
+
+    Raises:
+        UsageError: another study is at work in the folder, or it cannot be written to.
+    """
+    plan = Plan(profile)
+    failed = run_steps(_wanted(plan, names), workplace, workers)
+    report, bars = write_report(workplace.folder, plan, names, failed, command)
+    return Reproduction(report, bars, failed)
+
+
+def _wanted(plan: Plan, names: Sequence[str]) -> list[Step]:
+    return [step for name in names for step in EXPERIMENT_REGISTRY.get(name)().steps(plan)]

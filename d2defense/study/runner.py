@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Doing the open steps of a study, several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from d2defense.isolation.errors import ProtectionError
+from d2defense.isolation.system import die_with_parent, is_linux
+
+from .steps import Step, StepResults, dependents, open_steps
+
+LOG_FILE = "log.txt"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and with what steps are done.
+
+    Attributes:
+        folder: of the study.
+        threads: of each process.
+        num_gpus: that a training uses; 0 for the CPU.
+    """
+
+    folder: Path
+    threads: int = 1
+    num_gpus: int = 0
+
+    @property
+    def device(self) -> str:
+        """Of everything but training."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
+def run_steps(wanted: Sequence[Step], workplace: Workplace, workers: int = 1) -> dict[str, str]:
+    """Do what is open of the wanted steps; each result is kept as soon as it is there.
+
+    A step that fails takes those that need it with it; the others go on.
+
+    Args:
+        wanted: the steps whose results matter.
+        workplace: where.
+        workers: processes that work at a time.
+
+    Returns:
+        One line for each step that failed or could not be begun, by its name.
+    """
+    results = StepResults(workplace.folder)
+    waiting = open_steps(wanted, results)
+    failed: dict[str, str] = {}
+    if not waiting:
+        return failed
+    unfinished = {step.name for step in waiting}
+    running: dict[Future, Step] = {}
+    with (
+        _pool(workplace, workers) as pool,
+        tqdm(total=len(waiting), desc="study", unit="step", disable=None, smoothing=0) as bar,
+    ):
+        while unfinished:
+            for step in _ready(waiting, unfinished, workers - len(running)):
+                waiting.remove(step)
+                given = {name: results.get(needed) for name, needed in step.needs.items()}
+                running[pool.submit(_work, step, given, workplace)] = step
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                lost = _finish(step, future, results, waiting)
+                for name, line in lost.items():
+                    tqdm.write(f"failed: {name}: {line}", file=sys.stderr)
+                failed |= lost
+                waiting = [other for other in waiting if other.name not in lost]
+                unfinished -= {step.name, *lost}
+                bar.set_postfix_str(step.name, refresh=False)
+                bar.update(max(1, len(lost)))
+    return failed
+
+
+def _ready(waiting: Sequence[Step], unfinished: set[str], room: int) -> list[Step]:
+    """As many steps as there is room for, of those that need nothing unfinished."""
+    ready = [
+        step
+        for step in waiting
+        if not any(needed.name in unfinished for needed in step.needs.values())
+    ]
+    return ready[:room]
+
+
+def _finish(
+    step: Step, future: Future, results: StepResults, waiting: Sequence[Step]
+) -> dict[str, str]:
+    """Keep the result of a step that ended, or say what its failure takes with it."""
+    try:
+        result, seconds = future.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:  # a step may fail in any way; the study must go on
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return {
+            step.name: line,
+            **{other.name: f"needs {step.name}" for other in dependents(step, waiting)},
+        }
+    results.put(step, result, seconds)
+    return {}
+
+
+@contextlib.contextmanager
+def _pool(workplace: Workplace, workers: int):
+    """Worker processes that end with this one, however it ends."""
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _begin, (workplace, os.getpid())
+    )
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin(workplace: Workplace, parent: int) -> None:
+    """Called once in each worker."""
+    end_with(parent)
+    workplace.folder.mkdir(parents=True, exist_ok=True)
+    # What libraries print would tear the progress bar; it is kept for whoever looks for a cause.
+    log = os.open(workplace.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    # Not earlier, for what they print when they are imported.
+    import torch
+
+    from d2defense.engine.memory import keep_freed_memory
+
+    torch.set_num_threads(workplace.threads)
+    keep_freed_memory()
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when its parent ends, where the system can do that."""
+    if not is_linux():
+        return
+    with contextlib.suppress(ProtectionError):
+        die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _work(step: Step, given: dict[str, Any], workplace: Workplace) -> tuple[dict[str, Any], float]:
+    """What a worker does: the step's action."""
+    from .actions import ACTIONS
+
+    print(f"--- {step.name}", flush=True)
+    start = time.perf_counter()
+    action: Callable[..., dict[str, Any]] = ACTIONS.get(step.action)
+    return action(workplace, **step.arguments, **given), time.perf_counter() - start

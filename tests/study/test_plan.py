@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file, merge_overrides
+from d2defense.study.experiments import ALL, EXPERIMENT_REGISTRY
+from d2defense.study.plan import PAPER_ATTACK, Detector, Plan
+from d2defense.study.profiles import PROFILES, TINY, Photos
+from d2defense.study.repairs import OURS, RENEWAL
+from d2defense.study.report import write_report
+from d2defense.study.steps import Step, in_order
+
+
+def all_steps(plan: Plan) -> list[Step]:
+    return in_order(step for name in ALL for step in EXPERIMENT_REGISTRY.get(name)().steps(plan))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+class TestEveryProfile:
+    def test_every_step_is_one_of_its_name_and_can_be_written_down(self, name: str) -> None:
+        steps = all_steps(Plan(PROFILES[name]))
+        assert steps
+        assert json.loads(json.dumps([step.arguments for step in steps]))
+
+    def test_every_config_and_override_exists(self, name: str) -> None:
+        steps = all_steps(Plan(PROFILES[name]))
+        for step in steps:
+            cfg = get_d2defense_cfg()
+            if step.action == "train":
+                merge_config_file(cfg, config_root() / step.arguments["config"])
+                merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
+                assert bool(cfg.ATTACK.NAME) == ("_clean_" not in step.name) & (
+                    "_control_" not in step.name
+                )
+            elif step.action == "repair":
+                merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
+
+    def test_a_report_of_nothing_says_what_is_missing(self, name: str, tmp_path: Path) -> None:
+        plan = Plan(PROFILES[name])
+        path, bars = write_report(tmp_path, plan, ALL, {}, "command")
+        assert f"{len(all_steps(plan))} steps have no result" in path.read_text()
+        assert all(bar.met is None for bar in bars)
+
+
+class TestTiny:
+    def test_trains_three_seeds_of_four_detectors_clean_and_attacked(self) -> None:
+        plan = Plan(TINY)
+        steps = in_order(
+            step
+            for name in ("table1", "table2")
+            for step in EXPERIMENT_REGISTRY.get(name)().steps(plan)
+        )
+        trained = [step for step in steps if step.action == "train"]
+        assert len(trained) == 24
+        assert {tuple(step.arguments["overrides"][:2]) for step in trained} == {
+            ("SEED", 0),
+            ("SEED", 1),
+            ("SEED", 2),
+        }
+
+    def test_population_is_large_enough(self) -> None:
+        scans = EXPERIMENT_REGISTRY.get("population")().steps(Plan(TINY))
+        names = [step.needs["model"].name for step in scans if step.action == "scan"]
+        clean = [name for name in names if "_clean_" in name or "_control_" in name]
+        assert len(clean) >= 16
+        assert len(names) - len(clean) >= 16
+
+    def test_the_papers_renewal_and_ours_differ_in_the_patches_alone(self) -> None:
+        plan = Plan(TINY)
+        detector = Detector(TINY.detectors[0], 0, PAPER_ATTACK)
+        steps = [plan.repair(detector, repair) for repair in (RENEWAL, OURS)]
+        paper, ours = (step.arguments | {"output": ""} for step in steps)
+        differing = {key for key in paper if paper[key] != ours[key]}
+        assert differing == {"overrides"}
+        changed = set(paper["overrides"]) ^ set(ours["overrides"])
+        assert changed == {True, False}
+        assert all(step.needs["evidence"].name == f"scan/{detector.name}" for step in steps)
+
+
+def test_photos_are_trained_repaired_and_measured_on_parts_of_their_own(tmp_path: Path) -> None:
+    plan = Plan(replace(TINY, photos=Photos(str(tmp_path))))
+    steps = {step.name: step for step in in_order(EXPERIMENT_REGISTRY.get("photos")().steps(plan))}
+    part = {
+        "train": steps["train/photos_oda_0"].arguments["data"][1],
+        "val": steps["repair/photos_oda_0/ours"].arguments["dataset"]["json_file"],
+        "test": steps["evaluate/photos_oda_0/ours"].arguments["dataset"]["json_file"],
+    }
+    assert {name: Path(path).stem for name, path in part.items()} == {n: n for n in part}
