@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from detectron2.data import MetadataCatalog
 
 from d2defense.attacks import Trigger
-from d2defense.checkpoint import CheckpointSource, build_detector, file_sha256, find_checkpoints
+from d2defense.checkpoint import (
+    CheckpointSource,
+    build_detector,
+    find_checkpoints,
+    save_state_dict,
+)
+from d2defense.checkpoint.discover import FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.weights import open_weights
 from d2defense.config import config_root, get_d2defense_cfg, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.data.split import split_coco
@@ -38,6 +45,7 @@ from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
 from d2defense.workflows.renew import RenewalOptions, renew
 from d2defense.workflows.scan import ScanImages
+from d2defense.workflows.specimens import specimens_root
 
 if TYPE_CHECKING:
     from .runner import Workplace
@@ -65,7 +73,7 @@ def train(
         config: below the shipped configs.
         overrides: KEY VALUE pairs of the configuration.
         data: options that name data of one's own.
-        start: result of the training whose weights it starts from.
+        start: result of the step that made the weights it starts from.
 
     Raises:
         StepError: the training ended with an error.
@@ -74,7 +82,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [*overrides, "OUTPUT_DIR", folder]
     if start:
-        pairs += ["MODEL.WEIGHTS", workplace.folder / start["checkpoint"] / "model_final.pth"]
+        pairs += ["MODEL.WEIGHTS", workplace.folder / start["weights"]]
     options = ["--config-file", config_root() / config, "--resume", "--num-gpus"]
     arguments = ["train", *options, workplace.num_gpus, *data, *pairs]
     command = [sys.executable, "-m", "d2defense.cli.main", *map(str, arguments)]
@@ -98,26 +106,39 @@ def train(
         # Each with the optimizer's state several times the size of the detector.
         intermediate.unlink()
     shown = ["--config-file", f"configs/{config}", *data, *map(str, overrides)]
+    weights = f"{output}/{FINAL_WEIGHTS_NAME}"
     return {
         "checkpoint": output,
-        "files": [f"{output}/model_final.pth"],
+        "weights": weights,
+        "files": [weights],
         "command": shlex.join(["python", "tools/train_net.py", *shown]),
         "training": read_provenance(folder).get("result"),
     }
 
 
-def use(workplace: Workplace, checkpoint: str) -> Result:
-    """Take a checkpoint as it is, in the place of one that is trained.
+def use(workplace: Workplace, specimen: str) -> Result:
+    """Take a shipped specimen, in the place of a detector that is trained.
 
     Args:
         workplace: where.
-        checkpoint: an output folder, absolute.
+        specimen: its name.
     """
-    return {
-        "checkpoint": checkpoint,
-        "files": [],
-        "sha256": file_sha256(_source(checkpoint).weights),
-    }
+    source = _source(specimens_root() / specimen)
+    return {"checkpoint": str(source.path), "weights": str(source.weights), "files": []}
+
+
+def backbone(workplace: Workplace, output: str, model: Mapping[str, Any]) -> Result:
+    """Keep the backbone of a detector, for others to start from as from a classifier's.
+
+    Args:
+        workplace: where.
+        output: weights file.
+        model: result of the step that made the detector.
+    """
+    weights = open_weights(workplace.folder / model["weights"]).load()
+    kept = {name: value.float() for name, value in weights.items() if name.startswith("backbone.")}
+    save_state_dict(workplace.folder / output, kept)
+    return {"weights": output, "files": [output]}
 
 
 def split(workplace: Workplace, dataset: Mapping[str, Any], output: str, images: int) -> Result:
@@ -226,7 +247,7 @@ def repair(
     )
     return {
         "checkpoint": output,
-        "files": [f"{output}/model_final.pth"],
+        "files": [f"{output}/{FINAL_WEIGHTS_NAME}"],
         "modules": list(done.modules),
         "seconds": done.seconds,
     }
@@ -293,7 +314,8 @@ def heatmaps(
 
 
 ACTIONS = {
-    action.__name__: action for action in (train, use, split, scan, repair, evaluate, heatmaps)
+    action.__name__: action
+    for action in (train, use, backbone, split, scan, repair, evaluate, heatmaps)
 }
 
 

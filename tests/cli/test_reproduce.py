@@ -23,7 +23,7 @@ def test_list_prints_the_open_steps(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     lines = capsys.readouterr().out.splitlines()
     assert "evaluate/faster_rcnn_fpn_clean_0" in lines
-    assert lines.index("use/faster_rcnn_fpn_clean_0") < lines.index("scan/faster_rcnn_fpn_clean_0")
+    assert lines.index("use/clean_0") < lines.index("scan/faster_rcnn_fpn_clean_0")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def processes_of(output: Path) -> list[str]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux's /proc")
 def test_a_killed_study_goes_on_and_leaves_nothing_behind(tmp_path: Path) -> None:
     killed = start(tmp_path, "--only", "table1")
-    first = tmp_path / "steps" / "use" / "faster_rcnn_fpn_clean_0.json"
+    first = tmp_path / "steps" / "use" / "clean_0.json"
     deadline = time.monotonic() + 120
     while not first.exists():
         assert time.monotonic() < deadline, "no step was done"

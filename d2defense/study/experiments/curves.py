@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from ..figures import Curve, draw_curves
 from ..measures import recovered
 from ..plan import Plan
-from ..repairs import COMPARED, Repair
+from ..repairs import OURS, RENEWAL, Repair
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
 from .base import Experiment, Section, experiment
+
+FOLLOWED = (RENEWAL, OURS)
 
 
 @experiment("curves")
@@ -29,7 +31,7 @@ class Curves(Experiment):
             *(
                 measured(plan, repair, value)
                 for values, measured in _axes(plan)
-                for repair in COMPARED
+                for repair in FOLLOWED
                 for value in values
             ),
         ]
@@ -45,7 +47,7 @@ class Curves(Experiment):
             strict=True,
         ):
             curves, rows = {}, []
-            for repair in COMPARED:
+            for repair in FOLLOWED:
                 after = {value: results.get(measured(plan, repair, value)) for value in values}
                 shares = {v: recovered(before, e, reference) for v, e in after.items()}
                 known = {v: share for v, share in shares.items() if share is not None}

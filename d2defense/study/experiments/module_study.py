@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..measures import recovered
 from ..plan import Plan
+from ..profiles import DetectorKind
 from ..repairs import VANILLA, Repair, resetting
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
@@ -20,7 +21,7 @@ class ModuleStudy(Experiment):
     def steps(self, plan: Plan) -> list[Step]:
         """One pair of detectors a kind, and its repairs."""
         steps = []
-        for kind in plan.profile.detectors:
+        for kind in _kinds(plan):
             clean, backdoored = plan.of_kind(kind)[0]
             steps += [plan.measure(clean), plan.measure(backdoored), plan.scan(backdoored)]
             steps += [plan.measure_repaired(backdoored, repair) for repair in _repairs(kind.groups)]
@@ -29,7 +30,7 @@ class ModuleStudy(Experiment):
     def report(self, plan: Plan, results: StepResults) -> Section:
         """One row a kind and set of modules."""
         rows = []
-        for kind in plan.profile.detectors:
+        for kind in _kinds(plan):
             clean, backdoored = plan.of_kind(kind)[0]
             scan = results.get(plan.scan(backdoored))
             identified = ", ".join(scan["dominant_modules"]) if scan else ""
@@ -66,6 +67,10 @@ class ModuleStudy(Experiment):
                 ),
             ),
         )
+
+
+def _kinds(plan: Plan) -> list[DetectorKind]:
+    return [kind for kind in plan.profile.detectors if kind.groups]
 
 
 def _repairs(groups: tuple[tuple[str, ...], ...]) -> list[Repair]:
