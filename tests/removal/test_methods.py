@@ -109,6 +109,13 @@ def test_dormant_channels_are_the_least_active_ones():
     assert set(np.flatnonzero(dormant.numpy())) == set(np.argsort(activity)[:2])
 
 
+def test_a_layer_that_sees_no_proposal_is_pruned_all_the_same():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 10))
+    batches = [torch.zeros(0, 3)]
+    dormant = dormant_channels(model, {"0": model[0]}, batches, 0.3)["0"]
+    assert dormant.sum() == 3
+
+
 def test_pruned_channels_stay_silent_while_everything_else_learns(make_trainer):
     trainer = make_trainer("fine_pruning", "REMOVAL.FINE_PRUNING.RATE", 0.25)
     trainer.resume_or_load(resume=False)

@@ -83,7 +83,7 @@ def dormant_channels(
         batches: of clean inputs.
         rate: share of channels, 0..1, rounded down.
     """
-    sums = {name: 0.0 for name in layers}
+    sums = {name: torch.zeros(len(layer.weight)).double() for name, layer in layers.items()}
 
     def measure(name: str):
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -106,7 +106,7 @@ def dormant_channels(
             hook.remove()
     dormant = {}
     for name, activity in sums.items():
-        order = torch.as_tensor(activity).argsort()
+        order = activity.argsort()
         dormant[name] = torch.zeros(len(order), dtype=torch.bool)
         dormant[name][order[: int(rate * len(order))]] = True
     return dormant

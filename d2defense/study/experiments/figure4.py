@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..figures import Curve, draw_curves
 from ..measures import found
 from ..plan import Plan
@@ -37,7 +40,7 @@ class Figure4(Experiment):
             for iteration in (*plan.profile.figure_points, None):
                 step = plan.measure_repaired(backdoored, repair, iteration=iteration)
                 measured[iteration or last] = results.get(step)
-            known = {at: value for at, value in measured.items() if value}
+            known = {at: value for at, value in measured.items() if value and _has_ap(value)}
             for condition in ("clean", "triggered"):
                 curves[f"{repair.title}, {condition}"] = Curve(
                     tuple(known), tuple(value[condition]["AP"] for value in known.values())
@@ -69,3 +72,7 @@ class Figure4(Experiment):
             ),
             {"figure4": draw_curves(curves, "fine-tuning step", "AP", (0, 100))},
         )
+
+
+def _has_ap(evaluation: Mapping[str, Any]) -> bool:
+    return all(evaluation[condition]["AP"] is not None for condition in ("clean", "triggered"))

@@ -119,7 +119,10 @@ def _rows(kind: str, method: str, evaluations: Sequence[Any]) -> list[list[Any]]
 
 
 def _drop(before: Any, after: Any) -> float | None:
-    return before["clean"]["AP"] - after["clean"]["AP"] if before and after else None
+    if not (before and after):
+        return None
+    start, end = before["clean"]["AP"], after["clean"]["AP"]
+    return None if start is None or end is None else start - end
 
 
 def _bars(kind: str, recoveries: dict[Repair, Spread], drops: dict[Repair, Spread]) -> list[Bar]:
