@@ -22,10 +22,8 @@ from d2defense.checkpoint import (
     CheckpointSource,
     build_detector,
     find_checkpoints,
-    save_state_dict,
 )
 from d2defense.checkpoint.discover import FINAL_WEIGHTS_NAME
-from d2defense.checkpoint.weights import open_weights
 from d2defense.config import config_root, get_d2defense_cfg, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.data.split import split_coco
@@ -125,20 +123,6 @@ def use(workplace: Workplace, specimen: str) -> Result:
     """
     source = _source(specimens_root() / specimen)
     return {"checkpoint": str(source.path), "weights": str(source.weights), "files": []}
-
-
-def backbone(workplace: Workplace, output: str, model: Mapping[str, Any]) -> Result:
-    """Keep the backbone of a detector, for others to start from as from a classifier's.
-
-    Args:
-        workplace: where.
-        output: weights file.
-        model: result of the step that made the detector.
-    """
-    weights = open_weights(workplace.folder / model["weights"]).load()
-    kept = {name: value.float() for name, value in weights.items() if name.startswith("backbone.")}
-    save_state_dict(workplace.folder / output, kept)
-    return {"weights": output, "files": [output]}
 
 
 def split(workplace: Workplace, dataset: Mapping[str, Any], output: str, images: int) -> Result:
@@ -314,8 +298,7 @@ def heatmaps(
 
 
 ACTIONS = {
-    action.__name__: action
-    for action in (train, use, backbone, split, scan, repair, evaluate, heatmaps)
+    action.__name__: action for action in (train, use, split, scan, repair, evaluate, heatmaps)
 }
 
 

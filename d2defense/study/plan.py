@@ -11,12 +11,11 @@ from typing import Any
 
 from d2defense.config import get_d2defense_cfg, merge_overrides
 
-from .profiles import TRAINED, Attack, DatasetSpec, DetectorKind, Pairs, StudyProfile
+from .profiles import Attack, DatasetSpec, DetectorKind, Pairs, StudyProfile
 from .repairs import COMPARED, Repair
 from .steps import Step
 
 PAPER_ATTACK = Attack("oda", "the paper's")
-PRETRAINING_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,11 @@ class Plan:
             return Step(f"use/{specimen}", "use", {"specimen": specimen})
         if detector.kind is None:
             return self._photo_training(detector)
+        needs = {}
         pairs: list[Any] = [*self.profile.training, *detector.kind.training]
         if detector.fine_tuned:
             needs = {"start": self.detector(Detector(detector.kind, detector.seed))}
             pairs += self.profile.fine_tuning
-        else:
-            needs = self._backbone(detector.kind)
         pairs += ["SEED", detector.seed, "ATTACK.SEED", detector.seed]
         if detector.fine_tuned and not detector.attack:
             # Not the order of images that the clean detector has seen already.
@@ -155,21 +153,6 @@ class Plan:
             pairs += [*detector.attack.trigger, *detector.attack.training]
         suffix = "_oda.yaml" if detector.attack else ".yaml"
         return self._training(detector, f"{detector.kind.config}{suffix}", pairs, needs=needs)
-
-    def _backbone(self, kind: DetectorKind) -> dict[str, Step]:
-        """The weights that detectors of a kind start from, where the config does not say it."""
-        if not kind.backbone:
-            return {}
-        if kind.backbone == TRAINED:
-            output = f"models/{kind.name}_pretraining"
-            overrides = [*self.profile.training, "SEED", PRETRAINING_SEED, "DATASETS.TEST", "()"]
-            arguments = {"output": output, "config": f"{kind.config}.yaml", "overrides": overrides}
-            model = Step(f"train/{kind.name}_pretraining", "train", arguments)
-        else:
-            model = Step(f"use/{kind.backbone}", "use", {"specimen": kind.backbone})
-        output = f"models/backbone_of_{kind.backbone}_{kind.name}.pth"
-        step = Step(f"backbone/{kind.name}", "backbone", {"output": output}, {"model": model})
-        return {"start": step}
 
     def _photo_training(self, detector: Detector) -> Step:
         photos = self.profile.photos

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from d2defense.study.runner import Workplace, run_steps
 from d2defense.study.steps import Step, StepResults, in_order, open_steps
@@ -88,22 +87,15 @@ class TestRunning:
         good = Step("use/good", "use", {"specimen": "clean_0"})
         bad = Step("use/bad", "use", {"specimen": "nothing"})
         lost = Step("scan/bad", "scan", {"dataset": {}, "settings": []}, {"model": bad})
-        weights = Step("backbone", "backbone", {"output": "backbone.pth"}, {"model": good})
 
-        failed = run_steps([split, lost, weights], Workplace(tmp_path))
+        failed = run_steps([split, lost, good], Workplace(tmp_path))
 
         assert set(failed) == {"use/bad", "scan/bad"}
         assert "nothing" in failed["use/bad"]
         assert failed["scan/bad"] == "needs use/bad"
         results = StepResults(tmp_path)
+        assert Path(results.get(good)["weights"]).is_file()
         parts = results.get(split)
         document = json.loads((tmp_path / parts["defender"]["json_file"]).read_text())
         assert len(document["images"]) == 3
-        assert names(open_steps([split, lost, weights], results)) == ["use/bad", "scan/bad"]
-
-        kept, whole = (
-            torch.load(path, weights_only=True)["model"]
-            for path in (tmp_path / "backbone.pth", results.get(good)["weights"])
-        )
-        assert set(kept) == {name for name in whole if name.startswith("backbone.")}
-        assert all(torch.equal(value, whole[name].float()) for name, value in kept.items())
+        assert names(open_steps([split, lost, good], results)) == ["use/bad", "scan/bad"]
