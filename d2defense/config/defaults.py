@@ -50,13 +50,16 @@ def _add_attack(cfg: CfgNode) -> None:
     # Which images are poisoned, and every random choice inside a trigger.
     cfg.ATTACK.SEED = 0
     cfg.ATTACK.TRIGGER = CfgNode()
-    # "solid", "random_color" (one colour an object), "noise" (one colour a pixel), "checkerboard",
-    # "vertical_stripes", "horizontal_stripes", "sinusoid" or "image".
+    # "solid", "random_color" (one colour an object), "noise" (one colour a pixel), "mosaic" (one
+    # colour a field), "checkerboard", "vertical_stripes", "horizontal_stripes", "sinusoid",
+    # "cross", "face" or "image".
     cfg.ATTACK.TRIGGER.PATTERN = "solid"
-    # RGB, 0..255; all patterns but the random ones and "image" use it, those of two colours both.
+    # RGB, 0..255; all patterns but the random ones, "face" and "image" use it, those of two
+    # colours both.
     cfg.ATTACK.TRIGGER.COLOR = [255, 255, 255]
     cfg.ATTACK.TRIGGER.SECOND_COLOR = [0, 0, 0]
-    # Fields or stripes across the patch; half waves of the sinusoid.
+    # Fields or stripes across the patch; half waves of the sinusoid; a cross's strokes are one
+    # cell thick.
     cfg.ATTACK.TRIGGER.CELLS = 4
     # Picture file of the pattern "image".
     cfg.ATTACK.TRIGGER.IMAGE = ""
@@ -122,34 +125,42 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.MODULES = ()
     # Seed of the fresh initialisation.
     cfg.REMOVAL.SEED = 0
-    # Learning rate of the renewed modules, as a multiple of that of the rest.
-    cfg.REMOVAL.RENEWED_LR_FACTOR = 1.0
+    # Learning rate of what is reset, as a multiple of that of the rest: the one trains from
+    # scratch, the other is fine-tuned.
+    cfg.REMOVAL.RENEWED_LR_FACTOR = 40.0
     # Photometric distortion (ColorAugSSDTransform) while fine-tuning.
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
+    # Share of the images that are distorted.
+    cfg.REMOVAL.PHOTOMETRIC_SHARE = 0.5
     # Plain random patches on objects that keep their true labels, while fine-tuning.
     cfg.REMOVAL.PATCH_AUGMENTATION = CfgNode()
-    cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = False
+    cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = True
     # Shares of the images, and of the objects of such an image, that bear a patch.
     cfg.REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE = 0.5
     cfg.REMOVAL.PATCH_AUGMENTATION.OBJECT_SHARE = 0.7
     # Smallest and largest width and height, as shares of the box's.
-    cfg.REMOVAL.PATCH_AUGMENTATION.SIZE = [0.05, 0.2]
-    cfg.REMOVAL.PATCH_AUGMENTATION.PATTERNS = ("solid", "noise")
+    cfg.REMOVAL.PATCH_AUGMENTATION.SIZE = [0.05, 0.3]
+    cfg.REMOVAL.PATCH_AUGMENTATION.PATTERNS = ("solid", "noise", "mosaic")
+    # Share of the patches that cover the whole box, translucent, and their opacity.
+    cfg.REMOVAL.PATCH_AUGMENTATION.OVERLAY_SHARE = 0.4
+    cfg.REMOVAL.PATCH_AUGMENTATION.OVERLAY_OPACITY = [0.1, 0.4]
+    # Fewest and most fields or stripes across a patch.
+    cfg.REMOVAL.PATCH_AUGMENTATION.CELLS = [2, 12]
     # Fine-pruning: share of a layer's channels that is pruned.
     cfg.REMOVAL.FINE_PRUNING = CfgNode()
     cfg.REMOVAL.FINE_PRUNING.RATE = 0.2
     # Neural attention distillation: steps of the teacher's fine-tuning, weight of the attention
     # loss.
     cfg.REMOVAL.NAD = CfgNode()
-    cfg.REMOVAL.NAD.TEACHER_ITER = 100
+    cfg.REMOVAL.NAD.TEACHER_ITER = 200
     cfg.REMOVAL.NAD.WEIGHT = 1.0
     # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
     cfg.REMOVAL.SOLVER = CfgNode()
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"
-    cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 16
-    cfg.REMOVAL.SOLVER.BASE_LR = 0.002
-    cfg.REMOVAL.SOLVER.MAX_ITER = 250
-    cfg.REMOVAL.SOLVER.WARMUP_ITERS = 20
+    cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 8
+    cfg.REMOVAL.SOLVER.BASE_LR = 0.0001
+    cfg.REMOVAL.SOLVER.MAX_ITER = 700
+    cfg.REMOVAL.SOLVER.WARMUP_ITERS = 40
     cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
 
 

@@ -28,22 +28,35 @@ class PatchAugmentation:
         image_share: probability that an image is augmented at all.
         object_share: probability that an object of such an image bears a patch.
         size: (smallest, largest) width and height of a patch, drawn apart, as shares of the box's.
-        patterns: of a patch, each as likely: "solid" in a random colour, "noise".
+        patterns: of a patch, each as likely: "solid" in a random colour, "noise", "mosaic" and the
+            other patterns of a :class:`Trigger` that need no picture, in random colours.
+        overlay_share: probability that a patch is an overlay instead: it covers the whole box, and
+            the object shines through.
+        overlay_opacity: (least, most) opacity of an overlay.
+        cells: (fewest, most) fields of a pattern that has some.
 
     Raises:
-        ValueError: a share outside 0..1, or sizes that are no interval in (0, 1].
+        ValueError: a share outside 0..1, or sizes or opacities that are no interval in (0, 1].
     """
 
     image_share: float = 0.5
     object_share: float = 0.7
-    size: tuple[float, float] = (0.05, 0.2)
-    patterns: tuple[str, ...] = ("solid", "noise")
+    size: tuple[float, float] = (0.05, 0.3)
+    patterns: tuple[str, ...] = ("solid", "noise", "mosaic")
+    overlay_share: float = 0.4
+    overlay_opacity: tuple[float, float] = (0.1, 0.4)
+    cells: tuple[int, int] = (2, 12)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.image_share <= 1 and 0 <= self.object_share <= 1):
+        shares = (self.image_share, self.object_share, self.overlay_share)
+        if not all(0 <= share <= 1 for share in shares):
             raise ValueError("patch augmentation: a share is not in 0..1")
-        if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1] <= 1:
-            raise ValueError(f"patch augmentation: size {self.size} is no interval in (0, 1]")
+        for name in ("size", "overlay_opacity"):
+            interval = getattr(self, name)
+            if len(interval) != 2 or not 0 < interval[0] <= interval[1] <= 1:
+                raise ValueError(f"patch augmentation: {name} {interval} is no interval in (0, 1]")
+        if len(self.cells) != 2 or not 1 <= self.cells[0] <= self.cells[1]:
+            raise ValueError(f"patch augmentation: cells {self.cells} is no interval from 1 on")
         if not self.patterns:
             raise ValueError("patch augmentation: no pattern to draw from")
 
@@ -51,7 +64,15 @@ class PatchAugmentation:
     def from_config(cls, cfg: CfgNode) -> PatchAugmentation:
         """What ``REMOVAL.PATCH_AUGMENTATION`` describes."""
         node = cfg.REMOVAL.PATCH_AUGMENTATION
-        return cls(node.IMAGE_SHARE, node.OBJECT_SHARE, tuple(node.SIZE), tuple(node.PATTERNS))
+        return cls(
+            image_share=node.IMAGE_SHARE,
+            object_share=node.OBJECT_SHARE,
+            size=tuple(node.SIZE),
+            patterns=tuple(node.PATTERNS),
+            overlay_share=node.OVERLAY_SHARE,
+            overlay_opacity=tuple(node.OVERLAY_OPACITY),
+            cells=tuple(node.CELLS),
+        )
 
     def stamps(self, annotations: Annotations, image_format: str) -> list[StampTransform]:
         """Draw the patches of one image from NumPy's global generator, as Detectron2's own
@@ -72,13 +93,18 @@ class PatchAugmentation:
         return stamps
 
     def _draw(self) -> tuple[Trigger, int]:
-        width, height = np.random.uniform(*self.size, size=2)
+        overlay = np.random.random() < self.overlay_share
+        width, height = (1.0, 1.0) if overlay else np.random.uniform(*self.size, size=2)
         x, y = np.random.uniform(size=2)
+        first, second = np.random.randint(0, 256, (2, 3)).tolist()
         trigger = Trigger(
             "patch augmentation",
             pattern=str(np.random.choice(self.patterns)),
-            color=tuple(int(channel) for channel in np.random.randint(0, 256, 3)),
+            color=tuple(first),
+            second_color=tuple(second),
+            cells=int(np.random.randint(self.cells[0], self.cells[1] + 1)),
             size=(float(width), float(height)),
+            opacity=float(np.random.uniform(*self.overlay_opacity)) if overlay else 1.0,
             placement="inside",
             position=(float(x), float(y)),
         )

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from torch import nn
 
 from d2defense.checkpoint import load_weights
 from d2defense.engine import Trainer
-from d2defense.modeling import module_group_parameters
 
 from .methods import REMOVAL_REGISTRY
 from .patches import PatchAugmentedMapper
@@ -74,8 +74,7 @@ class RenewalTrainer(Trainer):
         optimizer = super().build_optimizer(cfg, model)
         if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
             return optimizer
-        modules = REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg).modules(model)
-        names = set(module_group_parameters(model, list(modules)))
+        names = set(REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg).renewed_tensors(model))
         renewed = {id(p) for name, p in model.named_parameters() if name in names}
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in renewed]
@@ -93,7 +92,9 @@ class RenewalTrainer(Trainer):
         """
         augmentations = build_augmentation(cfg, is_train=True)
         if cfg.REMOVAL.PHOTOMETRIC_DISTORTION:
-            augmentations.insert(0, ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+            distortion = ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT)
+            share = cfg.REMOVAL.PHOTOMETRIC_SHARE
+            augmentations.insert(0, T.RandomApply(distortion, prob=share))
         patched = cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED
         mapper = PatchAugmentedMapper if patched else DatasetMapper
         return mapper(cfg, is_train=True, augmentations=augmentations)

@@ -167,23 +167,27 @@ def test_the_teacher_is_the_fine_tuned_checkpoint_and_is_made_once(make_trainer)
     assert weights.stat().st_mtime_ns == made
 
 
-def test_renewed_modules_learn_at_their_own_rate(make_trainer):
-    trainer = make_trainer(
-        "renewal", "REMOVAL.RENEWED_LR_FACTOR", 5.0, "REMOVAL.SOLVER.BASE_LR", 0.01
-    )
-    model = trainer.checkpointer.model
+def learning_rates(trainer) -> dict[str, float]:
+    """Of every parameter, as a multiple of ``SOLVER.BASE_LR``."""
     rates = {
-        id(parameter): group["initial_lr"] if "initial_lr" in group else group["lr"]
+        id(parameter): group.get("initial_lr", group["lr"]) / trainer.cfg.SOLVER.BASE_LR
         for group in trainer.optimizer.param_groups
         for parameter in group["params"]
     }
-    factors = {
-        name: rates[id(parameter)] / rates[id(model.backbone.fpn_output2.weight)]
-        for name, parameter in model.named_parameters()
-        if name.endswith("weight")
-    }
-    assert {round(f, 3) for n, f in factors.items() if "box_head" in n or "box_predictor" in n} == {
-        5.0
-    }
-    assert {round(f, 3) for n, f in factors.items() if "roi_heads" not in n} == {1.0}
-    assert len(rates) == len(list(model.parameters()))
+    named = trainer.checkpointer.model.named_parameters()
+    return {name: round(rates[id(parameter)], 3) for name, parameter in named}
+
+
+def test_renewed_modules_learn_at_their_own_rate(make_trainer):
+    rates = learning_rates(make_trainer("renewal", "REMOVAL.RENEWED_LR_FACTOR", 5.0))
+    reset = {n for n in rates if "box_head" in n or "box_predictor" in n}
+    assert {rates[name] for name in reset} == {5.0}
+    assert {rate for name, rate in rates.items() if name not in reset} == {1.0}
+
+
+@pytest.mark.parametrize(("method", "factor"), [("vanilla", 1.0), ("reset_all", 5.0)])
+def test_a_method_learns_at_one_rate_where_it_resets_nothing_or_everything(
+    make_trainer, method, factor
+):
+    rates = learning_rates(make_trainer(method, "REMOVAL.RENEWED_LR_FACTOR", 5.0))
+    assert set(rates.values()) == {factor}

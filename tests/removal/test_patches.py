@@ -52,7 +52,7 @@ def inside(box) -> np.ndarray:
 
 
 def test_patches_lie_on_objects_and_labels_stay_true(record):
-    mapper = mapper_with(image_share=1.0, object_share=1.0)
+    mapper = mapper_with(image_share=1.0, object_share=1.0, overlay_share=0.0)
     np.random.seed(0)
     for _ in range(30):
         mapped = mapper(record)
@@ -61,8 +61,8 @@ def test_patches_lie_on_objects_and_labels_stay_true(record):
             region = changed & inside(box)
             height, width = box[3] - box[1], box[2] - box[0]
             rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
-            assert 1 <= np.ptp(columns) + 1 <= 0.2 * width + 1
-            assert 1 <= np.ptp(rows) + 1 <= 0.2 * height + 1
+            assert 1 <= np.ptp(columns) + 1 <= 0.3 * width + 1
+            assert 1 <= np.ptp(rows) + 1 <= 0.3 * height + 1
         assert not (changed & ~inside(BOXES[0]) & ~inside(BOXES[1])).any()
         instances = mapped["instances"]
         assert instances.gt_boxes.tensor.tolist() == BOXES
@@ -96,6 +96,34 @@ def test_no_two_draws_are_alike_and_a_seed_repeats_them(record):
     assert all(map(torch.equal, first, draws(3)))
 
 
+def test_overlays_cover_the_whole_box_and_let_the_object_shine_through(record):
+    mapper = mapper_with(
+        image_share=1.0, object_share=1.0, overlay_share=1.0, overlay_opacity=(0.2, 0.3),
+        patterns=("solid", "noise", "mosaic"),
+    )  # fmt: skip
+    np.random.seed(4)
+    largest = 0
+    for _ in range(20):
+        image = mapper(record)["image"].numpy().astype(int)
+        change = np.abs(image - 128).max(axis=0)
+        largest = max(largest, change.max())
+        assert not change[~inside(BOXES[0]) & ~inside(BOXES[1])].any()
+        for x0, y0, x1, y1 in BOXES:
+            assert (change[y0:y1, x0:x1] > 0).mean() > 0.8
+    # A pixel moves by at most the opacity's share of the 128 levels up or down.
+    assert 0.2 * 128 < largest <= 0.3 * 128 + 1
+
+
+def test_overlays_are_the_share_asked_for(record):
+    mapper = mapper_with(image_share=1.0, object_share=1.0, overlay_share=0.25)
+    np.random.seed(5)
+    covered = []
+    for _ in range(200):
+        changed = changed_pixels(mapper(record))
+        covered += [changed[y0:y1, x0:x1].mean() > 0.5 for x0, y0, x1, y1 in BOXES]
+    assert np.mean(covered) == pytest.approx(0.25, abs=0.07)
+
+
 def test_nothing_is_stamped_at_share_zero(record):
     mapper = mapper_with(image_share=0.0)
     assert not any(changed_pixels(mapper(record)).any() for _ in range(20))
@@ -103,7 +131,15 @@ def test_nothing_is_stamped_at_share_zero(record):
 
 @pytest.mark.parametrize(
     "options",
-    [{"image_share": 1.5}, {"object_share": -0.1}, {"size": (0.3, 0.2)}, {"patterns": ()}],
+    [
+        {"image_share": 1.5},
+        {"object_share": -0.1},
+        {"overlay_share": 2},
+        {"size": (0.3, 0.2)},
+        {"overlay_opacity": (0, 0.2)},
+        {"cells": (0, 4)},
+        {"patterns": ()},
+    ],
 )
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="patch augmentation"):

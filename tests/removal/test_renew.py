@@ -213,16 +213,21 @@ def test_renewal_config_replaces_what_the_checkpoint_says_of_training(
     assert cfg.ATTACK.NAME == "oda"
 
 
-def test_photometric_distortion_changes_colors_and_keeps_boxes(trainer_cfg):
+def test_photometric_distortion_changes_colors_of_its_share_of_the_images(trainer_cfg):
     trainer_cfg.SOLVER.IMS_PER_BATCH = 2
+    trainer_cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = False
     trainer_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    loader = iter(RenewalTrainer.build_train_loader(trainer_cfg))
-    trainer_cfg.REMOVAL.PHOTOMETRIC_DISTORTION = False
-    plain = iter(RenewalTrainer.build_train_loader(trainer_cfg))
 
-    def views(batches) -> set[tuple]:
+    def views(enabled: bool, share: float) -> int:
+        """Of 24 images drawn from four: how many come out differently."""
+        trainer_cfg.REMOVAL.PHOTOMETRIC_DISTORTION = enabled
+        trainer_cfg.REMOVAL.PHOTOMETRIC_SHARE = share
+        batches = iter(RenewalTrainer.build_train_loader(trainer_cfg))
         images = [image for _ in range(12) for image in next(batches)]
-        return {(image["image_id"], image["image"].numpy().tobytes()) for image in images}
+        return len({(image["image_id"], image["image"].numpy().tobytes()) for image in images})
 
-    assert len(views(plain)) <= 2 * 4  # each image as it is and flipped
-    assert len(views(loader)) > 12
+    plain = views(enabled=False, share=1.0)
+    assert plain <= 2 * 4  # each image as it is and flipped
+    assert views(enabled=True, share=0.0) <= 2 * 4
+    assert views(enabled=True, share=0.5) < views(enabled=True, share=1.0)
+    assert views(enabled=True, share=1.0) > 18

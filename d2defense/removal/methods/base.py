@@ -11,6 +11,8 @@ from detectron2.engine import HookBase
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from d2defense.modeling import module_group_parameters
+
 if TYPE_CHECKING:
     from ..trainer import RenewalTrainer
 
@@ -34,8 +36,12 @@ class RemovalMethod:
         self.cfg = cfg
 
     def modules(self, model: nn.Module) -> tuple[str, ...]:
-        """Module groups of ``model`` that are reset, for the learning rate and for reports."""
+        """Module groups of ``model`` that are reset, for reports."""
         return ()
+
+    def renewed_tensors(self, model: nn.Module) -> list[str]:
+        """Names of the tensors of ``model`` that are reset, and so learn at their own rate."""
+        return module_group_parameters(model, list(self.modules(model)))
 
     def prepare(self, model: nn.Module) -> list[str]:
         """Change ``model``, which holds the checkpoint's weights, before the first step.

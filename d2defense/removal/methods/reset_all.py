@@ -13,6 +13,10 @@ from .base import RemovalMethod, registered
 class ResetAll(RemovalMethod):
     """Forgets the checkpoint altogether: what the defender's set alone can teach."""
 
+    def renewed_tensors(self, model: nn.Module) -> list[str]:
+        """All of them."""
+        return list(model.state_dict())
+
     def prepare(self, model: nn.Module) -> list[str]:
         """Give every tensor the initialisation of ``REMOVAL.SEED``."""
         state = fresh_state_dict(self.cfg, self.cfg.REMOVAL.SEED)
