@@ -2,9 +2,10 @@
 """Repair a backdoored detector with a small clean labelled set, and say what that changed.
 
 Resets the module groups that a scan names and fine-tunes the whole model with photometric
-distortion and random flip (the paper's targeted renewal fine-tuning). The original stays
-untouched. The output folder is a Detectron2 output folder with report.html and report.json, which
-compare the checkpoint before and after.
+distortion and random flip (the paper's targeted renewal fine-tuning) and, beyond the paper, with
+random patches on objects that keep their labels. The original stays untouched. The output folder
+is a Detectron2 output folder with report.html and report.json, which compare the checkpoint before
+and after.
 
     d2defense renew downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/renewed
@@ -81,8 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Renew the checkpoint; 0, or 2 after one line on why it could not be."""
     from d2defense.checkpoint import find_checkpoints
+    from d2defense.engine.memory import keep_freed_memory
 
     configure_logging()
+    keep_freed_memory()
     dataset = dataset_source(args, args.parser)
     test = _test_source(args)
     (source, *more) = find_checkpoints([args.checkpoint])

@@ -136,7 +136,7 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PATCH_AUGMENTATION = CfgNode()
     cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = True
     # Shares of the images, and of the objects of such an image, that bear a patch.
-    cfg.REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE = 0.5
+    cfg.REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE = 0.9
     cfg.REMOVAL.PATCH_AUGMENTATION.OBJECT_SHARE = 0.7
     # Smallest and largest width and height, as shares of the box's.
     cfg.REMOVAL.PATCH_AUGMENTATION.SIZE = [0.05, 0.3]

@@ -39,7 +39,7 @@ class PatchAugmentation:
         ValueError: a share outside 0..1, or sizes or opacities that are no interval in (0, 1].
     """
 
-    image_share: float = 0.5
+    image_share: float = 0.9
     object_share: float = 0.7
     size: tuple[float, float] = (0.05, 0.3)
     patterns: tuple[str, ...] = ("solid", "noise", "mosaic")

@@ -223,8 +223,8 @@ TINY = StudyProfile(
         "SynthSigns/faster_rcnn_tiny_fpn",
         "SynthSigns/mask_rcnn_tiny_fpn",
         "SynthSigns/double_head_rcnn_tiny_fpn",
-        c4_training=(*_SHORT, 1700),
-        fpn_training=(*_SHORT, 1500),
+        c4_training=(*_SHORT, 1900),
+        fpn_training=(*_SHORT, 1700),
     ),
     seeds=(0, 1, 2),
     defender={"name": "synth_signs_defender"},
@@ -232,11 +232,13 @@ TINY = StudyProfile(
     defender_images=200,
     pool="synth_signs_pool",
     sizes=(25, 50, 100, 200, 400),
-    steps=(60, 125, 250, 500),
+    steps=(90, 175, 350, 700),
     variants=_VARIANTS,
     unseen=_UNSEEN,
     fine_tuning=("SOLVER.MAX_ITER", 500),
-    figure_points=(25, 50, 100, 150, 200),
+    # Half of the default's: a hundred repairs are made.
+    repair=("REMOVAL.SOLVER.MAX_ITER", 350),
+    figure_points=(50, 100, 150, 200, 250, 300),
 )
 
 # A part that takes minutes: shipped specimens, nothing is trained from scratch.
@@ -281,7 +283,7 @@ SMALL = replace(
         *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
         *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0),
     ),
-    repair=("REMOVAL.SOLVER.BASE_LR", 0.0003),
+    repair=("REMOVAL.SOLVER.IMS_PER_BATCH", 16),
 )
 
 PAPER = replace(
@@ -299,7 +301,8 @@ PAPER = replace(
     fine_tuning=("SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)),
     # SGD, as the zoo trains.
     repair=(
-        *("REMOVAL.SOLVER.OPTIMIZER", "SGD", "REMOVAL.SOLVER.BASE_LR", 0.005),
+        *("REMOVAL.SOLVER.OPTIMIZER", "SGD", "REMOVAL.SOLVER.BASE_LR", 0.0025),
+        *("REMOVAL.SOLVER.IMS_PER_BATCH", 16, "REMOVAL.RENEWED_LR_FACTOR", 4.0),
         *("REMOVAL.SOLVER.MAX_ITER", 1000),
     ),
     figure_points=(100, 200, 400, 600, 800),

@@ -70,7 +70,7 @@ def test_patches_lie_on_objects_and_labels_stay_true(record):
 
 
 def test_shares_are_those_asked_for(record):
-    mapper = mapper_with()
+    mapper = mapper_with(image_share=0.5, object_share=0.7)
     np.random.seed(1)
     images = objects = 0
     for _ in range(600):
