@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     print(format_table(demo.results))
     renewal = demo.summary["renewal"]
     print(
-        f"\n{renewal['checkpoint']}: reset {', '.join(renewal['modules'])}, fine-tuned in "
-        f"{renewal['seconds']:.0f} s; verdict {renewal['before']['verdict']} -> "
-        f"{renewal['after']['verdict']}\n"
+        f"\n{renewal['checkpoint']}: fine-tuned in {renewal['seconds']:.0f} s; verdict "
+        f"{renewal['before']['verdict']} -> {renewal['after']['verdict']}\n"
     )
     print(format_evaluation([_row(label, renewal[label]) for label in ("before", "after")]))
     print(f"\nreport: {demo.report}")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repair a backdoored detector with a small clean labelled set, and say what that changed.
 
-Resets the module groups that a scan names and fine-tunes the whole model with photometric
-distortion and random flip (the paper's targeted renewal fine-tuning) and, beyond the paper, with
-random patches on objects that keep their labels. The original stays untouched. The output folder
-is a Detectron2 output folder with report.html and report.json, which compare the checkpoint before
-and after.
+Fine-tunes the whole model with photometric distortion, random flip and random patches on objects
+that keep their labels. --method renewal first resets the module groups that a scan names: with
+REMOVAL.PATCH_AUGMENTATION.ENABLED False it is the paper's targeted renewal fine-tuning. The
+original stays untouched. The output folder is a Detectron2 output folder with report.html and
+report.json, which compare the checkpoint before and after.
 
     d2defense renew downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/renewed
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modules",
         nargs="+",
         metavar="NAME",
-        help="module groups to reset (those that the scan names)",
+        help="module groups that renewal resets (those that the scan names)",
     )
     parser.add_argument(
         "--scan",
@@ -56,15 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        default="renewal",
-        help="renewal, vanilla (no reset), reset_all, fine_pruning or nad (%(default)s)",
+        help="vanilla (no reset), renewal (the paper's), reset_all, fine_pruning or nad, all with"
+        " patches (renewal if --modules is given, else vanilla)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(
         "--no-report",
         action="store_true",
-        help="fine-tune only: no scans, no measurements; resets what classifies proposals unless "
-        "--modules or --scan say otherwise",
+        help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
+        "unless --modules or --scan say otherwise",
     )
     add_dataset_arguments(parser)
     group = parser.add_argument_group("other images, to scan and measure with")
@@ -112,13 +112,14 @@ def _renew(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetS
         evidence = load_evidence(args.scan, source)
         options = replace(options, modules=evidence["dominant_modules"] or None)
     renewal = renew(source, dataset, args.output, options, args.device)
-    print(f"{renewal.output_dir}: {args.method} in {renewal.seconds:.0f} s")
+    print(f"{renewal.output_dir}: {options.method} in {renewal.seconds:.0f} s")
 
 
 def _options(args: argparse.Namespace) -> RenewalOptions:
-    from d2defense.workflows.renew import RenewalOptions
+    from d2defense.workflows.renew import DEFAULT_METHOD, RenewalOptions
 
-    return RenewalOptions(args.modules, args.method, args.seed, args.opts)
+    method = args.method or ("renewal" if args.modules else DEFAULT_METHOD)
+    return RenewalOptions(args.modules, method, args.seed, args.opts)
 
 
 def _repair(

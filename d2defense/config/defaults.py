@@ -125,9 +125,8 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.MODULES = ()
     # Seed of the fresh initialisation.
     cfg.REMOVAL.SEED = 0
-    # Learning rate of what is reset, as a multiple of that of the rest: the one trains from
-    # scratch, the other is fine-tuned.
-    cfg.REMOVAL.RENEWED_LR_FACTOR = 40.0
+    # Learning rate of what is reset, as a multiple of that of the rest.
+    cfg.REMOVAL.RENEWED_LR_FACTOR = 1.0
     # Photometric distortion (ColorAugSSDTransform) while fine-tuning.
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Share of the images that are distorted.
@@ -158,8 +157,8 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.SOLVER = CfgNode()
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"
     cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 8
-    cfg.REMOVAL.SOLVER.BASE_LR = 0.0001
-    cfg.REMOVAL.SOLVER.MAX_ITER = 700
+    cfg.REMOVAL.SOLVER.BASE_LR = 0.003
+    cfg.REMOVAL.SOLVER.MAX_ITER = 350
     cfg.REMOVAL.SOLVER.WARMUP_ITERS = 40
     cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
 

@@ -212,7 +212,7 @@ class Plan:
             "dataset": dataset,
             "method": repair.method,
             "modules": None if repair.modules is None else list(repair.modules),
-            "overrides": [*self.profile.repair, *repair.overrides],
+            "overrides": [*self._schedule(detector, repair), *repair.overrides],
             "seed": detector.seed,
             "keep_every": self._keep_every(detector, repair, images),
         }
@@ -280,6 +280,12 @@ class Plan:
         if weights:
             arguments["weights"] = weights
         return Step(name, "evaluate", arguments, {"model": model, **needs})
+
+    def _schedule(self, detector: Detector, repair: Repair) -> Pairs:
+        """KEY VALUE pairs of a repair's schedule."""
+        comparison = () if repair.as_default else self.profile.comparison
+        of_kind = detector.kind.repair if detector.kind and not repair.as_default else ()
+        return (*self.profile.repair, *comparison, *of_kind)
 
     def _keep_every(self, detector: Detector, repair: Repair, images: int | None) -> int:
         """How often a repair keeps its weights: those that Figure 4 follows do."""

@@ -22,6 +22,8 @@ class Repair:
         modules: module groups to reset; None for what the scan identifies, or for nothing to
             reset.
         overrides: KEY VALUE pairs of the configuration.
+        as_default: with the schedule of ``d2defense renew``; else with the one that a profile has
+            for the paper's comparison.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Repair:
     method: str
     modules: tuple[str, ...] | None = None
     overrides: tuple[Any, ...] = ()
+    as_default: bool = False
 
     @property
     def identified(self) -> bool:
@@ -46,8 +49,14 @@ class Repair:
 
 VANILLA = Repair("vanilla", "vanilla", "vanilla", overrides=(_PATCHES, False))
 RENEWAL = Repair("renewal", "renewal (paper)", "renewal", overrides=(_PATCHES, False))
-OURS = Repair("ours", "renewal + patches (ours)", "renewal", overrides=(_PATCHES, True))
-PATCHES = Repair("patches", "patches, no reset", "vanilla", overrides=(_PATCHES, True))
+RENEWAL_WITH_PATCHES = Repair(
+    "renewal_patches", "renewal + patches", "renewal", overrides=(_PATCHES, True)
+)
+# What `d2defense renew` does unless told otherwise, and the same without its patches.
+OURS = Repair("ours", "patches, no reset (ours)", "vanilla", None, (_PATCHES, True), True)
+FAST_VANILLA = Repair(
+    "fast_vanilla", "vanilla, our schedule", "vanilla", None, (_PATCHES, False), True
+)
 RESET_ALL = Repair("reset_all", "reset all", "reset_all", overrides=(_PATCHES, False))
 FINE_PRUNING = Repair("fine_pruning", "fine-pruning", "fine_pruning", overrides=(_PATCHES, False))
 NAD = Repair("nad", "NAD", "nad", overrides=(_PATCHES, False))

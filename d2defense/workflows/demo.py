@@ -24,7 +24,7 @@ from d2defense.report.figures import draw_examples, draw_heatmaps, draw_histogra
 from d2defense.report.html import write_repair_report
 
 from .examples import example_pairs, make_example
-from .renew import RenewalOptions, renew
+from .renew import renew
 from .repair import measure_detector
 from .scan import ScanImages, scan
 from .specimens import specimens_root
@@ -79,9 +79,8 @@ def run_demo(
     results = scan([specimens_root()], DEFENDER, output_dir / "scan", settings, calibration, device)
     suspicious = _source(sources, REPAIRED)
     scanned = next(result for result in results if result["name"] == REPAIRED)
-    options = RenewalOptions(modules=scanned["dominant_modules"] or None)
     say(f"Renewing {REPAIRED} with {DEFENDER.name} ...")
-    renewal = renew(suspicious, DEFENDER, output_dir / "renewed", options, device)
+    renewal = renew(suspicious, DEFENDER, output_dir / "renewed", device=device)
     say("Scanning the repaired checkpoint ...")
     (scanned_again,) = scan(
         [renewal.output_dir], DEFENDER, output_dir / "scan_renewed", settings, calibration, device

@@ -27,6 +27,9 @@ from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
 
 from .classes import check_classes
 
+# With patch augmentation, which the configuration enables: a reset removes no more and costs AP.
+DEFAULT_METHOD = "vanilla"
+
 
 @dataclass(frozen=True)
 class Renewal:
@@ -56,7 +59,7 @@ class RenewalOptions:
     """
 
     modules: Sequence[str] | None = None
-    method: str = "renewal"
+    method: str = DEFAULT_METHOD
     seed: int = 0
     overrides: Sequence[str] = ()
     keep_every: int = 0

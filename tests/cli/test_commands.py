@@ -43,7 +43,7 @@ def test_renew_scans_first_and_reports_before_and_after(
     test = make_coco_dataset(sign_scenes(11)[8:])
     tested = ["--test-dataset-json", test.json_file, "--test-image-root", test.image_root]
     output = tmp_path / "renewed"
-    arguments = ("renew", untrained_checkpoint, *own_data, *tested)
+    arguments = ("renew", untrained_checkpoint, *own_data, *tested, "--method", "renewal")
     outcome = d2defense(*arguments, "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)")
     assert outcome.code == 0, outcome.err
     assert "by the scan, which names" in outcome.out

@@ -125,4 +125,5 @@ def test_splits_have_seeds_of_their_own():
         "train": 2000,
         "defender": 200,
         "val": 300,
+        "pool": 600,
     }

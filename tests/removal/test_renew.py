@@ -27,7 +27,9 @@ STANDSTILL = [
 
 
 def renew(source, dataset, output, modules=None, device="cpu", **options):
-    return renew_checkpoint(source, dataset, output, RenewalOptions(modules, **options), device)
+    return renew_checkpoint(
+        source, dataset, output, RenewalOptions(modules, **{"method": "renewal"} | options), device
+    )
 
 
 @pytest.fixture

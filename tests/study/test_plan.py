@@ -13,9 +13,10 @@ from d2defense.config import config_root, get_d2defense_cfg, merge_config_file, 
 from d2defense.study.experiments import ALL, EXPERIMENT_REGISTRY
 from d2defense.study.plan import PAPER_ATTACK, Detector, Plan
 from d2defense.study.profiles import PROFILES, TINY, Photos
-from d2defense.study.repairs import OURS, RENEWAL
+from d2defense.study.repairs import OURS, RENEWAL, VANILLA
 from d2defense.study.report import write_report
 from d2defense.study.steps import Step, in_order
+from d2defense.workflows.renew import DEFAULT_METHOD
 
 
 def all_steps(plan: Plan) -> list[Step]:
@@ -68,16 +69,24 @@ class TestTiny:
         assert len(clean) >= 16
         assert len(names) - len(clean) >= 16
 
-    def test_the_papers_renewal_and_ours_differ_in_the_patches_alone(self) -> None:
+    def test_renewal_and_vanilla_differ_in_the_reset_alone(self) -> None:
         plan = Plan(TINY)
         detector = Detector(TINY.detectors[0], 0, PAPER_ATTACK)
-        steps = [plan.repair(detector, repair) for repair in (RENEWAL, OURS)]
-        paper, ours = (step.arguments | {"output": ""} for step in steps)
-        differing = {key for key in paper if paper[key] != ours[key]}
-        assert differing == {"overrides"}
-        changed = set(paper["overrides"]) ^ set(ours["overrides"])
-        assert changed == {True, False}
-        assert all(step.needs["evidence"].name == f"scan/{detector.name}" for step in steps)
+        renewal, vanilla = (plan.repair(detector, repair) for repair in (RENEWAL, VANILLA))
+        differing = {
+            key for key, value in renewal.arguments.items() if value != vanilla.arguments[key]
+        }
+        assert differing == {"output", "method"}
+        assert renewal.needs["evidence"].name == f"scan/{detector.name}"
+        assert "evidence" not in vanilla.needs
+
+    def test_ours_is_the_default_of_renew(self) -> None:
+        detector = Detector(TINY.detectors[0], 0, PAPER_ATTACK)
+        ours = Plan(TINY).repair(detector, OURS).arguments
+        assert ours["method"] == DEFAULT_METHOD
+        cfg, default = get_d2defense_cfg(), get_d2defense_cfg()
+        merge_overrides(cfg, [str(value) for value in ours["overrides"]])
+        assert cfg.REMOVAL == default.REMOVAL
 
 
 def test_photos_are_trained_repaired_and_measured_on_parts_of_their_own(tmp_path: Path) -> None:
