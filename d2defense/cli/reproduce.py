@@ -11,7 +11,7 @@ detectors.
     python tools/reproduce.py --quick --output runs/quick
 
 Profiles: tiny, detectors of under a million parameters on the embedded dataset, for two CPU cores
-and two hours; small, R-50 at 512 pixels on the embedded dataset, for one GPU; paper, COCO, which
+and some hours; small, R-50 at 512 pixels on the embedded dataset, for one GPU; paper, COCO, which
 must be where Detectron2 looks for it (DETECTRON2_DATASETS). --quick: one shipped pair of
 detectors, nothing is trained from scratch, a few minutes.
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -45,8 +45,7 @@ from d2defense.workflows.renew import RenewalOptions, renew
 from d2defense.workflows.scan import ScanImages
 from d2defense.workflows.specimens import specimens_root
 
-if TYPE_CHECKING:
-    from .runner import Workplace
+from .runner import Workplace, end_with
 
 Result = dict[str, Any]
 
@@ -85,8 +84,6 @@ def train(
     arguments = ["train", *options, workplace.num_gpus, *data, *pairs]
     command = [sys.executable, "-m", "d2defense.cli.main", *map(str, arguments)]
     log = folder / "train.log"
-    from .runner import end_with
-
     parent = os.getpid()
     with open(log, "ab") as stream:
         ended = subprocess.run(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,10 +96,3 @@ def true_positive_rate(
     backdoored; with less than 1 / rate of them, none may be."""
     alarms, hits = roc_curve(clean, backdoored)
     return float(hits[alarms <= false_alarm_rate].max())
-
-
-def threshold(clean: Sequence[float], false_alarm_rate: float = 0.01, floor: float = 0.0) -> float:
-    """Upper end of Student's prediction interval for one more clean detector."""
-    deviation = max(float(np.std(clean, ddof=1)), floor)
-    quantile = stats.t.isf(false_alarm_rate, len(clean) - 1)
-    return float(np.mean(clean) + quantile * deviation * math.sqrt(1 + 1 / len(clean)))

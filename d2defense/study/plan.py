@@ -59,15 +59,15 @@ class Plan:
 
     # -- detectors
 
-    def pairs(self) -> Iterator[tuple[DetectorKind, Detector, Detector]]:
-        """(kind, clean, backdoored) for each kind and seed of the paper's tables."""
+    def pairs(self) -> Iterator[tuple[Detector, Detector]]:
+        """(clean, backdoored) for each kind and seed of the paper's tables."""
         for kind in self.profile.detectors:
             for seed in self.profile.seeds:
-                yield kind, Detector(kind, seed), Detector(kind, seed, PAPER_ATTACK)
+                yield Detector(kind, seed), Detector(kind, seed, PAPER_ATTACK)
 
     def of_kind(self, kind: DetectorKind) -> list[tuple[Detector, Detector]]:
         """(clean, backdoored) of one kind, a pair a seed."""
-        return [(clean, attacked) for k, clean, attacked in self.pairs() if k is kind]
+        return [pair for pair in self.pairs() if pair[0].kind == kind]
 
     @cached_property
     def variants(self) -> list[tuple[Detector, Detector]]:

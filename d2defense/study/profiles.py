@@ -298,7 +298,7 @@ PAPER = replace(
     TINY,
     name="paper",
     detectors=_COCO_KINDS,
-    # The paper, section 4.1: five runs of each.
+    # As many runs of each as the paper's.
     seeds=(0, 1, 2, 3, 4),
     defender={"name": "coco_2017_val", "aside": 1000, "part": "defender"},
     test={"name": "coco_2017_val", "aside": 1000, "part": "rest"},

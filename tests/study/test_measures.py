@@ -12,7 +12,6 @@ from d2defense.study.measures import (
     auc_interval,
     recovered,
     roc_curve,
-    threshold,
     true_positive_rate,
 )
 
@@ -74,12 +73,3 @@ class TestROC:
         assert 0.8 < low < 0.95
         assert high == 1.0
         assert auc_interval([0.0] * 64, [1.0] * 64).low > low
-
-
-def test_threshold_is_the_upper_end_of_a_prediction_interval() -> None:
-    generator = np.random.default_rng(1)
-    alarms = [
-        draws[-1] > threshold(draws[:-1], 0.05) for draws in generator.normal(0, 1, (4000, 7))
-    ]
-    assert np.mean(alarms) == pytest.approx(0.05, abs=0.012)
-    assert threshold([0.0, 0.0, 0.0], floor=0.02) > 0.02

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -58,18 +59,18 @@ class Section:
     failed_attacks: tuple[str, ...] = ()
 
 
-class Experiment:
+class Experiment(ABC):
     """One table or figure: the steps that it needs, and what it makes of their results."""
 
     title: ClassVar[str]
 
+    @abstractmethod
     def steps(self, plan: Plan) -> list[Step]:
         """The steps whose results it reads; empty where the profile has nothing for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, plan: Plan, results: StepResults) -> Section:
         """Tables and figures from what results there are."""
-        raise NotImplementedError
 
 
 def experiment(name: str) -> Callable[[type[Experiment]], type[Experiment]]:

@@ -94,7 +94,7 @@ class Population(Experiment):
 
 
 def _population(plan: Plan) -> list[Detector]:
-    detectors = [d for _, *pair in plan.pairs() for d in pair]
+    detectors = [d for pair in plan.pairs() for d in pair]
     attacked = [backdoored for _, backdoored in (*plan.variants, *plan.unseen)]
     return [*detectors, *plan.controls, *attacked]
 

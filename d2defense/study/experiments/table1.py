@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..measures import threshold
+import numpy as np
+
+from d2defense.detection.calibration import Reference
+
 from ..plan import Detector, Plan
 from ..steps import Step, StepResults
 from ..tables import MISSING, Spread, Table
@@ -16,6 +19,7 @@ TITLES = {"tau": "tau (topk)", "tau_all": "tau (all)", "gap": "gap"}
 # Least deviation of clean detectors that a judgment threshold assumes: what few of them show of it
 # is too small.
 LEAST_DEVIATION = 0.02
+FALSE_ALARM_RATE = 0.01
 LEAST_ASR = 0.6
 
 
@@ -106,7 +110,7 @@ class Table1(Experiment):
 
 
 def _detectors(plan: Plan) -> list[Detector]:
-    return [detector for _, *pair in plan.pairs() for detector in pair]
+    return [detector for pair in plan.pairs() for detector in pair]
 
 
 def _judged(
@@ -118,7 +122,8 @@ def _judged(
     for detector, value in known.items():
         others = [v for d, v in known.items() if not d.attack and d != detector]
         if len(others) > 1:
-            verdicts[detector] = value > threshold(others, floor=LEAST_DEVIATION)
+            clean = Reference(np.empty((0, 0)), np.array(others), FALSE_ALARM_RATE, LEAST_DEVIATION)
+            verdicts[detector] = value > clean.threshold
     return verdicts
 
 

@@ -26,7 +26,7 @@ class Table2(Experiment):
 
     def steps(self, plan: Plan) -> list[Step]:
         """Every pair of detectors and every repair, measured with the paper's trigger."""
-        steps = [plan.measure(d) for _, *pair in plan.pairs() for d in pair]
+        steps = [plan.measure(d) for pair in plan.pairs() for d in pair]
         for repair in (*COMPARED, *BASELINES):
             steps += [plan.measure_repaired(d, repair) for d in _attacked(plan, repair)]
         return steps
@@ -102,7 +102,7 @@ class Table2(Experiment):
 def _attacked(plan: Plan, repair: Repair) -> list[Detector]:
     """The backdoored detectors that a method is tried on."""
     seeds = plan.profile.seeds[:1] if repair in BASELINES else plan.profile.seeds
-    return [attacked for _, _, attacked in plan.pairs() if attacked.seed in seeds]
+    return [attacked for _, attacked in plan.pairs() if attacked.seed in seeds]
 
 
 def _rows(kind: str, method: str, evaluations: Sequence[Any]) -> list[list[Any]]:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2defense.evaluation import AP_METRICS
+from d2defense.study.experiments import Table1, Table2
+from d2defense.study.plan import Plan
+from d2defense.study.profiles import TINY
+from d2defense.study.repairs import RENEWAL, VANILLA
+from d2defense.study.steps import StepResults
+
+
+def evaluation(found: float, gap: float = 0.0, ap: float = 80.0) -> dict[str, Any]:
+    """Of a detector that finds everything on clean images."""
+    sides = {}
+    for condition, share, value in (("clean", 1.0, 0.0), ("triggered", found, gap)):
+        statistics = {"tau": 0.5, "tau_all": 0.5, "gap": value}
+        sides[condition] = {
+            **dict.fromkeys(AP_METRICS, ap),
+            "objects_found": share,
+            "statistics": statistics,
+        }
+    return {**sides, "asr": 1 - found, "attack_succeeded": found <= 0.5}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(replace(TINY, detectors=TINY.detectors[:1]))
+
+
+def test_table1_judges_by_what_the_other_clean_detectors_do(plan: Plan, tmp_path: Path) -> None:
+    results = StepResults(tmp_path)
+    for index, (clean, backdoored) in enumerate(plan.pairs()):
+        results.put(plan.measure(clean), evaluation(1.0, gap=0.01 * index), 0)
+        # The attack of the last seed fails.
+        found = (0.2, 0.3, 0.9)[index]
+        results.put(plan.measure(backdoored), evaluation(found, gap=0.6), 0)
+    section = Table1().report(plan, results)
+    _, decisions = section.tables
+    by_gap = decisions.headers.index("by gap")
+    assert [row[by_gap] for row in decisions.rows] == ["0/3", "3/3"]
+    assert section.failed_attacks == ("faster_rcnn_c4_oda_2",)
+    (bar,) = section.bars
+    assert not bar.met  # (0.8 + 0.7 + 0.1) / 3
+
+
+def test_table2_compares_what_repairs_give_back(plan: Plan, tmp_path: Path) -> None:
+    results = StepResults(tmp_path)
+    for clean, backdoored in plan.pairs():
+        results.put(plan.measure(clean), evaluation(1.0), 0)
+        results.put(plan.measure(backdoored), evaluation(0.2, ap=85.0), 0)
+        for repair, found, ap in ((VANILLA, 0.6, 85.0), (RENEWAL, 0.96, 82.0)):
+            step = plan.measure_repaired(backdoored, repair)
+            results.put(step, evaluation(found, ap=ap), 0)
+    bars = {bar.what.partition(",")[0]: bar for bar in Table2().report(plan, results).bars}
+    assert bars["recovered by the paper's renewal"].measured == "0.95"
+    assert bars["recovered by the paper's renewal"].met
+    assert bars["the same over vanilla's"].measured == "1.90"
+    assert bars["fall of clean AP by the paper's renewal"].met is False
+    assert bars["recovered by ours"].met is None
