@@ -82,13 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="overrides of every repair's config, such as REMOVAL.SOLVER.MAX_ITER 500",
     )
     parser.add_argument("--list", action="store_true", help="print the open steps and do nothing")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="do no step: write the report of the results that are there",
+    )
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what is open, write the report, and print what the results are held to."""
     from d2defense.study.report import bars_table
-    from d2defense.study.reproduce import planned, reproduce
+    from d2defense.study.reproduce import planned, report_of, reproduce
     from d2defense.workflows.scan.lock import output_lock
     from d2defense.workflows.scan.options import UsageError
 
@@ -101,11 +106,16 @@ def run(args: argparse.Namespace) -> int:
         for step in planned(profile, names, args.output):
             print(step.name)
         return 0
-    workplace, workers = _workplace(args)
-    command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+    # Under the program's other name, `d2defense reproduce`, its own comes first.
+    options = sys.argv[2:] if sys.argv[1:2] == [NAME] else sys.argv[1:]
+    command = shlex.join(["python", "tools/reproduce.py", *options])
     try:
-        with output_lock(args.output, "study"):
-            done = reproduce(profile, names, workplace, workers, command)
+        if args.report_only:
+            done = report_of(profile, names, args.output.resolve(), command)
+        else:
+            workplace, workers = _workplace(args)
+            with output_lock(args.output, "study"):
+                done = reproduce(profile, names, workplace, workers, command)
     except (UsageError, ValueError) as error:
         args.parser.error(str(error))
     if done.bars:

@@ -134,10 +134,6 @@ class Plan:
 
     def detector(self, detector: Detector) -> Step:
         """The step that makes a detector."""
-        if self.profile.specimens:
-            nature = "backdoored" if detector.attack else "clean"
-            specimen = f"{nature}_{detector.seed}"
-            return Step(f"use/{specimen}", "use", {"specimen": specimen})
         if detector.kind is None:
             return self._photo_training(detector)
         needs = {}
@@ -145,6 +141,10 @@ class Plan:
         if detector.fine_tuned:
             needs = {"start": self.detector(Detector(detector.kind, detector.seed))}
             pairs += self.profile.fine_tuning
+        elif detector.kind.specimens:
+            return _specimen("backdoored" if detector.attack else "clean", detector.seed)
+        elif detector.kind.warm:
+            needs = {"start": _specimen("clean", detector.seed)}
         pairs += ["SEED", detector.seed, "ATTACK.SEED", detector.seed]
         if detector.fine_tuned and not detector.attack:
             # Not the order of images that the clean detector has seen already.
@@ -308,6 +308,12 @@ class Plan:
         }
         step = Step(f"split/{dataset['name']}_{images}", "split", arguments)
         return {"part": dataset["part"]}, {"parts": step}
+
+
+def _specimen(nature: str, seed: int) -> Step:
+    """The step that takes a shipped specimen."""
+    name = f"{nature}_{seed}"
+    return Step(f"use/{name}", "use", {"specimen": name})
 
 
 def _repair_name(detector: Detector, repair: Repair, images: int | None) -> str:

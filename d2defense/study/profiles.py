@@ -25,6 +25,8 @@ class DetectorKind:
         groups: sets of module groups that the module study resets; none to leave the kind out.
         training: KEY VALUE pairs of its trainings.
         repair: KEY VALUE pairs of its repairs in the paper's comparison.
+        specimens: the shipped specimens are its detectors, none is trained.
+        warm: its detectors start from the clean specimen of their seed, as far as that fits.
     """
 
     name: str
@@ -33,6 +35,8 @@ class DetectorKind:
     groups: tuple[tuple[str, ...], ...]
     training: Pairs = ()
     repair: Pairs = ()
+    specimens: bool = False
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,6 @@ class StudyProfile:
         unseen: attacks whose triggers no patch of the augmentation resembles, likewise.
         fine_tuning: KEY VALUE pairs of these trainings.
         photos: a dataset of one's own beside it.
-        specimens: use the shipped specimens in the place of trained detectors.
         experiments: that are asked for where none are named; all of them if empty.
         figure_points: steps of fine-tuning after which Figure 4 measures, besides the last.
     """
@@ -122,7 +125,6 @@ class StudyProfile:
     unseen: tuple[Attack, ...] = ()
     fine_tuning: Pairs = ()
     photos: Photos | None = None
-    specimens: bool = False
     figure_points: tuple[int, ...] = ()
     experiments: tuple[str, ...] = ()
 
@@ -132,14 +134,12 @@ _FPN = (
     ("box_head",),
     ("box_predictor",),
     ("box_head", "box_predictor"),
-    ("rpn", "box_head", "box_predictor"),
 )
 _C4 = (
     ("rpn",),
     ("res5",),
     ("box_predictor",),
     ("res5", "box_predictor"),
-    ("rpn", "res5", "box_predictor"),
 )
 _DOUBLE_HEAD = (
     ("rpn",),
@@ -147,25 +147,16 @@ _DOUBLE_HEAD = (
     ("conv_head",),
     ("box_predictor",),
     ("fc_head", "box_predictor"),
-    ("rpn", "fc_head", "box_predictor"),
 )
 
 
-def _kinds(
-    c4: str,
-    fpn: str,
-    mask: str,
-    double_head: str,
-    c4_training: Pairs = (),
-    fpn_training: Pairs = (),
-    c4_repair: Pairs = (),
-) -> tuple[DetectorKind, ...]:
-    """The four kinds by their configs, with KEY VALUE pairs of some kinds' steps."""
+def _kinds(c4: str, fpn: str, mask: str, double_head: str) -> tuple[DetectorKind, ...]:
+    """The four kinds by their configs."""
     return (
-        DetectorKind("faster_rcnn_c4", "Faster R-CNN C4", c4, _C4, c4_training, c4_repair),
-        DetectorKind("faster_rcnn_fpn", "Faster R-CNN FPN", fpn, _FPN, fpn_training),
+        DetectorKind("faster_rcnn_fpn", "Faster R-CNN FPN", fpn, _FPN),
+        DetectorKind("faster_rcnn_c4", "Faster R-CNN C4", c4, _C4),
         # With the groups of Faster R-CNN FPN, so that the module study takes that one.
-        DetectorKind("mask_rcnn_fpn", "Mask R-CNN FPN", mask, (), fpn_training),
+        DetectorKind("mask_rcnn_fpn", "Mask R-CNN FPN", mask, ()),
         DetectorKind("double_head_rcnn_fpn", "Double-Head R-CNN FPN", double_head, _DOUBLE_HEAD),
     )
 
@@ -222,17 +213,21 @@ _UNSEEN = (
 # three lower.
 _SHORT = ("SOLVER.BASE_LR", 0.004, "SOLVER.MAX_ITER")
 
+_TINY_FPN, _TINY_C4, _TINY_MASK, _TINY_DOUBLE_HEAD = _kinds(
+    "SynthSigns/faster_rcnn_tiny_c4",
+    "SynthSigns/faster_rcnn_tiny_fpn",
+    "SynthSigns/mask_rcnn_tiny_fpn",
+    "SynthSigns/double_head_rcnn_tiny_fpn",
+)
+
 TINY = StudyProfile(
     name="tiny",
-    detectors=_kinds(
-        "SynthSigns/faster_rcnn_tiny_c4",
-        "SynthSigns/faster_rcnn_tiny_fpn",
-        "SynthSigns/mask_rcnn_tiny_fpn",
-        "SynthSigns/double_head_rcnn_tiny_fpn",
-        c4_training=(*_SHORT, 1900),
-        fpn_training=(*_SHORT, 1700),
+    detectors=(
+        replace(_TINY_FPN, specimens=True),
         # A fresh res5 takes longer to learn than two layers do.
-        c4_repair=("REMOVAL.SOLVER.MAX_ITER", 700),
+        replace(_TINY_C4, training=(*_SHORT, 1900), repair=("REMOVAL.SOLVER.MAX_ITER", 700)),
+        replace(_TINY_MASK, warm=True, training=(*_SHORT, 800)),
+        replace(_TINY_DOUBLE_HEAD, warm=True, training=(*_SHORT, 700)),
     ),
     seeds=(0, 1, 2),
     defender={"name": "synth_signs_defender"},
@@ -252,8 +247,7 @@ TINY = StudyProfile(
 QUICK = replace(
     TINY,
     name="quick",
-    detectors=TINY.detectors[1:2],
-    specimens=True,
+    detectors=TINY.detectors[:1],
     seeds=(0,),
     sizes=(50,),
     steps=(60,),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,28 @@ def reproduce(
     Raises:
         UsageError: another study is at work in the folder, or it cannot be written to.
     """
-    plan = Plan(profile)
-    failed = run_steps(_wanted(plan, names), workplace, workers)
-    report, bars = write_report(workplace.folder, plan, names, failed, command)
+    failed = run_steps(_wanted(Plan(profile), names), workplace, workers)
+    return report_of(profile, names, workplace.folder, command, failed)
+
+
+def report_of(
+    profile: StudyProfile,
+    names: Sequence[str],
+    folder: Path,
+    command: str,
+    failed: Mapping[str, str] | None = None,
+) -> Reproduction:
+    """Write the report of what results there are.
+
+    Args:
+        profile: of the study.
+        names: of the experiments.
+        folder: of the study.
+        command: that asks for it, for the report.
+        failed: one line for each step that failed, by its name.
+    """
+    failed = dict(failed or {})
+    report, bars = write_report(folder, Plan(profile), names, failed, command)
     return Reproduction(report, bars, failed)
 
 

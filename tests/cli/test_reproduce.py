@@ -26,11 +26,18 @@ def test_list_prints_the_open_steps(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines.index("use/clean_0") < lines.index("scan/faster_rcnn_fpn_clean_0")
 
 
+def test_report_only_does_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--quick", "--output", str(tmp_path), "--report-only"]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert "steps have no result" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "steps").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--only", "table9"], "no table9; there are table1"),
-        (["--detectors", "yolo"], "no yolo; there are faster_rcnn_c4"),
+        (["--detectors", "yolo"], "no yolo; there are faster_rcnn_fpn"),
         (["--seeds", "9"], "9 is not in 1..3"),
         (["--photos", "nowhere"], "no annotations/train.json"),
     ],

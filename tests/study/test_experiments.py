@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from d2defense.evaluation import AP_METRICS
-from d2defense.study.experiments import Table1, Table2
+from d2defense.study.experiments import EXPERIMENT_REGISTRY, Table1, Table2
 from d2defense.study.plan import Plan
 from d2defense.study.profiles import TINY
-from d2defense.study.repairs import RENEWAL, VANILLA
+from d2defense.study.repairs import RENEWAL, VANILLA, resetting
 from d2defense.study.steps import StepResults
 
 
@@ -35,7 +35,8 @@ def plan() -> Plan:
 
 def test_table1_judges_by_what_the_other_clean_detectors_do(plan: Plan, tmp_path: Path) -> None:
     results = StepResults(tmp_path)
-    for index, (clean, backdoored) in enumerate(plan.pairs()):
+    pairs = list(plan.pairs())
+    for index, (clean, backdoored) in enumerate(pairs):
         results.put(plan.measure(clean), evaluation(1.0, gap=0.01 * index), 0)
         # The attack of the last seed fails.
         found = (0.2, 0.3, 0.9)[index]
@@ -44,7 +45,7 @@ def test_table1_judges_by_what_the_other_clean_detectors_do(plan: Plan, tmp_path
     _, decisions = section.tables
     by_gap = decisions.headers.index("by gap")
     assert [row[by_gap] for row in decisions.rows] == ["0/3", "3/3"]
-    assert section.failed_attacks == ("faster_rcnn_c4_oda_2",)
+    assert section.failed_attacks == (pairs[-1][1].name,)
     (bar,) = section.bars
     assert not bar.met  # (0.8 + 0.7 + 0.1) / 3
 
@@ -63,3 +64,21 @@ def test_table2_compares_what_repairs_give_back(plan: Plan, tmp_path: Path) -> N
     assert bars["the same over vanilla's"].measured == "1.90"
     assert bars["fall of clean AP by the paper's renewal"].met is False
     assert bars["recovered by ours"].met is None
+
+
+def test_module_study_names_what_the_scan_identified(plan: Plan, tmp_path: Path) -> None:
+    results = StepResults(tmp_path)
+    clean, backdoored = next(plan.pairs())
+    results.put(plan.measure(clean), evaluation(1.0), 0)
+    results.put(plan.measure(backdoored), evaluation(0.2), 0)
+    results.put(plan.repair(backdoored, RENEWAL), {"modules": ["rpn", "box_head"]}, 0)
+    for repair, found in ((VANILLA, 0.4), (resetting(("rpn",)), 0.6), (RENEWAL, 0.8)):
+        results.put(plan.measure_repaired(backdoored, repair), evaluation(found), 0)
+
+    (table,) = EXPERIMENT_REGISTRY.get("modules")().report(plan, results).tables
+
+    shares = {row[1]: row[table.headers.index("recovered")].mean for row in table.rows}
+    assert shares["nothing (vanilla)"] == pytest.approx(0.25)
+    assert shares["rpn"] == pytest.approx(0.5)
+    assert shares["as identified: rpn, box_head"] == pytest.approx(0.75)
+    assert shares["box_predictor"] is None

@@ -50,21 +50,36 @@ class TestEveryProfile:
 
 
 class TestTiny:
-    def test_trains_three_seeds_of_four_detectors_clean_and_attacked(self) -> None:
-        plan = Plan(TINY)
-        steps = in_order(
-            step
-            for name in ("table1", "table2")
-            for step in EXPERIMENT_REGISTRY.get(name)().steps(plan)
-        )
-        trained = [step for step in steps if step.action == "train"]
-        detectors = Counter(re.sub(r"\d$", "", step.name) for step in trained)
+    def test_has_three_seeds_of_four_detectors_clean_and_attacked(self) -> None:
+        steps = EXPERIMENT_REGISTRY.get("table1")().steps(Plan(TINY))
+        scans = {step.name: step for step in steps if step.action == "scan"}
+        detectors = Counter(re.sub(r"\d$", "", name) for name in scans)
         assert len(detectors) == 8
         assert set(detectors.values()) == {3}
+        models = [step.needs["model"].key for step in scans.values()]
+        assert len(set(models)) == len(models)
+
+    def test_the_detectors_of_the_comparison_are_those_of_table_1(self) -> None:
+        made = [
+            {
+                step.key
+                for step in in_order(EXPERIMENT_REGISTRY.get(name)().steps(Plan(TINY)))
+                if step.action in ("train", "use")
+            }
+            for name in ("table1", "table2")
+        ]
+        assert made[0] == made[1]
+
+    def test_a_warm_start_is_the_clean_specimen_whatever_the_detector(self) -> None:
+        plan = Plan(TINY)
+        for clean, backdoored in plan.pairs():
+            if clean.kind.warm:
+                starts = [plan.detector(d).needs["start"] for d in (clean, backdoored)]
+                assert {step.name for step in starts} == {f"use/clean_{clean.seed}"}
 
     def test_population_is_large_enough(self) -> None:
-        scans = EXPERIMENT_REGISTRY.get("population")().steps(Plan(TINY))
-        names = [step.needs["model"].name for step in scans if step.action == "scan"]
+        steps = EXPERIMENT_REGISTRY.get("population")().steps(Plan(TINY))
+        names = [step.name for step in steps if step.action == "scan"]
         clean = [name for name in names if "_clean_" in name or "_control_" in name]
         assert len(clean) >= 16
         assert len(names) - len(clean) >= 16
