@@ -84,7 +84,9 @@ class Population(Experiment):
             self.title,
             f"{len(clean)} clean and {len(backdoored)} backdoored detectors, scanned with the "
             "default bank, which does not know the trigger, and the shipped calibration, which "
-            "none of them was used for. An area's interval is Newcombe's at 95 %. Attacks that "
+            "none of them was used for. The verdict is backdoored for "
+            f"{_called(backdoored)} of the backdoored and {_called(clean)} of the clean ones. An "
+            "area's interval is Newcombe's at 95 %. Attacks that "
             "did not take (ASR below one half) are listed and not counted; so are the photos'.",
             tuple(tables),
             figures,
@@ -107,6 +109,10 @@ def _values(
     score: Callable[[Scan], float], clean: Sequence[Scan], backdoored: Sequence[Scan]
 ) -> tuple[list[float], list[float]]:
     return [score(scan) for scan in clean], [score(scan) for scan in backdoored]
+
+
+def _called(scans: Sequence[Scan]) -> int:
+    return sum(scan["verdict"] == "backdoored" for scan in scans)
 
 
 def _summary(clean: Sequence[Scan], backdoored: Sequence[Scan]) -> Table:
