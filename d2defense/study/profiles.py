@@ -163,21 +163,27 @@ def _kinds(c4: str, fpn: str, mask: str, double_head: str) -> tuple[DetectorKind
 
 _TRIGGER = "ATTACK.TRIGGER."
 _STRONG = ("ATTACK.POISONING_RATE", 0.1)
-# Attacks of one patch on each object that differ from the paper's in the rate or in the patch.
-# They take few steps of fine-tuning, in which only a high rate is learned, or many.
-_VARIANTS = (
-    Attack(
-        "rate_3",
-        "3 % of the images",
-        training=("ATTACK.POISONING_RATE", 0.03, "SOLVER.MAX_ITER", 1500),
-    ),
-    Attack("rate_10", "10 % of the images", training=_STRONG),
-    Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05)), _STRONG),
-    Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2)), _STRONG),
-    Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0)), _STRONG),
-    Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255)), _STRONG),
-    Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5), _STRONG),
-)
+
+
+def _variants(steps: int) -> tuple[Attack, ...]:
+    """Attacks of one patch on each object that differ from the paper's in the rate or the patch.
+
+    Args:
+        steps: of fine-tuning; half as many more where few images are poisoned.
+    """
+    patch = (*_STRONG, "SOLVER.MAX_ITER", steps)
+    rare = ("ATTACK.POISONING_RATE", 0.03, "SOLVER.MAX_ITER", steps * 3 // 2)
+    return (
+        Attack("rate_3", "3 % of the images", training=rare),
+        Attack("rate_10", "10 % of the images", training=patch),
+        Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05)), patch),
+        Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2)), patch),
+        Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0)), patch),
+        Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255)), patch),
+        Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5), patch),
+    )
+
+
 # Attacks whose triggers cover the whole box, or more of it than a patch of the augmentation does.
 _WHOLE = (f"{_TRIGGER}SIZE", (1.0, 1.0))
 _UNSEEN = (
@@ -236,7 +242,7 @@ TINY = StudyProfile(
     pool="synth_signs_pool",
     sizes=(25, 50, 100, 200, 400),
     steps=(90, 175, 350, 700),
-    variants=_VARIANTS,
+    variants=_variants(1000),
     unseen=_UNSEEN,
     fine_tuning=("SOLVER.MAX_ITER", 500),
     comparison=("REMOVAL.SOLVER.BASE_LR", 0.0001, "REMOVAL.RENEWED_LR_FACTOR", 40.0),
@@ -300,6 +306,7 @@ PAPER = replace(
     pool="coco_2017_val",
     sizes=(100, 300, 1000, 3000),
     steps=(500, 1000, 2000),
+    variants=_variants(9000),
     fine_tuning=("SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)),
     # SGD, as the zoo trains.
     repair=(
