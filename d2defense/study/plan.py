@@ -142,9 +142,9 @@ class Plan:
             needs = {"start": self.detector(Detector(detector.kind, detector.seed))}
             pairs += self.profile.fine_tuning
         elif detector.kind.specimens:
-            return _specimen("backdoored" if detector.attack else "clean", detector.seed)
+            return _specimen(detector)
         elif detector.kind.warm:
-            needs = {"start": _specimen("clean", detector.seed)}
+            needs = {"start": _specimen(detector)}
         pairs += ["SEED", detector.seed, "ATTACK.SEED", detector.seed]
         if detector.fine_tuned and not detector.attack:
             # Not the order of images that the clean detector has seen already.
@@ -310,9 +310,9 @@ class Plan:
         return {"part": dataset["part"]}, {"parts": step}
 
 
-def _specimen(nature: str, seed: int) -> Step:
-    """The step that takes a shipped specimen."""
-    name = f"{nature}_{seed}"
+def _specimen(detector: Detector) -> Step:
+    """The step that takes the shipped specimen of a detector's nature and seed."""
+    name = f"{'backdoored' if detector.attack else 'clean'}_{detector.seed}"
     return Step(f"use/{name}", "use", {"specimen": name})
 
 

@@ -26,7 +26,8 @@ class DetectorKind:
         training: KEY VALUE pairs of its trainings.
         repair: KEY VALUE pairs of its repairs in the paper's comparison.
         specimens: the shipped specimens are its detectors, none is trained.
-        warm: its detectors start from the clean specimen of their seed, as far as that fits.
+        warm: its detectors start from the specimens, as far as those fit: clean ones from the clean
+            one of their seed, backdoored ones from the backdoored one.
     """
 
     name: str

@@ -70,13 +70,14 @@ class TestTiny:
         ]
         assert made[0] == made[1]
 
-    def test_a_warm_start_is_the_clean_specimen_whatever_the_detector(self) -> None:
+    def test_a_warm_start_is_the_specimen_of_the_same_nature(self) -> None:
+        """A backdoor of a few hundred steps only would go with any fine-tuning."""
         plan = Plan(TINY)
         pairs = [pair for pair in plan.pairs() if pair[0].kind.warm]
         assert pairs
         for clean, backdoored in pairs:
-            starts = [plan.detector(d).needs["start"] for d in (clean, backdoored)]
-            assert {step.name for step in starts} == {f"use/clean_{clean.seed}"}
+            starts = [plan.detector(d).needs["start"].name for d in (clean, backdoored)]
+            assert starts == [f"use/clean_{clean.seed}", f"use/backdoored_{clean.seed}"]
 
     def test_population_is_large_enough(self) -> None:
         steps = EXPERIMENT_REGISTRY.get("population")().steps(Plan(TINY))
