@@ -10,7 +10,7 @@ from typing import NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLORS = ("#4c566a", "#c2410c", "#0f766e", "#7c3aed", "#b45309", "#1d4ed8")
+_COLORS = ("#4c566a", "#c2410c", "#0f766e", "#7c3aed", "#ca8a04", "#1d4ed8")
 _DPI = 130
 
 

@@ -148,6 +148,6 @@ def _at_least(what: str, least: float, value: float | None) -> Bar:
     return Bar(
         what,
         f"at least {least}",
-        "not measured" if value is None else f"{value:.2f}",
+        "not measured" if value is None else f"{value:.3f}",
         None if value is None else value >= least,
     )
