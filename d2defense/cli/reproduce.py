@@ -151,8 +151,8 @@ def _profile(args: argparse.Namespace) -> StudyProfile:
         profile = replace(profile, photos=Photos(str(folder)))
     return replace(
         profile,
-        training=(*profile.training, *args.training_opts),
-        repair=(*profile.repair, *args.repair_opts),
+        training_opts=tuple(args.training_opts),
+        repair_opts=tuple(args.repair_opts),
     )
 
 

@@ -123,12 +123,17 @@ class Plan:
         kinds = self.profile.detectors
         return next((kind for kind in kinds if kind.name == "faster_rcnn_fpn"), kinds[0])
 
-    @cached_property
-    def last_iteration(self) -> int:
+    def last_iteration(self, detector: Detector, repair: Repair) -> int:
         """How many steps of fine-tuning a repair takes."""
         cfg = get_d2defense_cfg()
-        merge_overrides(cfg, [str(value) for value in self.profile.repair])
+        pairs = (*self._schedule(detector, repair), *repair.overrides)
+        merge_overrides(cfg, [str(value) for value in pairs])
         return cfg.REMOVAL.SOLVER.MAX_ITER
+
+    def figure_points(self, repair: Repair) -> list[int]:
+        """Steps of fine-tuning after which Figure 4 measures a repair, besides the last."""
+        last = self.last_iteration(self.followed, repair)
+        return [point for point in self.profile.figure_points if point < last]
 
     # -- steps
 
@@ -175,7 +180,7 @@ class Plan:
             "output": f"models/{detector.name}",
             "config": config,
             # Evaluation has a step of its own.
-            "overrides": [*pairs, "DATASETS.TEST", "()"],
+            "overrides": [*pairs, *self.profile.training_opts, "DATASETS.TEST", "()"],
             "data": data or [],
         }
         return Step(f"train/{detector.name}", "train", arguments, needs or {})
@@ -285,7 +290,7 @@ class Plan:
         """KEY VALUE pairs of a repair's schedule."""
         comparison = () if repair.as_default else self.profile.comparison
         of_kind = detector.kind.repair if detector.kind and not repair.as_default else ()
-        return (*self.profile.repair, *comparison, *of_kind)
+        return (*self.profile.repair, *comparison, *of_kind, *self.profile.repair_opts)
 
     def _keep_every(self, detector: Detector, repair: Repair, images: int | None) -> int:
         """How often a repair keeps its weights: those that Figure 4 follows do."""

@@ -106,8 +106,11 @@ class StudyProfile:
         unseen: attacks whose triggers no patch of the augmentation resembles, likewise.
         fine_tuning: KEY VALUE pairs of these trainings.
         photos: a dataset of one's own beside it.
+        training_opts: KEY VALUE pairs of every training, over all others.
+        repair_opts: of every repair, over all but those that tell repairs apart.
         experiments: that are asked for where none are named; all of them if empty.
-        figure_points: steps of fine-tuning after which Figure 4 measures, besides the last.
+        figure_points: steps of fine-tuning after which Figure 4 measures, besides the last; of a
+            shorter repair, those before its end.
     """
 
     name: str
@@ -127,6 +130,8 @@ class StudyProfile:
     fine_tuning: Pairs = ()
     photos: Photos | None = None
     figure_points: tuple[int, ...] = ()
+    training_opts: Pairs = ()
+    repair_opts: Pairs = ()
     experiments: tuple[str, ...] = ()
 
 

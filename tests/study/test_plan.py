@@ -48,6 +48,35 @@ class TestEveryProfile:
         assert f"{len(all_steps(plan))} steps have no result" in path.read_text()
         assert all(bar.met is None for bar in bars)
 
+    def test_what_is_asked_for_goes_over_every_schedule(self, name: str) -> None:
+        profile = replace(
+            PROFILES[name],
+            training_opts=("SOLVER.MAX_ITER", "7"),
+            repair_opts=("REMOVAL.SOLVER.MAX_ITER", "5"),
+        )
+        steps = all_steps(Plan(profile))
+        ends = set()
+        for step in steps:
+            if step.action in ("train", "repair"):
+                cfg = get_d2defense_cfg()
+                merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
+                solver = cfg.SOLVER if step.action == "train" else cfg.REMOVAL.SOLVER
+                # The study of steps has them for its subject.
+                if not step.name.endswith("_steps"):
+                    ends.add((step.action, solver.MAX_ITER))
+        assert ends <= {("train", 7), ("repair", 5)}
+        assert ("repair", 5) in ends
+
+    def test_figure_4_measures_before_the_end(self, name: str) -> None:
+        for step in EXPERIMENT_REGISTRY.get("figure4")().steps(Plan(PROFILES[name])):
+            at = re.search(r"@(\d+)$", step.name)
+            if at:
+                repair = step.needs["model"]
+                cfg = get_d2defense_cfg()
+                merge_overrides(cfg, [str(value) for value in repair.arguments["overrides"]])
+                assert int(at[1]) < cfg.REMOVAL.SOLVER.MAX_ITER
+                assert int(at[1]) % repair.arguments["keep_every"] == 0
+
 
 class TestTiny:
     def test_has_three_seeds_of_four_detectors_clean_and_attacked(self) -> None:

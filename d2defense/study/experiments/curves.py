@@ -69,7 +69,7 @@ class Curves(Experiment):
             self.title,
             f"{plan.main_kind.title}, seed {backdoored.seed}, one run each. The images are drawn "
             f"from {plan.profile.pool}; {plan.profile.defender_images} is the profile's own "
-            "set; the number of steps stays.",
+            "set; each repair's number of steps stays.",
             tuple(tables),
             figures,
         )
@@ -88,5 +88,5 @@ def _with_images(plan: Plan, repair: Repair, images: int) -> Step:
 
 def _with_steps(plan: Plan, repair: Repair, steps: int) -> Step:
     _, backdoored = plan.of_kind(plan.main_kind)[0]
-    own = steps == plan.last_iteration
+    own = steps == plan.last_iteration(backdoored, repair)
     return plan.measure_repaired(backdoored, repair if own else repair.with_steps(steps))

@@ -27,17 +27,17 @@ class Figure4(Experiment):
         return [plan.measure(backdoored)] + [
             plan.measure_repaired(backdoored, repair, iteration=iteration)
             for repair in COMPARED
-            for iteration in (*plan.profile.figure_points, None)
+            for iteration in (*plan.figure_points(repair), None)
         ]
 
     def report(self, plan: Plan, results: StepResults) -> Section:
         """The figure and its numbers."""
         backdoored = plan.followed
-        last = plan.last_iteration
         curves, rows = {}, []
         for repair in COMPARED:
             measured = {0: results.get(plan.measure(backdoored))}
-            for iteration in (*plan.profile.figure_points, None):
+            last = plan.last_iteration(backdoored, repair)
+            for iteration in (*plan.figure_points(repair), None):
                 step = plan.measure_repaired(backdoored, repair, iteration=iteration)
                 measured[iteration or last] = results.get(step)
             known = {at: value for at, value in measured.items() if value and _has_ap(value)}
