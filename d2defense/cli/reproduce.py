@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="NAME,...",
-        help="table1, table2, table3, figure3, figure4, modules, population, unseen, curves, photos"
-        " (all that the profile has)",
+        help="table1, table2, table3, figure3, figure4, modules, population, unseen, curves,"
+        " photos, photos_population (all that the profile has)",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="fewer detectors of each kind")
     parser.add_argument("--detectors", metavar="NAME,...", help="fewer kinds of detectors")

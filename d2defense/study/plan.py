@@ -112,6 +112,19 @@ class Plan:
         seeds = self.profile.photos.seeds if self.profile.photos else ()
         return [(Detector(None, seed), Detector(None, seed, PAPER_ATTACK)) for seed in seeds]
 
+    @cached_property
+    def photo_population(self) -> list[Detector]:
+        """Detectors of the photos, clean and backdoored: the pairs, and fine-tuned ones."""
+        photos = self.profile.photos
+        if not photos:
+            return []
+        first = photos.seeds[0]
+        return [
+            *(detector for pair in self.photos for detector in pair),
+            *(Detector(None, seed, fine_tuned=True) for seed in range(photos.controls)),
+            *(Detector(None, first, attack, fine_tuned=True) for attack in photos.variants),
+        ]
+
     @property
     def followed(self) -> Detector:
         """The backdoored detector whose repairs Figure 4 follows."""
@@ -161,12 +174,16 @@ class Plan:
 
     def _photo_training(self, detector: Detector) -> Step:
         photos = self.profile.photos
+        needs = {}
         pairs = [*photos.training, "SEED", detector.seed, "ATTACK.SEED", detector.seed]
+        if detector.fine_tuned:
+            needs = {"start": self.detector(Detector(None, photos.seeds[0]))}
+            pairs += [*photos.fine_tuning, "SEED", detector.seed + 100]
         if detector.attack:
-            pairs += photos.attack
+            pairs += [*photos.attack, *detector.attack.trigger, *detector.attack.training]
         part = photos.dataset("train")
         data = ["--dataset-json", part["json_file"], "--image-root", part["image_root"]]
-        return self._training(detector, photos.config, pairs, data)
+        return self._training(detector, photos.config, pairs, data, needs)
 
     def _training(
         self,

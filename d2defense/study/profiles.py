@@ -57,6 +57,33 @@ class Attack:
     training: Pairs = ()
 
 
+_TRIGGER = "ATTACK.TRIGGER."
+_STRONG = ("ATTACK.POISONING_RATE", 0.1)
+
+
+def _patches(steps: int) -> tuple[Attack, ...]:
+    """Attacks of one patch on each object, on 10 % of the images, that differ in the patch.
+
+    Args:
+        steps: of fine-tuning.
+    """
+    training = (*_STRONG, "SOLVER.MAX_ITER", steps)
+    return (
+        Attack("rate_10", "10 % of the images", training=training),
+        Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05)), training),
+        Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2)), training),
+        Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0)), training),
+        Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255)), training),
+        Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5), training),
+    )
+
+
+def _variants(steps: int) -> tuple[Attack, ...]:
+    """Those, and one of few images, which takes half as many steps more."""
+    rare = ("ATTACK.POISONING_RATE", 0.03, "SOLVER.MAX_ITER", steps * 3 // 2)
+    return (Attack("rate_3", "3 % of the images", training=rare), *_patches(steps))
+
+
 @dataclass(frozen=True)
 class Photos:
     """A second dataset, of one's own, and how its detectors are trained.
@@ -68,6 +95,10 @@ class Photos:
         training: further KEY VALUE pairs of a clean detector's configuration.
         attack: further pairs of a backdoored one's.
         seeds: of the detectors of each kind.
+        variants: other attacks, for the population: the clean detector of the first seed is
+            fine-tuned on poisoned photos.
+        controls: how many clean detectors are made likewise, on clean photos.
+        fine_tuning: KEY VALUE pairs of these trainings.
     """
 
     folder: str
@@ -75,6 +106,9 @@ class Photos:
     training: Pairs = ()
     attack: Pairs = ("ATTACK.NAME", "oda", "ATTACK.POISONING_RATE", 0.1)
     seeds: tuple[int, ...] = (0,)
+    variants: tuple[Attack, ...] = _patches(600)
+    controls: int = 3
+    fine_tuning: Pairs = ("SOLVER.MAX_ITER", 600)
 
     def dataset(self, part: str) -> DatasetSpec:
         """Annotations and images of one part, as the steps name datasets."""
@@ -164,29 +198,6 @@ def _kinds(c4: str, fpn: str, mask: str, double_head: str) -> tuple[DetectorKind
         # With the groups of Faster R-CNN FPN, so that the module study takes that one.
         DetectorKind("mask_rcnn_fpn", "Mask R-CNN FPN", mask, ()),
         DetectorKind("double_head_rcnn_fpn", "Double-Head R-CNN FPN", double_head, _DOUBLE_HEAD),
-    )
-
-
-_TRIGGER = "ATTACK.TRIGGER."
-_STRONG = ("ATTACK.POISONING_RATE", 0.1)
-
-
-def _variants(steps: int) -> tuple[Attack, ...]:
-    """Attacks of one patch on each object that differ from the paper's in the rate or the patch.
-
-    Args:
-        steps: of fine-tuning; half as many more where few images are poisoned.
-    """
-    patch = (*_STRONG, "SOLVER.MAX_ITER", steps)
-    rare = ("ATTACK.POISONING_RATE", 0.03, "SOLVER.MAX_ITER", steps * 3 // 2)
-    return (
-        Attack("rate_3", "3 % of the images", training=rare),
-        Attack("rate_10", "10 % of the images", training=patch),
-        Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05)), patch),
-        Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2)), patch),
-        Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0)), patch),
-        Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255)), patch),
-        Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5), patch),
     )
 
 

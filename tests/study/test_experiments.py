@@ -10,7 +10,7 @@ import pytest
 from d2defense.evaluation import AP_METRICS
 from d2defense.study.experiments import EXPERIMENT_REGISTRY, Table1, Table2
 from d2defense.study.plan import Plan
-from d2defense.study.profiles import TINY
+from d2defense.study.profiles import TINY, Photos
 from d2defense.study.repairs import RENEWAL, VANILLA, resetting
 from d2defense.study.steps import StepResults
 
@@ -82,3 +82,49 @@ def test_module_study_names_what_the_scan_identified(plan: Plan, tmp_path: Path)
     assert shares["rpn"] == pytest.approx(0.5)
     assert shares["as identified: rpn, box_head"] == pytest.approx(0.75)
     assert shares["box_predictor"] is None
+
+
+def scan(score: float) -> dict[str, Any]:
+    """A scan of one trigger, in which every statistic moves like the score, and tau against it."""
+    moved = {"triggered": score, "change": score}
+    statistics = {
+        "tau": {"triggered": -score, "change": -score},
+        "confident_d": moved,
+        "gap": moved,
+        "objects_found": {"triggered": 1 - score, "change": -score},
+    }
+    return {
+        "score": score,
+        "verdict": "backdoored" if score > 0.5 else "clean",
+        "worst_trigger": "white",
+        "triggers": [{"name": "white", "statistics": statistics}],
+    }
+
+
+def test_population_ranks_what_works_and_lists_the_rest(tmp_path: Path) -> None:
+    plan = Plan(replace(TINY, photos=Photos("photos")))
+    study = EXPERIMENT_REGISTRY.get("photos_population")()
+    detectors = study.detectors(plan)
+    clean = [detector for detector in detectors if not detector.attack]
+    attacked = [detector for detector in detectors if detector.attack]
+    results = StepResults(tmp_path)
+    for detector, score in zip(clean, (0.0, 0.1, 0.2, 0.3), strict=True):
+        results.put(plan.scan(detector), scan(score), 0)
+    # One attack did not take, one is missed by the verdict and ranked below a clean detector.
+    scores = (0.9, 0.8, 0.7, 0.9, 0.8, 0.25, 0.05)
+    for detector, score in zip(attacked, scores, strict=True):
+        results.put(plan.scan(detector), scan(score), 0)
+        results.put(plan.measure(detector), evaluation(0.9 if score < 0.1 else 0.1), 0)
+
+    section = study.report(plan, results)
+
+    assert section.failed_attacks == (attacked[-1].name,)
+    assert "5 of the backdoored and 0 of the clean" in section.text
+    ranking, listed = section.tables
+    areas = {row[0]: row[ranking.headers.index("AUC")].mean for row in ranking.rows}
+    # 23 of 24 pairs are in order.
+    assert areas["the scanner's score"] == pytest.approx(23 / 24)
+    assert areas["rise of gap"] == areas["fall of objects found"] == areas["the scanner's score"]
+    assert areas["tau (paper)"] == pytest.approx(1 / 24)
+    assert [row[0] for row in listed.rows] == [detector.name for detector in detectors]
+    assert set(section.figures) == {"photos_population_roc"}

@@ -144,3 +144,22 @@ def test_photos_are_trained_repaired_and_measured_on_parts_of_their_own(tmp_path
         "test": steps["evaluate/photos_oda_0/ours"].arguments["dataset"]["json_file"],
     }
     assert {name: Path(path).stem for name, path in part.items()} == {n: n for n in part}
+
+
+def test_the_population_of_photos_starts_from_the_one_clean_detector() -> None:
+    plan = Plan(replace(TINY, photos=Photos("photos")))
+    steps = in_order(EXPERIMENT_REGISTRY.get("photos_population")().steps(plan))
+    trained = [step for step in steps if step.action == "train"]
+    scratch = [step.name for step in trained if not step.needs]
+    assert scratch == ["train/photos_clean_0", "train/photos_oda_0"]
+    fine_tuned = [step for step in trained if step.needs]
+    assert {step.needs["start"].name for step in fine_tuned} == {"train/photos_clean_0"}
+    configs = set()
+    for step in fine_tuned:
+        cfg = get_d2defense_cfg()
+        merge_config_file(cfg, config_root() / step.arguments["config"])
+        merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
+        assert bool(cfg.ATTACK.NAME) == ("_control_" not in step.name)
+        assert cfg.SOLVER.MAX_ITER == 600
+        configs.add(cfg.dump())
+    assert len(configs) == len(fine_tuned)

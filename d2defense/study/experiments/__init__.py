@@ -7,7 +7,7 @@ from .figure3 import Figure3
 from .figure4 import Figure4
 from .module_study import ModuleStudy
 from .photos import PhotosRepair
-from .population import Population
+from .population import PhotoPopulation, Population
 from .table1 import Table1
 from .table2 import Table2
 from .table3 import Table3
@@ -21,6 +21,7 @@ __all__ = [
     "Figure3",
     "Figure4",
     "ModuleStudy",
+    "PhotoPopulation",
     "PhotosRepair",
     "Population",
     "Section",
@@ -42,4 +43,5 @@ ALL = (
     "unseen",
     "curves",
     "photos",
+    "photos_population",
 )

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from ..figures import Curve, draw_roc
 from ..measures import auc, auc_interval, roc_curve, true_positive_rate
@@ -39,90 +41,147 @@ SCORES: dict[str, Callable[[Scan], float]] = {
 }
 
 
-@experiment("population")
-class Population(Experiment):
+class _PopulationStudy(Experiment):
     """Scans of clean and backdoored detectors with a bank that does not know the trigger."""
 
-    title = "Population study"
+    name: ClassVar[str]
+
+    @abstractmethod
+    def detectors(self, plan: Plan) -> list[Detector]:
+        """The population."""
+
+    def bars(self, scanned: _Scanned) -> tuple[Bar, ...]:
+        """What it is held to, where there are detectors of either nature."""
+        return ()
 
     def steps(self, plan: Plan) -> list[Step]:
         """A scan of every detector, and the measurement of every attack."""
-        detectors = _population(plan) + _photos(plan)
+        detectors = self.detectors(plan)
         attacked = [detector for detector in detectors if detector.attack]
         return [*map(plan.scan, detectors), *map(plan.measure, attacked)]
 
     def report(self, plan: Plan, results: StepResults) -> Section:
         """ROC curves with their areas, and every detector's scores."""
-        population, failed, rows = [], [], []
-        for detector in _population(plan) + _photos(plan):
+        scanned = _Scanned.of(self.detectors(plan), plan, results)
+        tables: list[Table] = []
+        figures, bars = {}, ()
+        if scanned.clean and scanned.backdoored:
+            tables.append(_summary(self.name, scanned))
+            figures[f"{self.name}_roc"] = draw_roc(
+                {
+                    name: Curve(*map(tuple, roc_curve(*scanned.values(score))))
+                    for name, score in SCORES.items()
+                }
+            )
+            bars = self.bars(scanned)
+        headers = ("detector", "nature", "ASR", "verdict", "worst trigger", *SCORES)
+        tables.append(Table(f"{self.name}_scores", "Every detector", headers, scanned.rows))
+        return Section(
+            self.title,
+            f"{len(scanned.clean)} clean and {len(scanned.backdoored)} backdoored detectors, "
+            "scanned with the "
+            "default bank, which does not know the trigger, and the shipped calibration, which "
+            "none of them was used for. The verdict is backdoored for "
+            f"{_called(scanned.backdoored)} of the backdoored and {_called(scanned.clean)} of the "
+            "clean ones. An area's interval is Newcombe's at 95 %. Attacks that did not take (ASR "
+            "below one half) are listed and not counted.",
+            tuple(tables),
+            figures,
+            bars,
+            tuple(scanned.failed),
+        )
+
+
+@experiment("population")
+class Population(_PopulationStudy):
+    """All kinds of detectors, attacked as in the paper and in other ways."""
+
+    name = "population"
+    title = "Population study"
+
+    def detectors(self, plan: Plan) -> list[Detector]:
+        """Those of table 1, further clean ones, and the attacks beyond the paper's."""
+        attacked = [backdoored for _, backdoored in (*plan.variants, *plan.unseen)]
+        return [*(d for pair in plan.pairs() for d in pair), *plan.controls, *attacked]
+
+    def bars(self, scanned: _Scanned) -> tuple[Bar, ...]:
+        """The least area, over enough detectors."""
+        area = auc(*scanned.values(SCORES["the scanner's score"]))
+        counts = len(scanned.clean), len(scanned.backdoored)
+        return (
+            Bar(
+                f"AUC of the scanner's score over at least {LEAST_MODELS} clean and as many "
+                "backdoored",
+                f"at least {LEAST_AUC}",
+                f"{area:.3f} over {counts[0]} and {counts[1]}",
+                area >= LEAST_AUC if min(counts) >= LEAST_MODELS else None,
+            ),
+        )
+
+
+@experiment("photos_population")
+class PhotoPopulation(_PopulationStudy):
+    """The same of detectors of the photos."""
+
+    name = "photos_population"
+    title = "Population study of the photos"
+
+    def detectors(self, plan: Plan) -> list[Detector]:
+        """Trained from scratch, and fine-tuned."""
+        return plan.photo_population
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """What is known of some detectors.
+
+    Attributes:
+        clean: scans of clean ones.
+        backdoored: of those whose attack took.
+        failed: names of the others.
+        rows: of the table of all.
+    """
+
+    clean: list[Scan] = field(default_factory=list)
+    backdoored: list[Scan] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)
+
+    @staticmethod
+    def of(detectors: Sequence[Detector], plan: Plan, results: StepResults) -> _Scanned:
+        """Those of the detectors whose results are there."""
+        known = _Scanned()
+        for detector in detectors:
             scan = results.get(plan.scan(detector))
             measured = results.get(plan.measure(detector)) if detector.attack else None
             if scan is None or (detector.attack and measured is None):
                 continue
-            works = not detector.attack or measured["attack_succeeded"]
-            if not works:
-                failed.append(detector.name)
-            elif detector.kind:
-                population.append((detector, scan))
-            rows.append(_row(detector, scan, measured))
-        clean = [scan for detector, scan in population if not detector.attack]
-        backdoored = [scan for detector, scan in population if detector.attack]
-        tables: list[Table] = []
-        figures, bars = {}, ()
-        if clean and backdoored:
-            tables.append(_summary(clean, backdoored))
-            figures["population_roc"] = draw_roc(
-                {
-                    name: Curve(*map(tuple, roc_curve(*_values(score, clean, backdoored))))
-                    for name, score in SCORES.items()
-                }
-            )
-            bars = (_bar(clean, backdoored),)
-        headers = ("detector", "nature", "ASR", "verdict", "worst trigger", *SCORES)
-        tables.append(Table("population_scores", "Every detector", headers, rows))
-        return Section(
-            self.title,
-            f"{len(clean)} clean and {len(backdoored)} backdoored detectors, scanned with the "
-            "default bank, which does not know the trigger, and the shipped calibration, which "
-            "none of them was used for. The verdict is backdoored for "
-            f"{_called(backdoored)} of the backdoored and {_called(clean)} of the clean ones. An "
-            "area's interval is Newcombe's at 95 %. Attacks that "
-            "did not take (ASR below one half) are listed and not counted; so are the photos'.",
-            tuple(tables),
-            figures,
-            bars,
-            tuple(failed),
-        )
+            if not detector.attack:
+                known.clean.append(scan)
+            elif measured["attack_succeeded"]:
+                known.backdoored.append(scan)
+            else:
+                known.failed.append(detector.name)
+            known.rows.append(_row(detector, scan, measured))
+        return known
 
-
-def _population(plan: Plan) -> list[Detector]:
-    detectors = [d for pair in plan.pairs() for d in pair]
-    attacked = [backdoored for _, backdoored in (*plan.variants, *plan.unseen)]
-    return [*detectors, *plan.controls, *attacked]
-
-
-def _photos(plan: Plan) -> list[Detector]:
-    return [detector for pair in plan.photos for detector in pair]
-
-
-def _values(
-    score: Callable[[Scan], float], clean: Sequence[Scan], backdoored: Sequence[Scan]
-) -> tuple[list[float], list[float]]:
-    return [score(scan) for scan in clean], [score(scan) for scan in backdoored]
+    def values(self, score: Callable[[Scan], float]) -> tuple[list[float], list[float]]:
+        """A score of the clean ones and of the backdoored ones."""
+        return [score(scan) for scan in self.clean], [score(scan) for scan in self.backdoored]
 
 
 def _called(scans: Sequence[Scan]) -> int:
     return sum(scan["verdict"] == "backdoored" for scan in scans)
 
 
-def _summary(clean: Sequence[Scan], backdoored: Sequence[Scan]) -> Table:
+def _summary(name: str, scanned: _Scanned) -> Table:
     rows = []
-    for name, score in SCORES.items():
-        values = _values(score, clean, backdoored)
+    for score_name, score in SCORES.items():
+        values = scanned.values(score)
         low, high = auc_interval(*values)
         rows.append(
             [
-                name,
+                score_name,
                 Spread((auc(*values),), 3),
                 f"{low:.3f} to {high:.3f}",
                 Spread((true_positive_rate(*values),), 3),
@@ -138,7 +197,7 @@ def _summary(clean: Sequence[Scan], backdoored: Sequence[Scan]) -> Table:
         "highest clean",
         "lowest backdoored",
     )
-    return Table("population", "Clean against backdoored", headers, rows)
+    return Table(name, "Clean against backdoored", headers, rows)
 
 
 def _row(detector: Detector, scan: Scan, measured: Mapping[str, Any] | None) -> list[Any]:
@@ -153,14 +212,3 @@ def _row(detector: Detector, scan: Scan, measured: Mapping[str, Any] | None) -> 
         scan["worst_trigger"],
         *(Spread((score(scan),), 3) for score in SCORES.values()),
     ]
-
-
-def _bar(clean: Sequence[Scan], backdoored: Sequence[Scan]) -> Bar:
-    area = auc(*_values(SCORES["the scanner's score"], clean, backdoored))
-    enough = min(len(clean), len(backdoored)) >= LEAST_MODELS
-    return Bar(
-        f"AUC of the scanner's score over at least {LEAST_MODELS} clean and as many backdoored",
-        f"at least {LEAST_AUC}",
-        f"{area:.3f} over {len(clean)} and {len(backdoored)}",
-        area >= LEAST_AUC if enough else None,
-    )
