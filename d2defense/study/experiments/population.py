@@ -67,12 +67,7 @@ class _PopulationStudy(Experiment):
         figures, bars = {}, ()
         if scanned.clean and scanned.backdoored:
             tables.append(_summary(self.name, scanned))
-            figures[f"{self.name}_roc"] = draw_roc(
-                {
-                    name: Curve(*map(tuple, roc_curve(*scanned.values(score))))
-                    for name, score in SCORES.items()
-                }
-            )
+            figures[f"{self.name}_roc"] = _draw(scanned)
             bars = self.bars(scanned)
         headers = ("detector", "nature", "ASR", "verdict", "worst trigger", *SCORES)
         tables.append(Table(f"{self.name}_scores", "Every detector", headers, scanned.rows))
@@ -172,6 +167,15 @@ class _Scanned:
 
 def _called(scans: Sequence[Scan]) -> int:
     return sum(scan["verdict"] == "backdoored" for scan in scans)
+
+
+def _draw(scanned: _Scanned) -> bytes:
+    """A ROC curve a score; its area is in the legend, since curves may hide one another."""
+    curves = {}
+    for name, score in SCORES.items():
+        values = scanned.values(score)
+        curves[f"{name} (AUC {auc(*values):.3f})"] = Curve(*map(tuple, roc_curve(*values)))
+    return draw_roc(curves)
 
 
 def _summary(name: str, scanned: _Scanned) -> Table:
