@@ -4,10 +4,12 @@
 #   PYTHON=python3.12      the interpreter to use (3.11, 3.12 or 3.13)
 #   VENV=path              the environment to install into, instead of .venv
 #   SYSTEM_SITE_PACKAGES=1 let a new environment see the interpreter's own packages
+#   TEST_WORKERS=4         how many processes make test runs in, each with one thread
 
 VENV ?= .venv
 RUN := $(VENV)/bin
 PYTEST_FLAGS ?=
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-sanitizers fuzz cuda-build lint format clean
@@ -23,7 +25,8 @@ demo: install ## Scan six detectors, repair a backdoored one, write runs/demo/re
 	@$(RUN)/d2defense demo
 
 test: install ## Run the tests that take minutes at most, with their coverage
-	@$(RUN)/python -m pytest -m "not slow" --cov=d2defense --cov-report=term $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile \
+		--cov=d2defense --cov-report=term $(PYTEST_FLAGS)
 
 # pytest's exit status 5 means that no test is marked slow.
 test-slow: install test-sanitizers fuzz ## Run the longer tests, sanitizer tests and fuzzing

@@ -52,7 +52,7 @@ RUNTIME = [
     "tensorboard>=2.12",
     "portalocker>=2.0",
 ]
-TEST = ["pytest>=8.0", "pytest-cov>=5.0", "hypothesis>=6.80", "ninja>=1.11"]
+TEST = ["pytest>=8.0", "pytest-cov>=5.0", "pytest-xdist>=3.6", "hypothesis>=6.80", "ninja>=1.11"]
 # Apart from the others: it has wheels for x86-64 Linux only, and needs clang to build elsewhere.
 FUZZING = ["atheris>=2.3"]
 RAY = ["ray>=2.9"]
