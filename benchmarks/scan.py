@@ -51,7 +51,7 @@ from d2defense.detection import (
     sample_records,
 )
 from d2defense.detection.observe import observe_batches
-from d2defense.engine.memory import keep_freed_memory
+from d2defense.memory import keep_freed_memory
 from d2defense.workflows.specimens import specimens_root
 
 DATASET = DatasetSource("synth_signs_defender")
@@ -302,12 +302,8 @@ def measure_one(
     """One scan in this process: its time, peak memory and, of a named checkpoint, the verdict."""
     import resource
 
-    from d2defense.detection import (
-        ObservationSettings,
-        inspect_detector,
-        load_calibration,
-        survey,
-    )
+    from d2defense.detection import inspect_detector, load_calibration, survey
+    from d2defense.statistics import ObservationSettings
 
     model, cfg, clean = _specimen(images, Path(checkpoint) if checkpoint else None)
     settings = ScanSettings(

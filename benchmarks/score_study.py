@@ -31,15 +31,9 @@ from d2defense.cli.arguments import (
     dataset_source,
 )
 from d2defense.cli.settings import add_settings_arguments, settings_config
-from d2defense.detection import (
-    STATISTICS,
-    Profile,
-    ScanSettings,
-    class_indices,
-    load_clean_images,
-    survey,
-)
+from d2defense.detection import Profile, ScanSettings, class_indices, load_clean_images, survey
 from d2defense.files import write_json, write_text
+from d2defense.statistics import STATISTICS
 from d2defense.workflows.scan import ScanImages
 
 # Which way a statistic goes under an attack: 1 up, -1 down.

@@ -4,12 +4,7 @@
 from .mapper import PoisoningDatasetMapper, TriggeredDatasetMapper, image_seed
 from .patterns import PATTERNS
 from .placement import PLACEMENTS, SIZE_UNITS
-from .poisoners import (
-    ATTACK_REGISTRY,
-    bears_trigger,
-    object_disappearance,
-    select_poisoned_images,
-)
+from .poisoners import ATTACK_REGISTRY, object_disappearance, select_poisoned_images
 from .stamping import stamp_batch_
 from .triggers import Trigger
 
@@ -21,7 +16,6 @@ __all__ = [
     "PoisoningDatasetMapper",
     "Trigger",
     "TriggeredDatasetMapper",
-    "bears_trigger",
     "image_seed",
     "object_disappearance",
     "select_poisoned_images",

@@ -15,7 +15,9 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from .poisoners import ATTACK_REGISTRY, Annotations, bears_trigger, select_poisoned_images
+from d2defense.statistics import bears_trigger
+
+from .poisoners import ATTACK_REGISTRY, Annotations, select_poisoned_images
 from .triggers import Trigger
 
 

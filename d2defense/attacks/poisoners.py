@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from detectron2.utils.registry import Registry
 
+from d2defense.statistics import bears_trigger
+
 Annotations = list[dict[str, Any]]
 
 ATTACK_REGISTRY = Registry("ATTACK")
@@ -15,11 +17,6 @@ ATTACK_REGISTRY.__doc__ = """
 Attacks by the name that ``ATTACK.NAME`` gives: functions from the annotations of one image to
 (the annotations whose objects get the trigger, the annotations that stay in training).
 """
-
-
-def bears_trigger(annotation: dict[str, Any]) -> bool:
-    """Whether an object of this annotation can bear a trigger: it is one object, not a crowd."""
-    return not annotation.get("iscrowd", 0)
 
 
 def object_disappearance(annotations: Annotations) -> tuple[Annotations, Annotations]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2defense.report.text import printable, shorten
+from d2defense.text import printable, shorten
 
 _MAX_PATH = 300
 _MAX_REASON = 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d2defense.report.text import printable
+from d2defense.text import printable
 
 from .discover import CheckpointSource
 

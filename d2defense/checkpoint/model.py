@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from d2defense.engine.device import resolve_device
+from d2defense.devices import resolve_device
 
 from .config import load_config
 from .errors import CheckpointError

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, and return 0, or 2 if a checkpoint could not be evaluated."""
     from d2defense.attacks import Trigger
     from d2defense.data import DatasetError
-    from d2defense.evaluation import ObservationSettings
     from d2defense.files import write_json
+    from d2defense.statistics import ObservationSettings
     from d2defense.workflows.evaluate import evaluate, format_evaluation
 
     configure_logging()

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Renew the checkpoint; 0, or 2 after one line on why it could not be."""
     from d2defense.checkpoint import find_checkpoints
-    from d2defense.engine.memory import keep_freed_memory
+    from d2defense.memory import keep_freed_memory
 
     configure_logging()
     keep_freed_memory()

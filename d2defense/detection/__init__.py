@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a detector and clean images to a verdict."""
 
-from d2defense.evaluation import STATISTICS, Observation, ObservationSettings
-
 from .bank import (
     DEFAULT_BANK,
     TriggerBankError,
@@ -29,7 +27,6 @@ from .verdict import Verdict
 __all__ = [
     "DECISIONS",
     "DEFAULT_BANK",
-    "STATISTICS",
     "Calibration",
     "CalibrationError",
     "ClassMap",
@@ -37,8 +34,6 @@ __all__ = [
     "CleanImage",
     "CleanImages",
     "Inspection",
-    "Observation",
-    "ObservationSettings",
     "Profile",
     "ScanSettings",
     "Survey",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2defense.ops import Terms
+from d2defense.statistics import Terms
 
 
 @dataclass(frozen=True)

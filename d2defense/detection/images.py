@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from torch import Tensor
 
-from d2defense.attacks import bears_trigger, image_seed
-from d2defense.evaluation.objects import annotated_objects, at_input_size
+from d2defense.attacks import image_seed
+from d2defense.statistics import annotated_objects, at_input_size, bears_trigger
 
 from .classes import UNKNOWN
 

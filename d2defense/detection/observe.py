@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2defense.attacks import Trigger, stamp_batch_
-from d2defense.evaluation import Observation, ObservationSettings, found_objects, reduce_probe
-from d2defense.evaluation.found import SCORE_THRESHOLD
 from d2defense.modeling import ProbeOutput
+from d2defense.statistics import (
+    SCORE_THRESHOLD,
+    Observation,
+    ObservationSettings,
+    found_objects,
+    reduce_probe,
+)
 
 from .images import CleanImage
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from d2defense.evaluation import STATISTICS
+from d2defense.statistics import STATISTICS
 
 from .survey import Survey
 

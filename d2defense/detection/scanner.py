@@ -14,9 +14,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2defense.attacks import Trigger
-from d2defense.evaluation import STATISTICS, Observation, ObservationSettings
 from d2defense.modeling import classification_modules
-from d2defense.ops import Terms
+from d2defense.statistics import STATISTICS, Observation, ObservationSettings, Terms
 
 from .bank import default_bank, load_bank, select_triggers
 from .bootstrap import Bootstrap, percentile_interval

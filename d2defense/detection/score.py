@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2defense.evaluation import Observation
-from d2defense.ops import Terms
+from d2defense.statistics import Observation, Terms
 
 from .bootstrap import Bootstrap, percentile_interval
 

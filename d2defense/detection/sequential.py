@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d2defense.evaluation import Observation
+from d2defense.statistics import Observation
 
 from .score import Decision
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from d2defense.evaluation import Observation
+from d2defense.statistics import Observation
 
 from .images import CleanImage
 from .observe import observe_batches

@@ -2,7 +2,6 @@
 """Training as Detectron2 does it, on data that an attack may have poisoned."""
 
 from .checkpointer import TrainingCheckpointer
-from .device import resolve_device
 from .trainer import Trainer
 
 __all__ = ["Trainer", "TrainingCheckpointer", "resolve_device"]

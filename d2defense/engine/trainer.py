@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from d2defense.attacks import PoisoningDatasetMapper, Trigger
 from d2defense.evaluation import (
-    ObservationSettings,
     ProbedDetector,
     build_coco_evaluator,
     build_paired_evaluator,
@@ -30,6 +29,7 @@ from d2defense.evaluation import (
     predicted_tasks,
     report_attack,
 )
+from d2defense.statistics import ObservationSettings
 
 from .checkpointer import TrainingCheckpointer
 from .loader import STEP, build_train_loader, enter_at

@@ -12,9 +12,6 @@ from .conditions import (
 )
 from .detector import AP_METRICS, evaluate_detector
 from .evaluators import build_coco_evaluator, build_paired_evaluator, predicted_tasks
-from .found import SUCCESSFUL_ASR, attack_succeeded, attack_success_rate, found_objects
-from .objects import annotated_objects, at_input_size
-from .observation import STATISTICS, Observation, ObservationSettings, reduce_probe
 from .probed import ProbedDetector
 
 __all__ = [
@@ -22,25 +19,15 @@ __all__ = [
     "CLEAN",
     "CONDITIONS",
     "EVALUATED_STATISTICS",
-    "STATISTICS",
-    "SUCCESSFUL_ASR",
     "TRIGGERED",
     "AttackEvaluator",
     "ConditionDatasetMapper",
     "ConditionEvaluator",
-    "Observation",
-    "ObservationSettings",
     "ProbedDetector",
-    "annotated_objects",
-    "at_input_size",
-    "attack_succeeded",
-    "attack_success_rate",
     "build_coco_evaluator",
     "build_paired_evaluator",
     "build_paired_test_loader",
     "evaluate_detector",
-    "found_objects",
     "predicted_tasks",
-    "reduce_probe",
     "report_attack",
 ]

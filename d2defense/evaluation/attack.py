@@ -16,12 +16,21 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from d2defense.modeling import ProbeOutput
-from d2defense.ops import Terms
+from d2defense.statistics import (
+    STATISTICS,
+    SUCCESSFUL_ASR,
+    ObservationSettings,
+    Terms,
+    all_proposals_tau_terms,
+    annotated_objects,
+    at_input_size,
+    attack_succeeded,
+    attack_success_rate,
+    found_objects,
+    reduce_probe,
+)
 
 from .conditions import CLEAN, CONDITION, CONDITIONS, TRIGGERED, result_name
-from .found import SUCCESSFUL_ASR, attack_succeeded, attack_success_rate, found_objects
-from .objects import annotated_objects, at_input_size
-from .observation import STATISTICS, ObservationSettings, all_proposals_tau_terms, reduce_probe
 from .probed import PROBE
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from d2defense.attacks import Trigger
+from d2defense.statistics import ObservationSettings, attack_succeeded
 
 from .conditions import CONDITIONS, build_paired_test_loader, result_name
 from .evaluators import build_paired_evaluator
-from .found import attack_succeeded
-from .observation import ObservationSettings
 from .probed import ProbedDetector
 
 AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -9,9 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 
+from d2defense.statistics import ObservationSettings
+
 from .attack import AttackEvaluator
 from .conditions import CLEAN, TRIGGERED, ConditionEvaluator
-from .observation import ObservationSettings
 
 
 def predicted_tasks(cfg: CfgNode) -> tuple[str, ...]:

@@ -25,9 +25,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from d2defense.evaluation import found as matching
-from d2defense.report import text
+from d2defense import text
 from d2defense.report.examples import Example
+from d2defense.statistics import found as matching
 
 # Okabe and Ito's palette, told apart by every common form of colour vision; found and missed
 # objects differ in line style besides.

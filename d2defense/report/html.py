@@ -24,8 +24,7 @@ import jinja2
 from markupsafe import Markup
 
 import d2defense
-from d2defense import files
-from d2defense.report import text
+from d2defense import files, text
 from d2defense.report.results import (
     MAX_PNG_BYTES,
     VERDICTS,

@@ -14,7 +14,7 @@ from typing import Any
 
 import jsonschema
 
-from d2defense.report.text import shorten
+from d2defense.text import shorten
 
 #: Version of the format that this package writes and reads.
 SCHEMA_VERSION = 2

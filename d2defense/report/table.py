@@ -12,8 +12,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from d2defense import files
-from d2defense.report import text
+from d2defense import files, text
 from d2defense.report.results import (
     SCHEMA_VERSION,
     Result,

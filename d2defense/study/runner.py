@@ -143,7 +143,7 @@ def _begin(workplace: Workplace, parent: int) -> None:
     # Not earlier, for what they print when they are imported.
     import torch
 
-    from d2defense.engine.memory import keep_freed_memory
+    from d2defense.memory import keep_freed_memory
 
     torch.set_num_threads(workplace.threads)
     keep_freed_memory()

@@ -12,15 +12,8 @@ from tabulate import tabulate
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints
 from d2defense.data import DatasetError, DatasetSource
-from d2defense.evaluation import (
-    AP_METRICS,
-    CONDITIONS,
-    SUCCESSFUL_ASR,
-    TRIGGERED,
-    ObservationSettings,
-    attack_succeeded,
-    evaluate_detector,
-)
+from d2defense.evaluation import AP_METRICS, CONDITIONS, TRIGGERED, evaluate_detector
+from d2defense.statistics import SUCCESSFUL_ASR, ObservationSettings, attack_succeeded
 
 from .classes import check_classes
 

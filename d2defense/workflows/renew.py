@@ -21,7 +21,7 @@ from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.checkpoint.yaml_file import load_document
 from d2defense.config import merge_overrides
 from d2defense.data import DatasetSource
-from d2defense.engine import resolve_device
+from d2defense.devices import resolve_device
 from d2defense.files import write_bytes
 from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
 

@@ -23,7 +23,8 @@ from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings
-from d2defense.engine import Trainer, resolve_device
+from d2defense.devices import resolve_device
+from d2defense.engine import Trainer
 from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text

@@ -26,12 +26,13 @@ from d2defense.checkpoint import load_weights
 from d2defense.checkpoint.discover import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import ensure_dataset
-from d2defense.engine import Trainer, TrainingCheckpointer, provenance, resolve_device
-from d2defense.engine.memory import keep_freed_memory
-from d2defense.evaluation import ObservationSettings
+from d2defense.devices import resolve_device
+from d2defense.engine import Trainer, TrainingCheckpointer, provenance
 from d2defense.files import write_bytes
+from d2defense.memory import keep_freed_memory
 from d2defense.modeling import instrument_config
 from d2defense.removal import RenewalTrainer
+from d2defense.statistics import ObservationSettings
 
 from .own_data import OwnData
 

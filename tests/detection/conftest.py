@@ -9,7 +9,6 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2defense.detection import (
-    STATISTICS,
     Calibration,
     CleanImage,
     Profile,
@@ -17,6 +16,7 @@ from d2defense.detection import (
     load_clean_images,
     select_triggers,
 )
+from d2defense.statistics import STATISTICS
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d2defense.detection.bootstrap import Bootstrap, percentile_interval
-from d2defense.ops import Terms
+from d2defense.statistics import Terms
 
 
 def test_statistic_over_resampled_images():

@@ -10,14 +10,8 @@ import torch
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
-from d2defense.detection import (
-    STATISTICS,
-    Observation,
-    ObservationSettings,
-    observe,
-    observe_batches,
-    stamped,
-)
+from d2defense.detection import observe, observe_batches, stamped
+from d2defense.statistics import STATISTICS, Observation, ObservationSettings
 
 WHITE = Trigger("white")
 SETTINGS = ObservationSettings(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from d2defense.detection import STATISTICS
+from d2defense.statistics import STATISTICS
 
 TOOL = Path(__file__).resolve().parents[2] / "benchmarks" / "score_study.py"
 

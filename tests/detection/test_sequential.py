@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.detection import Observation
 from d2defense.detection.score import FALL, PAPER
 from d2defense.detection.sequential import SequentialTest
-from d2defense.ops import Terms
+from d2defense.statistics import Observation, Terms
 
 LIMIT = 0.1
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.detection import Observation
 from d2defense.detection.bootstrap import Bootstrap
 from d2defense.detection.dominant import dominant_modules
 from d2defense.detection.score import FALL, checkpoint_score
 from d2defense.detection.verdict import decide
-from d2defense.ops import Terms
+from d2defense.statistics import Observation, Terms
 
 
 @pytest.fixture

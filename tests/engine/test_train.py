@@ -17,7 +17,8 @@ from d2defense.cli.main import main
 from d2defense.config import config_root
 from d2defense.data import load_dataset
 from d2defense.data.fingerprint import dataset_fingerprint
-from d2defense.engine import Trainer, resolve_device
+from d2defense.devices import resolve_device
+from d2defense.engine import Trainer
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIGNS = config_root() / "SynthSigns"

@@ -24,14 +24,13 @@ from d2defense.data import DatasetSource
 from d2defense.detection import load_clean_images, observe
 from d2defense.evaluation import (
     AP_METRICS,
-    STATISTICS,
     AttackEvaluator,
-    ObservationSettings,
     ProbedDetector,
     build_paired_evaluator,
     build_paired_test_loader,
     evaluate_detector,
 )
+from d2defense.statistics import STATISTICS, ObservationSettings
 
 WHITE = Trigger("white")
 SETTINGS = ObservationSettings(topk=3, epsilon=0.05, objectness_floor=0.6, iou_threshold=0.6)

@@ -18,13 +18,9 @@ from torch import nn
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
-from d2defense.evaluation import (
-    AP_METRICS,
-    EVALUATED_STATISTICS,
-    ObservationSettings,
-    evaluate_detector,
-)
+from d2defense.evaluation import AP_METRICS, EVALUATED_STATISTICS, evaluate_detector
 from d2defense.modeling import ProbeOutput
+from d2defense.statistics import ObservationSettings
 
 WHITE = Trigger("white")
 

@@ -8,16 +8,8 @@ import math
 import pytest
 import torch
 
-from d2defense.ops import (
-    confident_d,
-    extension_available,
-    gap,
-    inconsistency,
-    inconsistency_reference,
-    mean_foreground,
-    mean_objectness,
-    tau,
-)
+from d2defense.ops import extension_available, inconsistency, inconsistency_reference
+from d2defense.statistics import confident_d, gap, mean_foreground, mean_objectness, tau
 
 IMPLEMENTATIONS = [inconsistency_reference]
 if extension_available():

@@ -33,7 +33,7 @@ from d2defense.report.results import (
     error_result,
     validate_result,
 )
-from d2defense.report.text import shorten
+from d2defense.text import shorten
 
 from ..examples import example_pairs
 from .images import ScanImages

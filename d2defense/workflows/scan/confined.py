@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from d2defense.engine.memory import keep_freed_memory
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
 from d2defense.isolation.messages import Channel
+from d2defense.memory import keep_freed_memory
 from d2defense.report.results import FIGURE_FILES, error_result, is_png, validate_result
-from d2defense.report.text import shorten
+from d2defense.text import shorten
 
 from .checkpoint import Scanned, ScanTask, run_task
 

@@ -18,7 +18,7 @@ from d2defense.files import write_bytes, write_json
 from d2defense.report.html import REPORT_FILE, write_scan_report
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, error_result
 from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
-from d2defense.report.text import shorten
+from d2defense.text import shorten
 
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor

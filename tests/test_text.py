@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2defense.report import text
+from d2defense import text
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cf", "Cc"])))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics that detection decides on, each defined here and nowhere else.
+"""The statistics of proposals and objects, each defined here and nowhere else.
 
 Every statistic is a ratio of two sums, kept as the terms of each image or of each target, so that
 the same definition gives the number over all images and that over any resample of them.

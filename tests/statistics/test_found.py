@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2defense.evaluation import attack_succeeded, attack_success_rate, found_objects
+from d2defense.statistics import attack_succeeded, attack_success_rate, found_objects
 
 TARGETS = torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]])
 CLASSES = torch.tensor([1, 2])

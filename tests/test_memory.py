@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from d2defense.engine.memory import keep_freed_memory
+from d2defense.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def use():

@@ -9,7 +9,10 @@ import torch
 from detectron2.structures import BoxMode
 from torch import Tensor
 
-from d2defense.attacks import bears_trigger
+
+def bears_trigger(annotation: dict[str, Any]) -> bool:
+    """Whether an object of this annotation can bear a trigger: it is one object, not a crowd."""
+    return not annotation.get("iscrowd", 0)
 
 
 def annotated_objects(record: dict[str, Any]) -> tuple[Tensor, Tensor]:

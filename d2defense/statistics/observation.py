@@ -11,12 +11,12 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from d2defense.modeling import ProbeOutput
-from d2defense.ops import (
-    InconsistencyResult,
+from d2defense.ops import InconsistencyResult, inconsistency
+
+from .terms import (
     Terms,
     confident_d_terms,
     gap_terms,
-    inconsistency,
     target_mean_terms,
     tau_terms,
     true_class_terms,

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured of a detector on images: sums per image, and which objects were found."""
+
+from .found import (
+    IOU_THRESHOLD,
+    SCORE_THRESHOLD,
+    SUCCESSFUL_ASR,
+    attack_succeeded,
+    attack_success_rate,
+    found_objects,
+)
+from .objects import annotated_objects, at_input_size, bears_trigger
+from .observation import (
+    PRECISIONS,
+    STATISTICS,
+    Observation,
+    ObservationSettings,
+    all_proposals_tau_terms,
+    reduce_probe,
+)
+from .terms import (
+    Terms,
+    confident_d,
+    confident_d_terms,
+    gap,
+    gap_terms,
+    mean_foreground,
+    mean_objectness,
+    target_mean_terms,
+    tau,
+    tau_terms,
+    true_class_terms,
+    unmatched_foreground_terms,
+)
+
+__all__ = [
+    "IOU_THRESHOLD",
+    "PRECISIONS",
+    "SCORE_THRESHOLD",
+    "STATISTICS",
+    "SUCCESSFUL_ASR",
+    "Observation",
+    "ObservationSettings",
+    "Terms",
+    "all_proposals_tau_terms",
+    "annotated_objects",
+    "at_input_size",
+    "attack_succeeded",
+    "attack_success_rate",
+    "bears_trigger",
+    "confident_d",
+    "confident_d_terms",
+    "found_objects",
+    "gap",
+    "gap_terms",
+    "mean_foreground",
+    "mean_objectness",
+    "reduce_probe",
+    "target_mean_terms",
+    "tau",
+    "tau_terms",
+    "true_class_terms",
+    "unmatched_foreground_terms",
+]
