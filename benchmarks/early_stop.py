@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from d2defense.checkpoint import build_detector, find_checkpoints
+from d2defense.checkpoint import find_checkpoints
 from d2defense.cli.arguments import (
     add_common_arguments,
     add_dataset_arguments,
@@ -26,14 +26,13 @@ from d2defense.cli.settings import (
     settings_config,
 )
 from d2defense.detection import (
+    ScanImages,
     ScanSettings,
     calibration_from_config,
-    class_indices,
     inspect_detector,
-    load_clean_images,
+    open_subject,
 )
 from d2defense.files import write_text
-from d2defense.workflows.scan import ScanImages
 
 
 def main() -> int:
@@ -58,11 +57,7 @@ def main() -> int:
     for source in find_checkpoints(args.checkpoints):
         if source.error:
             raise SystemExit(str(source.error))
-        model, cfg = build_detector(source.weights, source.config, args.device)
-        classes = class_indices(
-            images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, whole.class_map
-        )
-        loaded = load_clean_images(images.records, cfg, classes)
+        model, loaded, cfg = open_subject(source, images, whole, args.device)
         full = inspect_detector(model, loaded, whole, calibration, cfg.INPUT.FORMAT)
         row = {
             "checkpoint": source.name,

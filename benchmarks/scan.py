@@ -50,7 +50,7 @@ from d2defense.detection import (
     load_clean_images,
     sample_records,
 )
-from d2defense.detection.observe import observe_batches
+from d2defense.detection.observing import observe_batches
 from d2defense.memory import keep_freed_memory
 from d2defense.workflows.specimens import specimens_root
 
@@ -302,7 +302,7 @@ def measure_one(
     """One scan in this process: its time, peak memory and, of a named checkpoint, the verdict."""
     import resource
 
-    from d2defense.detection import inspect_detector, load_calibration, survey
+    from d2defense.detection import inspect_detector, load_calibration, survey_detector
     from d2defense.statistics import ObservationSettings
 
     model, cfg, clean = _specimen(images, Path(checkpoint) if checkpoint else None)
@@ -311,9 +311,9 @@ def measure_one(
         observation=ObservationSettings(batch_size=batch_size, precision=precision),
         max_images=images,
     )
-    survey(model, clean[:batch_size], settings, cfg.INPUT.FORMAT)  # warms up
+    survey_detector(model, clean[:batch_size], settings, cfg.INPUT.FORMAT)  # warms up
     start = time.perf_counter()
-    survey(model, clean, settings, cfg.INPUT.FORMAT)
+    survey_detector(model, clean, settings, cfg.INPUT.FORMAT)
     result = {
         "seconds": time.perf_counter() - start,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -24,17 +24,22 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from d2defense.checkpoint import build_detector, file_sha256, find_checkpoints
+from d2defense.checkpoint import file_sha256, find_checkpoints
 from d2defense.cli.arguments import (
     add_common_arguments,
     add_dataset_arguments,
     dataset_source,
 )
 from d2defense.cli.settings import add_settings_arguments, settings_config
-from d2defense.detection import Profile, ScanSettings, class_indices, load_clean_images, survey
+from d2defense.detection import (
+    Profile,
+    ScanImages,
+    ScanSettings,
+    open_subject,
+    survey_detector,
+)
 from d2defense.files import write_json, write_text
 from d2defense.statistics import STATISTICS
-from d2defense.workflows.scan import ScanImages
 
 # Which way a statistic goes under an attack: 1 up, -1 down.
 DIRECTIONS = {
@@ -167,13 +172,9 @@ def survey_detectors(args: argparse.Namespace) -> int:
             path = args.cache / f"{key}.json"
             if path.exists():
                 continue
-            model, cfg = build_detector(source.weights, source.config, args.device)
-            classes = class_indices(
-                images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
-            )
-            loaded = load_clean_images(images.records, cfg, classes)
-            seen = survey(model, loaded, settings, cfg.INPUT.FORMAT)
-            profile = Profile.from_survey(source.name, sha256, seen)
+            model, loaded, cfg = open_subject(source, images, settings, args.device)
+            seen = survey_detector(model, loaded, settings, cfg.INPUT.FORMAT)
+            profile = Profile.from_survey(seen, source.name, sha256)
             write_json(
                 path,
                 {

@@ -32,7 +32,7 @@ from .arguments import configure_logging
 
 if TYPE_CHECKING:
     from d2defense.study.profiles import StudyProfile
-    from d2defense.study.runner import Workplace
+    from d2defense.study.workplace import Workplace
 
 NAME = "reproduce"
 HELP = "reproduce the paper's tables and figures"
@@ -169,7 +169,7 @@ def _experiments(args: argparse.Namespace, profile: StudyProfile) -> list[str]:
 def _workplace(args: argparse.Namespace) -> tuple[Workplace, int]:
     import torch
 
-    from d2defense.study.runner import Workplace
+    from d2defense.study.workplace import Workplace
 
     num_gpus = torch.cuda.device_count() if args.num_gpus is None else args.num_gpus
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

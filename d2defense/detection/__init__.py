@@ -17,11 +17,13 @@ from .calibration import (
 )
 from .classes import ClassMap, ClassMapError, class_indices, load_class_map
 from .images import CleanImage, CleanImages, load_clean_images, sample_records
-from .observe import observe, observe_batches, stamped
-from .profile import Profile
-from .scanner import Inspection, ScanSettings, inspect_detector, profile_detector
+from .observing import observe, observe_batches, stamped
+from .scan_images import ScanImages
+from .scanner import Inspection, inspect_detector
 from .score import DECISIONS
-from .survey import Survey, survey
+from .settings import ScanSettings
+from .subject import Subject, open_subject
+from .survey import Profile, Survey, survey_detector
 from .verdict import Verdict
 
 __all__ = [
@@ -35,7 +37,9 @@ __all__ = [
     "CleanImages",
     "Inspection",
     "Profile",
+    "ScanImages",
     "ScanSettings",
+    "Subject",
     "Survey",
     "TriggerBankError",
     "Verdict",
@@ -50,9 +54,9 @@ __all__ = [
     "load_clean_images",
     "observe",
     "observe_batches",
-    "profile_detector",
+    "open_subject",
     "sample_records",
     "select_triggers",
     "stamped",
-    "survey",
+    "survey_detector",
 ]

@@ -9,19 +9,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from scipy import stats
 
 from d2defense.files import write_json
 
-from .profile import Profile
+from .reference import Reference
 from .score import DECISIONS, FALL, Decision, largest
-
-if TYPE_CHECKING:
-    from .scanner import ScanSettings
+from .settings import ScanSettings
+from .survey import Profile
 
 SCHEMA_VERSION = 2
 
@@ -41,44 +39,6 @@ class LeaveOneOut(NamedTuple):
 
     alarms: int
     detectors: int
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What clean detectors do under the triggers of one scan.
-
-    Attributes:
-        baseline: array of shape (T, S): the mean suspicion of the clean detectors.
-        clean_scores: the score of each of n clean detectors against the others.
-        false_alarm_rate: share of clean detectors that may score above the threshold.
-        minimum_deviation: see :class:`Decision`.
-    """
-
-    baseline: np.ndarray
-    clean_scores: np.ndarray
-    false_alarm_rate: float
-    minimum_deviation: float
-
-    @property
-    def threshold(self) -> float:
-        """Score that the next clean detector exceeds with probability ``false_alarm_rate``.
-
-        The upper end of Student's prediction interval for one more draw from a normal population,
-        ``mean + t(1 - rate, n - 1) * sd * sqrt(1 + 1 / n)``: few clean detectors are at hand, so
-        an empirical quantile of 1 % does not exist.
-        """
-        quantile = stats.t.isf(self.false_alarm_rate, len(self.clean_scores) - 1)
-        return float(np.mean(self.clean_scores) + quantile * self._scale())
-
-    def p_value(self, score: float) -> float:
-        """Probability that one more clean detector scores at least ``score``."""
-        standardised = (score - np.mean(self.clean_scores)) / self._scale()
-        return float(stats.t.sf(standardised, len(self.clean_scores) - 1))
-
-    def _scale(self) -> float:
-        count = len(self.clean_scores)
-        deviation = max(np.std(self.clean_scores, ddof=1), self.minimum_deviation)
-        return float(deviation * np.sqrt(1 + 1 / count))
 
 
 @dataclass(frozen=True)
@@ -350,8 +310,6 @@ def _relevant(settings: ScanSettings) -> tuple[tuple[str, float], ...]:
 
 def _defaults(decision: str) -> tuple[tuple[str, float], ...]:
     """What the shipped calibration was made with."""
-    from .scanner import ScanSettings
-
     return _relevant(ScanSettings(decision=decision))
 
 

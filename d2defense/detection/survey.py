@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
-from d2defense.statistics import Observation
+from d2defense.statistics import STATISTICS, Observation
 
 from .images import CleanImage
-from .observe import observe_batches
-
-if TYPE_CHECKING:
-    from .scanner import ScanSettings
+from .observing import observe_batches
+from .settings import ScanSettings
 
 Progress = Callable[[], None]
 #: Asked after every batch, with its observation without and with each trigger, whether to end.
@@ -35,7 +36,85 @@ class Survey(NamedTuple):
         return len(self.clean.terms["tau"].numerator)
 
 
-def survey(
+@dataclass(frozen=True)
+class Profile:
+    """The statistics of one detector over a set of images: what is kept of a survey.
+
+    Results, calibrations and studies read their numbers from it.
+
+    Attributes:
+        name: of the detector; "" where the reader knows it.
+        sha256: of its weights file; "" if unknown.
+        clean: number by name of the statistic, on the images as they are; NaN for no data.
+        triggered: the same under each trigger, by name of the trigger.
+    """
+
+    name: str
+    sha256: str
+    clean: dict[str, float]
+    triggered: dict[str, dict[str, float]]
+
+    @classmethod
+    def from_survey(cls, survey: Survey, name: str = "", sha256: str = "") -> Profile:
+        """The statistics over all images of a survey."""
+        return cls(
+            name,
+            sha256,
+            {key: terms.ratio() for key, terms in survey.clean.terms.items()},
+            {
+                trigger: {key: terms.ratio() for key, terms in under.terms.items()}
+                for trigger, under in survey.triggered.items()
+            },
+        )
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Profile:
+        """The profile that :meth:`as_dict` made a dictionary of.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is none.
+        """
+
+        def numbers(values: dict[str, Any]) -> dict[str, float]:
+            return {
+                name: math.nan if values[name] is None else float(values[name])
+                for name in STATISTICS
+            }
+
+        return cls(
+            str(content["name"]),
+            str(content["sha256"]),
+            numbers(content["clean"]),
+            {str(name): numbers(values) for name, values in content["triggered"].items()},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The profile for a JSON file; None for no data."""
+
+        def numbers(values: dict[str, float]) -> dict[str, float | None]:
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "clean": numbers(self.clean),
+            "triggered": {name: numbers(values) for name, values in self.triggered.items()},
+        }
+
+    def arrays(
+        self, triggers: Sequence[str], statistics: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The clean numbers, of shape (S,), and those under the triggers, of shape (T, S).
+
+        Raises:
+            KeyError: a trigger that the profile lacks.
+        """
+        clean = np.array([self.clean[name] for name in statistics])
+        under = [[self.triggered[t][name] for name in statistics] for t in triggers]
+        return clean, np.array(under)
+
+
+def survey_detector(
     model: nn.Module,
     images: Sequence[CleanImage],
     settings: ScanSettings,

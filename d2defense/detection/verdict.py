@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .calibration import Reference
+from .reference import Reference
 
 CLEAN = "clean"
 BACKDOORED = "backdoored"

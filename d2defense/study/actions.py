@@ -28,11 +28,11 @@ from d2defense.config import config_root, get_d2defense_cfg, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.data.split import split_coco
 from d2defense.detection import (
+    ScanImages,
     ScanSettings,
     calibration_from_config,
-    class_indices,
     inspect_detector,
-    load_clean_images,
+    open_subject,
 )
 from d2defense.engine.provenance import read_provenance
 from d2defense.evaluation import evaluate_detector
@@ -42,10 +42,9 @@ from d2defense.report.figures import draw_heatmaps
 from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
 from d2defense.workflows.renew import RenewalOptions, renew
-from d2defense.workflows.scan import ScanImages
 from d2defense.workflows.specimens import specimens_root
 
-from .runner import Workplace, end_with
+from .workplace import Workplace, end_with
 
 Result = dict[str, Any]
 
@@ -166,14 +165,9 @@ def scan(
     calibration = calibration_from_config(cfg, scan_settings)
     images = ScanImages.load(dataset_source(workplace, dataset, parts), scan_settings)
     source = _source(workplace.folder / model["checkpoint"])
-    detector, detector_cfg = build_detector(source.weights, source.config, workplace.device)
-    classes = class_indices(images.class_names, detector_cfg.MODEL.ROI_HEADS.NUM_CLASSES, None)
+    detector, clean, detector_cfg = open_subject(source, images, scan_settings, workplace.device)
     inspection = inspect_detector(
-        detector,
-        load_clean_images(images.records, detector_cfg, classes),
-        scan_settings,
-        calibration,
-        detector_cfg.INPUT.FORMAT,
+        detector, clean, scan_settings, calibration, detector_cfg.INPUT.FORMAT
     )
     verdict = inspection.verdict
     return {
@@ -285,8 +279,7 @@ def heatmaps(
     examples = {}
     for label, model in models.items():
         source = _source(workplace.folder / model["checkpoint"])
-        detector, cfg = build_detector(source.weights, source.config, workplace.device)
-        (image,) = load_clean_images(images.records, cfg)
+        detector, (image,), cfg = open_subject(source, images, settings, workplace.device)
         examples[label.replace("_", " ")] = make_example(
             detector, image, stamp, cfg.INPUT.FORMAT, images.class_names
         )

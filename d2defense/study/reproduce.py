@@ -11,8 +11,9 @@ from .experiments import EXPERIMENT_REGISTRY, Bar
 from .plan import Plan
 from .profiles import StudyProfile
 from .report import write_report
-from .runner import Workplace, run_steps
+from .runner import run_steps
 from .steps import Step, StepResults, open_steps
+from .workplace import Workplace
 
 
 @dataclass(frozen=True)

@@ -11,38 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from d2defense.isolation.errors import ProtectionError
-from d2defense.isolation.system import die_with_parent, is_linux
-
 from .steps import Step, StepResults, dependents, open_steps
+from .workplace import Workplace, end_with
 
 LOG_FILE = "log.txt"
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where and with what steps are done.
-
-    Attributes:
-        folder: of the study.
-        threads: of each process.
-        num_gpus: that a training uses; 0 for the CPU.
-    """
-
-    folder: Path
-    threads: int = 1
-    num_gpus: int = 0
-
-    @property
-    def device(self) -> str:
-        """Of everything but training."""
-        return "cuda" if self.num_gpus else "cpu"
 
 
 def run_steps(wanted: Sequence[Step], workplace: Workplace, workers: int = 1) -> dict[str, str]:
@@ -147,16 +123,6 @@ def _begin(workplace: Workplace, parent: int) -> None:
 
     torch.set_num_threads(workplace.threads)
     keep_freed_memory()
-
-
-def end_with(parent: int) -> None:
-    """Have this process killed when its parent ends, where the system can do that."""
-    if not is_linux():
-        return
-    with contextlib.suppress(ProtectionError):
-        die_with_parent()
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _work(step: Step, given: dict[str, Any], workplace: Workplace) -> tuple[dict[str, Any], float]:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from d2defense.checkpoint import build_detector, file_sha256, find_checkpoints
+from d2defense.checkpoint import file_sha256, find_checkpoints
 from d2defense.data import DatasetSource
 from d2defense.detection import (
     Calibration,
+    Profile,
+    ScanImages,
     ScanSettings,
     check_false_alarm_rate,
-    class_indices,
-    load_clean_images,
-    profile_detector,
+    open_subject,
+    survey_detector,
 )
-
-from .scan import ScanImages
 
 
 def calibrate(
@@ -52,15 +51,9 @@ def calibrate(
     for source in tqdm(sources, desc="calibrate", unit="model", disable=None):
         if source.error:
             raise source.error
-        model, cfg = build_detector(source.weights, source.config, device)
-        classes = class_indices(
-            images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
-        )
-        loaded = load_clean_images(images.records, cfg, classes)
-        sha256 = file_sha256(source.weights)
-        profiles.append(
-            profile_detector(source.name, sha256, model, loaded, settings, cfg.INPUT.FORMAT)
-        )
+        model, loaded, cfg = open_subject(source, images, settings, device)
+        seen = survey_detector(model, loaded, settings, cfg.INPUT.FORMAT)
+        profiles.append(Profile.from_survey(seen, source.name, file_sha256(source.weights)))
     return Calibration.from_profiles(
         profiles, settings, false_alarm_rate, images.name, images.fingerprint, name
     )

@@ -16,6 +16,7 @@ from d2defense.checkpoint import CheckpointSource, build_detector, find_checkpoi
 from d2defense.data import DatasetSource
 from d2defense.detection import (
     Calibration,
+    ScanImages,
     ScanSettings,
     load_clean_images,
 )
@@ -26,7 +27,7 @@ from d2defense.report.html import write_repair_report
 from .examples import example_pairs, make_example
 from .renew import renew
 from .repair import measure_detector
-from .scan import ScanImages, scan
+from .scan import scan
 from .specimens import specimens_root
 
 CLEAN = "clean_0"

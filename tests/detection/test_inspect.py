@@ -11,11 +11,12 @@ import yaml
 from d2defense.checkpoint import build_detector
 from d2defense.config import get_d2defense_cfg
 from d2defense.detection import (
+    Profile,
     ScanSettings,
     inspect_detector,
     load_clean_images,
-    profile_detector,
     select_triggers,
+    survey_detector,
 )
 
 SETTINGS = ScanSettings(select_triggers(["grey", "white"]), bootstrap_samples=100)
@@ -61,7 +62,7 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calib
     assert len(histogram["edges"]) == len(histogram["clean"]) + 1
     assert sum(histogram["triggered"]) <= 5 * len(images)
     # Calibration sees the same numbers.
-    profile = profile_detector("b", "", model, images, SETTINGS, "BGR")
+    profile = Profile.from_survey(survey_detector(model, images, SETTINGS, "BGR"))
     assert profile.clean == inspection.fields["clean"]
     for name, trigger in by_name.items():
         values = {key: entry["triggered"] for key, entry in trigger["statistics"].items()}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from d2defense.study.runner import Workplace, run_steps
+from d2defense.study.runner import run_steps
 from d2defense.study.steps import Step, StepResults, in_order, open_steps
+from d2defense.study.workplace import Workplace
 
 
 def chain(start: int = 1) -> tuple[Step, Step, Step]:

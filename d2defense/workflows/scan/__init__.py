@@ -2,7 +2,6 @@
 """The scan of many checkpoints, in confined processes, into one folder."""
 
 from .driver import find_sources, scan
-from .images import ScanImages
 from .options import RunOptions, UsageError
 
-__all__ = ["RunOptions", "ScanImages", "UsageError", "find_sources", "scan"]
+__all__ = ["RunOptions", "UsageError", "find_sources", "scan"]

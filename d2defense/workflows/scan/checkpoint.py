@@ -13,16 +13,16 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2defense.checkpoint import CheckpointError, build_detector, nonfinite_tensors
+from d2defense.checkpoint import CheckpointError, nonfinite_tensors
 from d2defense.data import DatasetError
 from d2defense.detection import (
     Calibration,
     CleanImage,
     Inspection,
+    ScanImages,
     ScanSettings,
-    class_indices,
     inspect_detector,
-    load_clean_images,
+    open_subject,
 )
 from d2defense.environment import library_versions
 from d2defense.report.figures import draw_examples, draw_histograms
@@ -36,7 +36,6 @@ from d2defense.report.results import (
 from d2defense.text import shorten
 
 from ..examples import example_pairs
-from .images import ScanImages
 
 EXAMPLE_IMAGES = 3
 # What PyTorch's and CUDA's allocators say; they raise a plain RuntimeError or a subclass of it.
@@ -135,11 +134,7 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
     """
     start = time.perf_counter()
     settings, dataset = task.settings, task.images
-    model, cfg = build_detector(task.weights, task.config, task.device)
-    classes = class_indices(
-        dataset.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map
-    )
-    images = load_clean_images(dataset.records, cfg, classes)
+    model, images, cfg = open_subject(task, dataset, settings, task.device)
     inspection = inspect_detector(
         model,
         images,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, NoCheckpointError, find_checkpoints
 from d2defense.data import DatasetError, DatasetSource
-from d2defense.detection import Calibration, ScanSettings
+from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.files import write_bytes, write_json
 from d2defense.report.html import REPORT_FILE, write_scan_report
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, error_result
@@ -22,7 +22,6 @@ from d2defense.text import shorten
 
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor
-from .images import ScanImages
 from .lock import output_lock
 from .options import RunOptions, UsageError
 from .resume import CheckpointFiles, finished_result, scan_key, settings_key

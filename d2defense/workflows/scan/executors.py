@@ -9,51 +9,21 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 import torch
 
 from d2defense.isolation import Run, Server, ServerLostError, shared_server
-from d2defense.report.results import error_result
 
-from .checkpoint import Scanned, ScanTask, run_task
+from .checkpoint import ScanTask, run_task
 from .confined import PRELOAD, scan_confined
+from .finished import Executor, Finished, Progress, failed
 from .options import NONE, RunOptions
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[ScanTask], None]
 # The server dies only of what is done to it from outside, such as by the kernel's memory killer.
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One checkpoint's scan is over.
-
-    Attributes:
-        task: what was asked for.
-        scanned: result and figures.
-        isolation: the protections that were active.
-    """
-
-    task: ScanTask
-    scanned: Scanned
-    isolation: dict[str, Any]
-
-
-class Executor(Protocol):
-    """Scans checkpoints; a generator, so that closing it ends what is under way."""
-
-    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
-        """Scan all tasks, which are taken one by one as there is room for them.
-
-        Args:
-            tasks: what to scan.
-            progress: called with a task, in this thread, after each of its passes over the images.
-        """
-        ...
 
 
 def make_executor(options: RunOptions) -> Executor:
@@ -171,9 +141,3 @@ class ProcessExecutor:
 def _num_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def failed(task: ScanTask, reason: str) -> Finished:
-    """The end of a scan that yielded nothing, for a reason that lies outside of the checkpoint."""
-    message = f"{task.path}: {reason}"
-    return Finished(task, Scanned(error_result(task.name, message, str(task.weights))), {})

@@ -11,7 +11,7 @@ from d2defense.isolation import Limits, shared_server
 
 from .checkpoint import Scanned, ScanTask, run_task
 from .confined import PRELOAD, scan_confined
-from .executors import Finished, Progress, failed
+from .finished import Finished, Progress, failed
 from .options import NONE, RunOptions, UsageError
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,9 @@ from typing import Any
 
 from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
 from d2defense.checkpoint.yaml_file import BASE_KEY, MAX_BYTES, load_document
-from d2defense.detection import Calibration, ScanSettings
+from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
-
-from .images import ScanImages
 
 
 @dataclass(frozen=True)

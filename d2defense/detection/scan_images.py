@@ -10,7 +10,9 @@ from detectron2.data import MetadataCatalog
 
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.data.fingerprint import dataset_fingerprint
-from d2defense.detection import ScanSettings, sample_records
+
+from .images import sample_records
+from .settings import ScanSettings
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint opened for a scan: its detector, and the clean images as that detector sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2defense.checkpoint import build_detector
+
+from .classes import class_indices
+from .images import CleanImages, load_clean_images
+from .scan_images import ScanImages
+from .settings import ScanSettings
+
+
+class Source(Protocol):
+    """What names the files of a checkpoint: a ``CheckpointSource``, or the task of a scan."""
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+
+
+class Subject(NamedTuple):
+    """What is scanned."""
+
+    model: nn.Module
+    """The instrumented detector in eval mode."""
+    images: CleanImages
+    """The clean images at its input size, their classes numbered as it numbers them."""
+    cfg: CfgNode
+    """Its configuration."""
+
+
+def open_subject(
+    source: Source, images: ScanImages, settings: ScanSettings, device: str | None = None
+) -> Subject:
+    """Build the detector of a checkpoint and hand it the images of a scan.
+
+    Args:
+        source: says where weights and configuration are.
+        images: the same for every checkpoint of a scan.
+        settings: of the scan; its class map says which class of the detector an object is of.
+        device: where to put the model; the config's choice, or the CPU without a GPU, if None.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ClassMapError: the class map does not fit dataset and detector.
+    """
+    model, cfg = build_detector(source.weights, source.config, device)
+    classes = class_indices(images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map)
+    return Subject(model, load_clean_images(images.records, cfg, classes), cfg)
