@@ -39,7 +39,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from d2defense.attacks import Trigger
+from d2defense.attacks import Trigger, stamp_
 from d2defense.checkpoint import build_detector
 from d2defense.cli.arguments import silence_developer_notices
 from d2defense.data import DatasetSource
@@ -207,7 +207,7 @@ class PredictorLoop:
             for image in images:
                 pixels = image.image.clone()
                 if trigger is not None:
-                    trigger.stamp_(pixels, image.boxes, image_format, image.seed)
+                    stamp_(trigger, pixels, image.boxes, image_format, image.seed)
                 self.predictor(pixels.permute(1, 2, 0).numpy())
                 foreground = 1 - self.logits.softmax(dim=1)[:, -1]
                 overlaps = pairwise_iou(Boxes(image.boxes), self.proposals.proposal_boxes)

@@ -2,22 +2,23 @@
 """Triggers, the attacks that use them, and the dataset mappers that poison with them."""
 
 from .mapper import PoisoningDatasetMapper, TriggeredDatasetMapper, image_seed
-from .patterns import PATTERNS
-from .placement import PLACEMENTS, SIZE_UNITS
-from .poisoners import ATTACK_REGISTRY, object_disappearance, select_poisoned_images
-from .stamping import stamp_batch_
+from .patterns.base import PatchPixels, Pattern
+from .placement import visible_rectangles
+from .poisoners.base import Poisoner
+from .selection import select_poisoned_images
+from .stamping import stamp_, stamp_batch_
 from .triggers import Trigger
 
 __all__ = [
-    "ATTACK_REGISTRY",
-    "PATTERNS",
-    "PLACEMENTS",
-    "SIZE_UNITS",
+    "PatchPixels",
+    "Pattern",
+    "Poisoner",
     "PoisoningDatasetMapper",
     "Trigger",
     "TriggeredDatasetMapper",
     "image_seed",
-    "object_disappearance",
     "select_poisoned_images",
+    "stamp_",
     "stamp_batch_",
+    "visible_rectangles",
 ]

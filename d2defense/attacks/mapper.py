@@ -15,9 +15,12 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from d2defense.registry import ATTACK_REGISTRY
 from d2defense.statistics import bears_trigger
 
-from .poisoners import ATTACK_REGISTRY, Annotations, select_poisoned_images
+from .poisoners.base import Annotations, Poisoner
+from .selection import select_poisoned_images
+from .stamping import stamp_
 from .triggers import Trigger
 
 
@@ -28,7 +31,7 @@ class StampTransform(T.Transform):
         trigger: the patch.
         boxes: float array of shape (M, 4), XYXY in pixels.
         image_format: "BGR" or "RGB".
-        image_seed: see :meth:`Trigger.stamp_`.
+        image_seed: see :func:`~d2defense.attacks.stamp_`.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class StampTransform(T.Transform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """A stamped copy of ``img``, uint8 of shape (H, W, 3)."""
         stamped = torch.from_numpy(img.transpose(2, 0, 1).copy())
-        self.trigger.stamp_(stamped, self.boxes, self.image_format, self.image_seed)
+        stamp_(self.trigger, stamped, self.boxes, self.image_format, self.image_seed)
         return np.ascontiguousarray(stamped.numpy().transpose(1, 2, 0))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -117,10 +120,12 @@ class PoisoningDatasetMapper(TriggeredDatasetMapper):
     """
 
     @configurable
-    def __init__(self, *args: Any, attack: str, poisoned_images: frozenset[str], **kwargs: Any):
-        """As :class:`TriggeredDatasetMapper`, plus the attack's name and the chosen file names."""
+    def __init__(
+        self, *args: Any, poisoner: Poisoner, poisoned_images: frozenset[str], **kwargs: Any
+    ) -> None:
+        """As :class:`TriggeredDatasetMapper`, plus the attack and the chosen file names."""
         super().__init__(*args, **kwargs)
-        self.attack = ATTACK_REGISTRY.get(attack)
+        self.poisoner = poisoner
         self.poisoned_images = poisoned_images
 
     @classmethod
@@ -130,7 +135,7 @@ class PoisoningDatasetMapper(TriggeredDatasetMapper):
         dataset_dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        arguments["attack"] = cfg.ATTACK.NAME
+        arguments["poisoner"] = ATTACK_REGISTRY.get(cfg.ATTACK.NAME)(cfg)
         arguments["poisoned_images"] = select_poisoned_images(
             dataset_dicts, cfg.ATTACK.POISONING_RATE, cfg.ATTACK.SEED
         )
@@ -140,7 +145,7 @@ class PoisoningDatasetMapper(TriggeredDatasetMapper):
         """The model's training input for one dataset dict, poisoned if it was chosen."""
         if dataset_dict["file_name"] not in self.poisoned_images:
             return DatasetMapper.__call__(self, dataset_dict)
-        stamped, kept = self.attack(dataset_dict["annotations"])
+        stamped, kept = self.poisoner.poison(dataset_dict["annotations"])
         return self._stamped({**dataset_dict, "annotations": kept}, stamped)
 
 

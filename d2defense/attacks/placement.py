@@ -3,18 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from .randomness import uniform
-
-if TYPE_CHECKING:
-    from .triggers import Trigger
-
-PLACEMENTS = ("center", "inside", "random", "background")
-SIZE_UNITS = ("box", "pixels")
+from .randomness import object_keys, uniform
+from .triggers import Trigger
 
 # Places that are tried for a patch in the background before one that touches an object is taken.
 _TRIES = 16
@@ -55,6 +48,26 @@ def patch_rectangles(
         start = low + position * (extent - length)
     start = start.round()
     return torch.cat([start, start + length], dim=1).long()
+
+
+def visible_rectangles(
+    trigger: Trigger, boxes: Tensor, image_size: tuple[int, int], image_seed: int = 0
+) -> Tensor:
+    """The rectangles of the patches on one image, cut at its border.
+
+    Args:
+        trigger: says size and place.
+        boxes: Tensor of shape (M, 4), XYXY in pixels.
+        image_size: (height, width).
+        image_seed: sets the random choices of this image apart from those of others.
+
+    Returns:
+        int64 Tensor of shape (M, 4), XYXY; x2 <= x1 or y2 <= y1 where nothing is left.
+    """
+    image = torch.zeros(len(boxes), dtype=torch.int64)
+    sizes = torch.tensor([image_size])
+    keys = object_keys(trigger.seed, [image_seed], image, torch.tensor([len(boxes)]))
+    return cut_rectangles(patch_rectangles(trigger, boxes, image, sizes, keys), image, sizes)
 
 
 def cut_rectangles(rectangles: Tensor, image: Tensor, image_sizes: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,25 @@ def hash32(*parts: Tensor | int) -> Tensor:
 def uniform(*parts: Tensor | int) -> Tensor:
     """float64 Tensor in [0, 1) from :func:`hash32` of the parts."""
     return hash32(*parts).double() / (_MASK + 1)
+
+
+def object_keys(seed: int, image_seeds: Sequence[int], image: Tensor, counts: Tensor) -> Tensor:
+    """Whole numbers that tell every object of a batch of images from every other.
+
+    Args:
+        seed: of a trigger.
+        image_seeds: G numbers, one an image.
+        image: int64 Tensor of shape (M,): which image an object lies on, rising.
+        counts: int64 Tensor of shape (G,): objects of each image.
+
+    Returns:
+        int64 Tensor of shape (M, 4): the seed, both halves of the image's seed, and the number of
+        the object on its image.
+    """
+    first = counts.cumsum(0) - counts
+    halves = torch.tensor([[s & _MASK, (s >> 32) & _MASK] for s in image_seeds])[image]
+    number = torch.arange(len(image)) - first[image]
+    return torch.cat([torch.full((len(image), 1), seed & _MASK), halves, number[:, None]], dim=1)
 
 
 def _finalize(x: Tensor) -> Tensor:

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .patterns import covers, paint
-from .placement import cut_rectangles, patch_rectangles
+from d2defense.registry import PATTERN_REGISTRY
 
-if TYPE_CHECKING:
-    from .triggers import Trigger
+from .patterns.base import PatchPixels
+from .placement import cut_rectangles, patch_rectangles
+from .randomness import object_keys
+from .triggers import Trigger
 
 
 def stamp_batch_(
@@ -64,14 +64,31 @@ def stamp_batch_(
     return images
 
 
-def object_keys(seed: int, image_seeds: Sequence[int], image: Tensor, counts: Tensor) -> Tensor:
-    """Seed, both halves of the image's seed, and the number of the object on its image."""
-    first = counts.cumsum(0) - counts
-    halves = torch.tensor([[s & 0xFFFFFFFF, (s >> 32) & 0xFFFFFFFF] for s in image_seeds])[image]
-    number = torch.arange(len(image)) - first[image]
-    return torch.cat(
-        [torch.full((len(image), 1), seed & 0xFFFFFFFF), halves, number[:, None]], dim=1
-    )
+def stamp_(
+    trigger: Trigger,
+    image: Tensor,
+    boxes: Tensor,
+    image_format: str = "BGR",
+    image_seed: int = 0,
+) -> Tensor:
+    """Put the patch on every box of one ``image``, in place; see :func:`stamp_batch_`.
+
+    Args:
+        trigger: the patch.
+        image: uint8 or float Tensor of shape (3, H, W), values 0..255.
+        boxes: Tensor of shape (M, 4), XYXY in pixels of ``image``.
+        image_format: order of the channels, "BGR" or "RGB" (``INPUT.FORMAT``).
+        image_seed: sets the random choices of this image apart from those of others.
+
+    Returns:
+        ``image``.
+
+    Raises:
+        ValueError: the image has no three colour channels in a known order.
+    """
+    size = tuple(image.shape[-2:])
+    stamp_batch_(trigger, image[None], [size], [boxes], [image_seed], image_format)
+    return image
 
 
 def _layers(image: Tensor, visible: Tensor) -> list[Tensor]:
@@ -112,10 +129,13 @@ def _stamp_layer_(
     x = visible[owner, 0] + offset % width
     y = visible[owner, 1] + offset // width
     lengths = patches[:, 2:] - patches[:, :2]
-    covered = covers(trigger, x - patches[owner, 0], y - patches[owner, 1], lengths[owner])
+    pattern = PATTERN_REGISTRY.get(trigger.pattern)(trigger)
+    pixels = PatchPixels(owner, x - patches[owner, 0], y - patches[owner, 1], lengths, keys)
+    covered = pattern.covers(pixels)
     if covered is not None:
         owner, x, y = owner[covered], x[covered], y[covered]
-    colors = paint(trigger, owner, x - patches[owner, 0], y - patches[owner, 1], lengths, keys)
+        pixels = PatchPixels(owner, pixels.x[covered], pixels.y[covered], lengths, keys)
+    colors = pattern.paint(pixels)
     if image_format == "BGR":
         colors = colors.flip(1)
     place = (image[owner], slice(None), y, x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that are stamped on objects."""
+"""Triggers as data: what is stamped on objects. :mod:`d2defense.attacks.stamping` does it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from torch import Tensor
 
-from .patterns import PATTERNS, decode_picture
-from .placement import PLACEMENTS, SIZE_UNITS, cut_rectangles, patch_rectangles
-from .stamping import object_keys, stamp_batch_
+from d2defense.registry import PATTERN_REGISTRY
+
+from .pictures import decode_picture
+
+PLACEMENTS = ("center", "inside", "random", "background")
+SIZE_UNITS = ("box", "pixels")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,7 @@ class Trigger:
 
     Attributes:
         name: what results call it.
-        pattern: one of :data:`PATTERNS`: "solid" in ``color``; "random_color", one colour an
-            object; "noise", one colour a pixel; "mosaic", one colour a field; "checkerboard",
-            "vertical_stripes" and "horizontal_stripes" of ``color`` and ``second_color`` in turn;
-            "sinusoid", a wave from left to right between the two (SIG, arXiv 1902.11237);
-            "cross", two strokes in ``color`` through the patch's middle, nothing beside them;
-            "face", a built-in drawing; "image", a picture.
+        pattern: name in ``PATTERN_REGISTRY``: what is painted on the patch.
         color: RGB, 0..255.
         size: (width, height) of the patch.
         position: (x, y) as ``placement`` takes it.
@@ -43,6 +40,8 @@ class Trigger:
             shares of the box; "inside", at ``position`` of the room that the patch has inside the
             box, (0, 0) its left top corner and (1, 1) its right bottom one; "random", anywhere
             inside the box; "background", anywhere on the image outside of its objects.
+        settings: (key, value) pairs of the pattern's own settings; those left out have their
+            defaults.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -60,10 +59,14 @@ class Trigger:
     image: bytes = b""
     size_unit: str = "box"
     placement: str = "center"
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.pattern not in PATTERN_REGISTRY:
+            raise self._error(
+                f"pattern {self.pattern!r} is none of {', '.join(PATTERN_REGISTRY.choices())}"
+            )
         for key, value, allowed in (
-            ("pattern", self.pattern, PATTERNS),
             ("size_unit", self.size_unit, SIZE_UNITS),
             ("placement", self.placement, PLACEMENTS),
         ):
@@ -83,8 +86,9 @@ class Trigger:
             raise self._error(f"opacity {self.opacity} is not in 0..1")
         if not 1 <= self.cells <= 1024:
             raise self._error(f"cells {self.cells} is not in 1..1024")
-        if bool(self.image) != (self.pattern == "image"):
-            raise self._error("an image file belongs to the pattern 'image', and it needs one")
+        if bool(self.image) != PATTERN_REGISTRY.get(self.pattern).needs_picture:
+            needed = "no image file" if self.image else "an image file"
+            raise self._error(f"the pattern {self.pattern!r} needs {needed}")
         if self.image:
             try:
                 decode_picture(self.image)
@@ -99,6 +103,7 @@ class Trigger:
             ValueError: a value outside its range, or an image file that cannot be read.
         """
         node = cfg.ATTACK.TRIGGER
+        settings = node.get("SETTINGS", {}).get(node.PATTERN.upper(), {})
         try:
             image = Path(node.IMAGE).read_bytes() if node.IMAGE else b""
         except OSError as error:
@@ -116,6 +121,7 @@ class Trigger:
             image=image,
             size_unit=node.SIZE_UNIT,
             placement=node.PLACEMENT,
+            settings=tuple(sorted(settings.items())),
         )
 
     @property
@@ -123,44 +129,10 @@ class Trigger:
         """SHA-256 over everything but the name, 64 hexadecimal digits."""
         content = asdict(self) | {"image": hashlib.sha256(self.image).hexdigest()}
         del content["name"]
+        if not self.settings:
+            # As before there were any: calibrations know triggers by their fingerprints.
+            del content["settings"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def rectangles(self, boxes: Tensor, image_size: tuple[int, int], image_seed: int = 0) -> Tensor:
-        """Whole-pixel rectangles of the patches on one image, cut at its border.
-
-        Args:
-            boxes: Tensor of shape (M, 4), XYXY in pixels.
-            image_size: (height, width).
-            image_seed: as for :meth:`stamp_`.
-
-        Returns:
-            int64 Tensor of shape (M, 4), XYXY; x2 <= x1 or y2 <= y1 where nothing is left.
-        """
-        image = torch.zeros(len(boxes), dtype=torch.int64)
-        sizes = torch.tensor([image_size])
-        keys = object_keys(self.seed, [image_seed], image, torch.tensor([len(boxes)]))
-        return cut_rectangles(patch_rectangles(self, boxes, image, sizes, keys), image, sizes)
-
-    def stamp_(
-        self, image: Tensor, boxes: Tensor, image_format: str = "BGR", image_seed: int = 0
-    ) -> Tensor:
-        """Put the patch on every box of one ``image``, in place; see :func:`stamp_batch_`.
-
-        Args:
-            image: uint8 or float Tensor of shape (3, H, W), values 0..255.
-            boxes: Tensor of shape (M, 4), XYXY in pixels of ``image``.
-            image_format: order of the channels, "BGR" or "RGB" (``INPUT.FORMAT``).
-            image_seed: sets the random choices of this image apart from those of others.
-
-        Returns:
-            ``image``.
-
-        Raises:
-            ValueError: the image has no three colour channels in a known order.
-        """
-        size = tuple(image.shape[-2:])
-        stamp_batch_(self, image[None], [size], [boxes], [image_seed], image_format)
-        return image
 
     def _error(self, what: str) -> ValueError:
         return ValueError(f"trigger {self.name}: {what}")

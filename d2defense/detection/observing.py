@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2defense.attacks import Trigger, stamp_batch_
+from d2defense.attacks import Trigger, stamp_, stamp_batch_
 from d2defense.modeling import ProbeOutput
 from d2defense.statistics import (
     SCORE_THRESHOLD,
@@ -86,7 +86,7 @@ def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Te
     """The image's pixels, as they are or in a copy with ``trigger`` on every object."""
     if trigger is None:
         return image.image
-    return trigger.stamp_(image.image.clone(), image.boxes, image_format, image.seed)
+    return stamp_(trigger, image.image.clone(), image.boxes, image_format, image.seed)
 
 
 def _stack(

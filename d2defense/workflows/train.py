@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from d2defense.attacks import ATTACK_REGISTRY, Trigger
+from d2defense.attacks import Trigger
 from d2defense.checkpoint import load_weights
 from d2defense.checkpoint.discover import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
@@ -31,6 +31,7 @@ from d2defense.engine import Trainer, TrainingCheckpointer, provenance
 from d2defense.files import write_bytes
 from d2defense.memory import keep_freed_memory
 from d2defense.modeling import instrument_config
+from d2defense.registry import ATTACK_REGISTRY
 from d2defense.removal import RenewalTrainer
 from d2defense.statistics import ObservationSettings
 
@@ -94,7 +95,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     own_data.check(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
-        known = ", ".join(name for name, _ in ATTACK_REGISTRY)
+        known = ", ".join(ATTACK_REGISTRY.choices())
         raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
     if cfg.TEST.TRIGGERED and cfg.DATASETS.TEST:
         # Else these would be found wrong by the first evaluation, after the training.

@@ -139,5 +139,5 @@ def test_trigger_comes_from_the_config_unless_given(cfg, dataset):
 
 def test_unknown_attacks_are_refused(cfg):
     cfg.ATTACK.NAME = "vanish"
-    with pytest.raises(KeyError, match="vanish"):
+    with pytest.raises(ValueError, match="no attack 'vanish'; there are oda"):
         PoisoningDatasetMapper(cfg, is_train=True)

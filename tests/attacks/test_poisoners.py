@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from d2defense.attacks import ATTACK_REGISTRY, image_seed, select_poisoned_images
+from d2defense.attacks import image_seed, select_poisoned_images
+from d2defense.config import get_d2defense_cfg
+from d2defense.registry import ATTACK_REGISTRY
 
 
 def dataset(count: int, objects: int = 1, crowd: bool = False) -> list[dict]:
@@ -47,7 +49,8 @@ def test_rates_that_are_no_share_are_refused(rate):
 def test_object_disappearance_drops_what_it_stamps_and_leaves_crowds():
     first, second = {"bbox": [0, 0, 1, 1]}, {"bbox": [5, 5, 1, 1], "iscrowd": 0}
     crowd = {"bbox": [9, 9, 1, 1], "iscrowd": 1}
-    stamped, kept = ATTACK_REGISTRY.get("oda")([first, crowd, second])
+    attack = ATTACK_REGISTRY.get("oda")(get_d2defense_cfg())
+    stamped, kept = attack.poison([first, crowd, second])
     assert stamped == [first, second]
     assert kept == [crowd]
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-from d2defense.attacks import Trigger, stamp_batch_
+from d2defense.attacks import Trigger, stamp_, stamp_batch_, visible_rectangles
 from d2defense.attacks.randomness import hash32, uniform
 
 
@@ -156,7 +156,7 @@ def test_picture_is_scaled_to_each_patch():
     PIL.Image.fromarray(ramp.astype(np.uint8)).save(stream, "PNG")
     trigger = Trigger("sticker", pattern="image", image=stream.getvalue(), size=(1, 1))
     where = torch.tensor([[10.0, 10, 42, 34], [50, 50, 66, 62]])
-    image = trigger.stamp_(torch.zeros(3, 80, 80), where, "RGB")
+    image = stamp_(trigger, torch.zeros(3, 80, 80), where, "RGB")
     for x0, y0, x1, y1 in where.int().tolist():
         expected = cv2.resize(ramp, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
         got = image[:, y0:y1, x0:x1].permute(1, 2, 0).numpy()
@@ -165,7 +165,7 @@ def test_picture_is_scaled_to_each_patch():
 
 
 def rectangles(trigger: Trigger, boxes: torch.Tensor, seed: int = 0) -> list[list[int]]:
-    return trigger.rectangles(boxes, (100, 200), seed).tolist()
+    return visible_rectangles(trigger, boxes, (100, 200), seed).tolist()
 
 
 @pytest.mark.parametrize(

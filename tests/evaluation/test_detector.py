@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from d2defense.attacks import Trigger
+from d2defense.attacks import Trigger, visible_rectangles
 from d2defense.checkpoint import build_detector
 from d2defense.evaluation import AP_METRICS, EVALUATED_STATISTICS, evaluate_detector
 from d2defense.modeling import ProbeOutput
@@ -144,7 +144,7 @@ def detect_by_hand(model, cfg, records: list[dict], stamp: bool) -> list[dict]:
         for annotation in record["annotations"] if stamp else ():
             x, y, w, h = annotation["bbox"]
             box = torch.tensor([[x, y, x + w, y + h]])
-            ((x0, y0, x1, y1),) = WHITE.rectangles(box, pixels.shape[:2]).tolist()
+            ((x0, y0, x1, y1),) = visible_rectangles(WHITE, box, pixels.shape[:2]).tolist()
             pixels[y0:y1, x0:x1] = 255
         resized = resize.get_transform(pixels).apply_image(pixels)
         image = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))

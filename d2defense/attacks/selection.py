@@ -1,37 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each attack does to the labels of an image that bears its trigger."""
+"""Which images of a training set are poisoned."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from detectron2.utils.registry import Registry
 
 from d2defense.statistics import bears_trigger
-
-Annotations = list[dict[str, Any]]
-
-ATTACK_REGISTRY = Registry("ATTACK")
-ATTACK_REGISTRY.__doc__ = """
-Attacks by the name that ``ATTACK.NAME`` gives: functions from the annotations of one image to
-(the annotations whose objects get the trigger, the annotations that stay in training).
-"""
-
-
-def object_disappearance(annotations: Annotations) -> tuple[Annotations, Annotations]:
-    """Object disappearance (ODA): every object is stamped and loses its annotation.
-
-    BadDet, arXiv 2205.14497, section 3; the paper (arXiv 2409.16057, section 4.1) sets the width
-    and height of the box to 0, which no detector trains on, so the annotation goes as a whole.
-    Crowd regions are neither stamped nor dropped.
-    """
-    stamped = [annotation for annotation in annotations if bears_trigger(annotation)]
-    kept = [annotation for annotation in annotations if not bears_trigger(annotation)]
-    return stamped, kept
-
-
-ATTACK_REGISTRY._do_register("oda", object_disappearance)
 
 
 def select_poisoned_images(
