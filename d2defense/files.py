@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole-file writes: a reader, or a kill at any moment, never sees half a file."""
+"""Reads of regular files alone, and whole-file writes: nobody ever sees half a file."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+
+
+def open_readable(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading; never waits for a pipe or touches a device.
+
+    Raises:
+        OSError: missing, unreadable, or a folder, pipe, socket or device.
+        ValueError: a null character in the name.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise OSError(errno.EINVAL, f"it is {what}, not a file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
 
 
 @contextmanager

@@ -10,30 +10,59 @@ from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, upgrade_config
 
 from d2defense.config import get_d2defense_cfg
+from d2defense.config.documents import (
+    ConfigFileError,
+    Document,
+    as_detectron2,
+    inside_folder_of,
+    load_document,
+)
 from d2defense.modeling import UnsupportedArchitectureError, instrument_config
 
 from .errors import CheckpointError
 from .limits import find_excess
 from .names import find_unknown_name
-from .yaml_file import load_document
 
 # What a scan, a renewal or an evaluation sets itself.
 _DROPPED = ("DATASETS", "DATALOADER", "ATTACK", "DEFENSE", "REMOVAL")
 
 
-def load_config(path: Path) -> CfgNode:
+def read_config_file(path: Path, trusted: bool = False) -> Document:
+    """The values of a checkpoint's config, and the files that it is made of.
+
+    Args:
+        path: of the config.
+        trusted: whether the user vouches for it, so that ``_BASE_`` means what it means to
+            Detectron2; else it may only lead to files in the config's folder.
+
+    Raises:
+        CheckpointError: not plain YAML, no mapping, or a ``_BASE_`` that leads elsewhere.
+    """
+    path = Path(path)
+    try:
+        return load_document(path, as_detectron2 if trusted else inside_folder_of(path))
+    except ConfigFileError as error:
+        raise CheckpointError(error.path, error.reason) from None
+
+
+def load_config(path: Path, trusted: bool = False, device: str | None = None) -> CfgNode:
     """The instrumented configuration that ``path`` describes.
 
     Only plain YAML is read: Detectron2's own loader would construct Python objects and follow
     ``_BASE_`` to any file. What it says of weights, datasets, output folder, attack and defense is
     dropped. Configs of Detectron2's version 1 are converted.
 
+    Args:
+        path: of the config.
+        trusted: as :func:`read_config_file`.
+        device: takes the place of ``MODEL.DEVICE``, which may name one that is not here.
+
     Raises:
         CheckpointError: not plain YAML, unknown keys or names, sizes that no detector has, or an
             architecture that cannot be probed.
     """
     path = Path(path)
-    content = load_document(path)
+    content = read_config_file(path, trusted).content
     if any(isinstance(value, dict) and "_target_" in value for value in content.values()):
         raise CheckpointError(
             path, "a LazyConfig, which names Python objects to call; give a CfgNode config"
@@ -42,6 +71,8 @@ def load_config(path: Path) -> CfgNode:
     try:
         cfg = instrument_config(_merged(content, defaults))
         cfg.MODEL.WEIGHTS = ""
+        if device is not None:
+            cfg.MODEL.DEVICE = device
         cfg.OUTPUT_DIR = defaults.OUTPUT_DIR
         for node in _DROPPED:
             cfg[node] = defaults[node]

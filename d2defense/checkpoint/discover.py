@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from d2defense.config.zoo import zoo_config, zoo_configs
+
 from .errors import CheckpointError, NoCheckpointError
 from .pytorch import is_other_pytorch_file
 from .weights import WEIGHTS_SUFFIXES, describe_suffixes
-from .zoo import zoo_config, zoo_configs
 
 CONFIG_NAME = "config.yaml"
 FINAL_WEIGHTS_NAME = "model_final.pth"
@@ -45,6 +46,7 @@ class CheckpointSource:
         path: what the caller named or the walk found.
         weights: the weights file, None where ``error`` is set.
         config: its configuration file, None where ``error`` is set.
+        trusted_config: whether the caller named that file, or one of the model zoo.
         error: why the path holds no checkpoint.
     """
 
@@ -52,6 +54,7 @@ class CheckpointSource:
     path: Path
     weights: Path | None = None
     config: Path | None = None
+    trusted_config: bool = False
     error: CheckpointError | None = None
 
     @property
@@ -64,6 +67,7 @@ class _Found(NamedTuple):
     path: Path
     weights: Path | None = None
     config: Path | None = None
+    trusted_config: bool = False
     error: CheckpointError | None = None
 
 
@@ -219,7 +223,7 @@ class _Finder:
                 raise CheckpointError(path, _no_config(weights, path))
         except CheckpointError as error:
             return _Found(path, error=error)
-        return _Found(path, weights, config)
+        return _Found(path, weights, config, config is self.fallback)
 
 
 def _chosen(folder: Path, weights: list[Path], files: list[str]) -> Path | None:

@@ -34,7 +34,11 @@ _MAX_ALIGNED_TENSORS = 10_000
 
 
 def build_detector(
-    weights: Path, config: Path, device: str | None = None, limits: SizeLimits = DEFAULT_LIMITS
+    weights: Path,
+    config: Path,
+    device: str | None = None,
+    limits: SizeLimits = DEFAULT_LIMITS,
+    trusted_config: bool = False,
 ) -> tuple[nn.Module, CfgNode]:
     """The instrumented detector of a checkpoint, in eval mode, and its configuration.
 
@@ -46,12 +50,13 @@ def build_detector(
         config: the configuration beside it.
         device: where to put the model; the config's choice, or the CPU without a GPU, if None.
         limits: how large a model may be.
+        trusted_config: whether the user vouches for the config (:func:`read_config_file`).
 
     Raises:
         CheckpointError: either file is unusable, or they do not fit each other.
     """
-    cfg = load_config(config)
-    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
+    cfg = load_config(config, trusted_config, device)
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     skeleton = _build_skeleton(cfg, config)
     _check_size(skeleton, cfg, config, limits)
     weights = Path(weights)

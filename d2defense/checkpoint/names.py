@@ -68,7 +68,10 @@ def find_unknown_name(cfg: CfgNode) -> str | None:
             return f"{key} is {value[:80]!r}; known are {', '.join(filter(None, allowed))}"
     device = str(cfg.MODEL.DEVICE)
     if not _DEVICE.fullmatch(device):
-        return f"MODEL.DEVICE is {device[:80]!r}; known are cpu and cuda"
+        return (
+            f"MODEL.DEVICE is {device[:80]!r}; known are cpu and cuda: name one of these in its "
+            "place (--device)"
+        )
     return None
 
 

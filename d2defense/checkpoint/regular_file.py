@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
+
+from d2defense.files import open_readable
 
 from .errors import CheckpointError
 
@@ -18,16 +19,9 @@ def open_regular(path: Path) -> BinaryIO:
         CheckpointError: missing, unreadable, or a folder, pipe, socket or device.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return open_readable(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(path, f"cannot be opened: {reason_of(error)}") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise CheckpointError(path, f"cannot be opened: it is {what}, not a file")
-    return os.fdopen(descriptor, "rb")
 
 
 def file_bytes(stream: BinaryIO) -> int:

@@ -28,6 +28,10 @@ class Source(Protocol):
     def config(self) -> Path:
         """The configuration file."""
 
+    @property
+    def trusted_config(self) -> bool:
+        """Whether the user vouches for the configuration file."""
+
 
 class Subject(NamedTuple):
     """What is scanned."""
@@ -55,6 +59,8 @@ def open_subject(
         CheckpointError: the checkpoint cannot be used.
         ClassMapError: the class map does not fit dataset and detector.
     """
-    model, cfg = build_detector(source.weights, source.config, device)
+    model, cfg = build_detector(
+        source.weights, source.config, device, trusted_config=source.trusted_config
+    )
     classes = class_indices(images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map)
     return Subject(model, load_clean_images(images.records, cfg, classes), cfg)

@@ -17,8 +17,8 @@ from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
+from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
-from d2defense.checkpoint.yaml_file import load_document
 from d2defense.config import merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.devices import resolve_device
@@ -118,8 +118,8 @@ def run_config(
     if options.method not in REMOVAL_REGISTRY:
         known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
         raise ValueError(f"no removal method {options.method!r}; there are {known}")
-    cfg = load_config(source.config)
-    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
+    cfg = load_config(source.config, device=device)
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     merge_overrides(cfg, options.overrides)
     dataset.load()
     check_classes(dataset.name, cfg)
@@ -142,7 +142,7 @@ def _publish_config(config: Path, path: Path) -> None:
     """Write the original's config: byte by byte, or as one file if it builds on others."""
     content = config.read_bytes()
     if b"_BASE_" in content:
-        content = yaml.safe_dump(load_document(config)).encode("utf-8")
+        content = yaml.safe_dump(read_config_file(config).content).encode("utf-8")
     write_bytes(path, content)
 
 

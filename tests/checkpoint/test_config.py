@@ -12,8 +12,8 @@ from detectron2.config.compat import downgrade_config
 from d2defense.checkpoint import CheckpointError, load_config
 from d2defense.checkpoint.limits import find_excess
 from d2defense.checkpoint.names import find_unknown_name
-from d2defense.checkpoint.zoo import zoo_config, zoo_configs
 from d2defense.config import get_d2defense_cfg
+from d2defense.config.zoo import zoo_config, zoo_configs
 
 
 @pytest.fixture
@@ -179,28 +179,56 @@ def test_several_bases_in_order(write, tmp_path):
 @pytest.mark.parametrize(
     "base",
     [
+        "Base-RCNN-FPN.yaml",
         "../Base-RCNN-FPN.yaml",
+        "~/Base-RCNN-FPN.yaml",
+        "{elsewhere}/Base-RCNN-FPN.yaml",
+        "https://example.org/Base-RCNN-FPN.yaml",
         "detectron2://Base-RCNN-FPN.yaml",
-        "/home/alice/detectron2/configs/Base-RCNN-FPN.yaml",
+        "model_zoo://Base-RCNN-FPN.yaml",
         "../COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
     ],
 )
-def test_base_in_the_model_zoo_wherever_it_lay(write, base, tmp_path):
-    # A file of that name elsewhere is not what is read.
-    (tmp_path.parent / "Base-RCNN-FPN.yaml").write_text("MODEL: {RESNETS: {DEPTH: 34}}")
-    cfg = load_config(write(f"_BASE_: {base}\n{LEAF}"))
+def test_no_config_of_the_zoo_stands_in_for_an_untrusted_base(tmp_path, base, monkeypatch):
+    # Detectron2 would read the attacker's file; a scan of the zoo's says nothing of it.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    for folder in (tmp_path, tmp_path / "COCO-Detection"):
+        folder.mkdir(exist_ok=True)
+        (folder / "Base-RCNN-FPN.yaml").write_text("MODEL: {RESNETS: {DEPTH: 34}}")
+    path = tmp_path / "model" / "config.yaml"
+    path.write_text(f"_BASE_: {base.format(elsewhere=tmp_path)}\n{LEAF}")
+    refused(path, "its _BASE_ .* is no file in its folder")
+
+
+@pytest.mark.parametrize("base", ["../{name}", "~/{name}", "{elsewhere}/{name}", "[../{name}]"])
+def test_bases_of_a_trusted_config_are_those_of_detectron2(tmp_path, base, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("MODEL: {RESNETS: {DEPTH: 34}, MASK_ON: True}")
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine" / "config.yaml"
+    path.write_text(f"_BASE_: {base.format(name='base.yaml', elsewhere=tmp_path)}\n{LEAF}")
     stock = get_cfg()
-    stock.merge_from_file(model_zoo.get_config_file("Base-RCNN-FPN.yaml"))
+    stock.merge_from_file(str(path), allow_unsafe=False)
+    cfg = load_config(path, trusted=True)
+    assert cfg.MODEL.RESNETS.DEPTH == stock.MODEL.RESNETS.DEPTH == 34
+    assert cfg.MODEL.MASK_ON == stock.MODEL.MASK_ON is True
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
-    assert cfg.MODEL.FPN.IN_FEATURES == stock.MODEL.FPN.IN_FEATURES
-    assert cfg.MODEL.RESNETS.DEPTH == 50
+
+
+def test_a_config_is_bounded_together_with_its_bases(write, tmp_path):
+    filler = "# " + "x" * (100 << 10) + "\n"
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(filler + "MODEL: {}")
+    assert load_config(write(filler + f"_BASE_: a.yaml\n{LEAF}")).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    refused(write(filler + f"_BASE_: [a.yaml, b.yaml]\n{LEAF}"), "larger than 262144 bytes with")
 
 
 def test_configs_of_the_zoo_mean_what_they_mean_to_detectron2():
     name = "Misc/mask_rcnn_R_50_FPN_3x_gn.yaml"
     stock = get_cfg()
     stock.merge_from_file(model_zoo.get_config_file(name))
-    cfg = load_config(zoo_config(name))
+    cfg = load_config(zoo_config(name), trusted=True)
     for node in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "ANCHOR_GENERATOR"):
         assert cfg.MODEL[node] == stock.MODEL[node]
 
@@ -346,7 +374,7 @@ def test_most_of_the_zoo_is_read():
     refusals = {}
     for name in zoo_configs():
         try:
-            load_config(zoo_config(name))
+            load_config(zoo_config(name), trusted=True)
         except CheckpointError as error:
             refusals[name] = error.reason
     assert len(refusals) < len(zoo_configs()) / 2

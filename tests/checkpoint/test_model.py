@@ -24,7 +24,7 @@ from d2defense.checkpoint import (
     save_state_dict,
 )
 from d2defense.checkpoint.size import activation_bytes
-from d2defense.checkpoint.zoo import zoo_config
+from d2defense.config.zoo import zoo_config
 from d2defense.modeling import InstrumentedRCNN
 
 
@@ -35,6 +35,19 @@ def folder(untrained_checkpoint, tmp_path):
 
 def build(folder, **arguments):
     return build_detector(folder / "model_final.pth", folder / "config.yaml", **arguments)
+
+
+@pytest.mark.parametrize("named", ["mps", "xpu", "cuda:7"])
+def test_a_config_that_names_a_device_which_is_not_here(folder, named):
+    path = folder / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["MODEL"]["DEVICE"] = named
+    path.write_text(yaml.safe_dump(content))
+    model, cfg = build(folder, device="cpu")
+    assert model.device.type == cfg.MODEL.DEVICE == "cpu"
+    if not named.startswith("cuda"):
+        with pytest.raises(CheckpointError, match=f"'{named}'; known are cpu and cuda.*--device"):
+            build(folder)
 
 
 def change_state(folder, change) -> None:
@@ -214,7 +227,7 @@ def test_activations_are_counted_without_computing_them(folder):
 
 
 def test_every_size_is_estimated_for_the_zoo(tmp_path):
-    cfg = load_config(zoo_config("COCO-Detection/faster_rcnn_R_50_FPN_1x"))
+    cfg = load_config(zoo_config("COCO-Detection/faster_rcnn_R_50_FPN_1x"), trusted=True)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         skeleton = build_model(cfg)

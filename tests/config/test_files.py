@@ -82,7 +82,7 @@ def test_values_win_over_those_of_the_base(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("_BASE_: leaf.yaml\n", "builds on itself"),
+        ("_BASE_: leaf.yaml\n", "refer to each other"),
         ("_BASE_: model_zoo://COCO-Detection/no_such.yaml\n", "no config 'COCO-Detection/no_such"),
         ("- 1\n", "no mapping at its top"),
         ("a: !!python/object/apply:os.system ['true']\n", "not a plain YAML config"),

@@ -61,7 +61,8 @@ class ScanTask:
         settings: of the scan.
         calibration: scores of clean detectors.
         device: of the model; the config's choice if None.
-        has_bases: whether the config builds upon other files of its folder.
+        trusted_config: whether the user vouches for the configuration file.
+        config_files: files and folders that it builds upon, if it does.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
     """
@@ -74,16 +75,16 @@ class ScanTask:
     settings: ScanSettings
     calibration: Calibration
     device: str | None = None
-    has_bases: bool = False
+    trusted_config: bool = False
+    config_files: tuple[Path, ...] = ()
     figures: bool = True
     threads: int | None = None
 
     @property
     def files(self) -> list[Path]:
         """Every file and folder that the scan reads."""
-        config = self.config.parent if self.has_bases else self.config
         images = (Path(record["file_name"]) for record in self.images.records)
-        return [self.weights, config, *images]
+        return [self.weights, self.config, *self.config_files, *images]
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ class _Driver:
             settings=self._settings,
             calibration=self._calibration,
             device=self._device,
-            has_bases=files.bases is not None,
+            trusted_config=source.trusted_config,
+            config_files=files.config_files,
             figures=self._options.figures,
         )
 

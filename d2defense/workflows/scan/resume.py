@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
-from d2defense.checkpoint.yaml_file import BASE_KEY, MAX_BYTES, load_document
+from d2defense.checkpoint.config import read_config_file
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
@@ -25,11 +25,13 @@ class CheckpointFiles:
         facts: ``checkpoint`` of the result.
         bases: SHA-256 of the config together with the files that it builds upon; None where it
             stands alone.
+        config_files: every file or folder that the config is made of.
         versions: what the file system says of the files, to notice that they were replaced.
     """
 
     facts: dict[str, Any]
     bases: str | None
+    config_files: tuple[Path, ...]
     versions: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -48,7 +50,7 @@ class CheckpointFiles:
             "config_sha256": file_sha256(source.config),
             "size_bytes": source.weights.stat().st_size,
         }
-        return cls(facts, _with_bases(source.config), versions)
+        return cls(facts, *_config_files(source), versions)
 
     def are_unchanged(self, source: CheckpointSource) -> bool:
         """Whether the files are still those that were hashed."""
@@ -58,16 +60,17 @@ class CheckpointFiles:
             return False
 
 
-def _with_bases(config: Path) -> str | None:
-    with open(config, "rb") as stream:
-        content = stream.read(MAX_BYTES + 1)
-    # Only with an escape or another encoding could a config name the key and not hold it.
-    if not any(sign in content for sign in (BASE_KEY.encode(), b"\\", b"\0")):
-        return None
+def _config_files(source: CheckpointSource) -> tuple[str | None, tuple[Path, ...]]:
+    """``bases`` and ``config_files`` of a checkpoint."""
     try:
-        return _digest(load_document(config))
+        document = read_config_file(source.config, source.trusted_config)
     except CheckpointError:  # the scan will say so
-        return None
+        return None, (source.config,)
+    if len(document.files) == 1:
+        return None, document.files
+    # Bases of an untrusted config lie in its folder, and may be links within it.
+    files = document.files if source.trusted_config else (source.config.parent,)
+    return _digest(document.content), files
 
 
 def _versions(source: CheckpointSource) -> tuple[tuple[int, ...], ...]:

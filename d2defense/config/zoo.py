@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from detectron2 import model_zoo
 
@@ -39,17 +39,4 @@ def zoo_config(name: str) -> Path | None:
     for candidate in (name, f"{name}.yaml"):
         if root is not None and candidate in zoo_configs():
             return root / candidate
-    return None
-
-
-def zoo_config_at_end(path: str) -> Path | None:
-    """The zoo config that the last parts of a path name: ``../Base-RCNN-FPN.yaml``, for example.
-
-    Configs refer to each other by place; this finds the installed one wherever theirs lay.
-    """
-    parts = [part for part in PurePosixPath(path).parts[-4:] if part not in ("/", "..", ".")]
-    for start in range(len(parts)):
-        found = zoo_config("/".join(parts[start:]))
-        if found is not None:
-            return found
     return None
