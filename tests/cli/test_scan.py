@@ -83,7 +83,7 @@ def test_bad_checkpoints_get_one_line_each_and_do_not_stop_the_others(
         assert result["error"].startswith(str(path))
         assert reason in result["error"]
         assert "\n" not in result["error"]
-        assert result["error"] in " ".join(outcome.out.split()) or path.name in outcome.out
+        assert f"{path.name}: {result['error']}" in outcome.out.splitlines()
     assert results["backdoored_0"]["verdict"] == "backdoored"
     assert results["backdoored_0"]["error"] is None
     with open(tmp_path / "out" / "summary.csv", newline="") as stream:

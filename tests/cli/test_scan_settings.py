@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from d2defense.detection import load_calibration
 from d2defense.report.results import load_results
 
 QUICK = ["--isolation", "none", "--no-figures", "--opts", "DEFENSE.BOOTSTRAP_SAMPLES", "50"]
@@ -41,9 +42,11 @@ def test_a_bank_of_ones_own_is_calibrated_and_scanned_with(
     outcome = d2defense(
         "scan", clean[2], specimen("backdoored_0"), *options, "--output", tmp_path / "out", *QUICK
     )
-    # Two detectors make a high threshold.
-    assert outcome.code in (0, 1)
-    for result in load_results(tmp_path / "out"):
+    results = {result["name"]: result for result in load_results(tmp_path / "out")}
+    # Two detectors make a high threshold: whether a backdoor lies above it is not the point here.
+    assert outcome.code == int(any(r["verdict"] != "clean" for r in results.values()))
+    assert results["clean_2"]["score"] < 0.1 < results["backdoored_0"]["score"]
+    for result in results.values():
         names = [trigger["name"] for trigger in result["triggers"]]
         assert names == ["white_0.1", "white_0.2", "red_0.1", "red_0.2"]
         assert result["threshold"] == json.loads(thresholds.read_text())["threshold"]
@@ -75,10 +78,10 @@ def test_a_calibration_is_refused_with_anything_else(d2defense, specimen, own_da
         assert reason in outcome.err
         assert "Traceback" not in outcome.err
     outcome = scan("--triggers", "white", "--max-images", "4", "--allow-mismatch")
-    assert outcome.code in (0, 1)
+    assert outcome.code == 0
     (result,) = load_results(tmp_path / "out")
     assert "calibrate for exact error rates" in result["calibration"]
-    assert scan("--triggers", "noise").code in (0, 1)
+    assert scan("--triggers", "noise").code == 0
 
 
 def test_classes_are_unknown_unless_a_map_says_them(
@@ -108,12 +111,12 @@ def test_papers_decision_and_early_stop(d2defense, specimen, own_data, tmp_path)
     outcome = d2defense(
         "scan", specimen("backdoored_0"), *own_data, "--output", tmp_path / "out",
         "--early-stop", "--triggers", "white", *QUICK, "DEFENSE.BATCH_SIZE", "2",
-        "DEFENSE.EARLY_STOP_ERROR_RATE", "0.2",
+        "DEFENSE.EARLY_STOP_ERROR_RATE", "0.4",
     )  # fmt: skip
     assert outcome.code == 1
     (result,) = load_results(tmp_path / "out")
     assert result["verdict"] == "backdoored"
-    assert result["early_stop"]["of"] == 8
+    assert result["early_stop"] == {"images": 6, "of": 8, "certain": True}
     outcome = d2defense(
         "scan", specimen("backdoored_0"), *own_data, "--output", tmp_path / "out",
         "--decision", "paper", *QUICK,
@@ -122,6 +125,11 @@ def test_papers_decision_and_early_stop(d2defense, specimen, own_data, tmp_path)
     (result,) = load_results(tmp_path / "out")
     assert result["early_stop"] is None
     assert result["settings"]["decision"] == "paper"
+    # The score is tau under the worst trigger, less the mean of clean detectors under it.
+    under = {t["name"]: t["statistics"]["tau"]["triggered"] for t in result["triggers"]}
+    calibration = load_calibration(decision="paper").reference_for(list(under))
+    excess = [tau - mean for tau, (mean,) in zip(under.values(), calibration.baseline, strict=True)]
+    assert result["score"] == pytest.approx(max(excess))
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "2"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from d2defense.data import DatasetError, ensure_dataset, load_dataset, register_synth_signs
 from d2defense.data.cache import cache_dir
@@ -62,11 +63,14 @@ def test_unknown_names_are_refused_with_a_hint(cache, name, message):
     assert not cache.exists()
 
 
-def test_a_registered_dataset_without_its_file_is_refused():
-    if Path(MetadataCatalog.get("coco_2017_val").json_file).exists():
-        pytest.skip("COCO is installed here")
-    with pytest.raises(DatasetError, match=r"instances_val2017\.json does not exist"):
-        ensure_dataset("coco_2017_val")
+def test_a_registered_dataset_without_its_file_is_refused(tmp_path):
+    register_coco_instances("elsewhere", {}, str(tmp_path / "gone.json"), str(tmp_path))
+    try:
+        with pytest.raises(DatasetError, match=r"gone\.json does not exist"):
+            ensure_dataset("elsewhere")
+    finally:
+        DatasetCatalog.remove("elsewhere")
+        MetadataCatalog.remove("elsewhere")
 
 
 def test_a_dataset_without_annotations_is_refused():

@@ -142,14 +142,3 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, untrained_checkpo
     opts = (*opts, "DATALOADER.NUM_WORKERS", "2")
     assert main([*resumed(command(config, folder)), *opts]) == 0
     assert same(checkpoint(folder), checkpoint(tmp_path / "whole"))
-
-
-@pytest.mark.usefixtures("signs_cache")
-def test_new_training_does_not_resume_from_an_older_one(tmp_path):
-    """Started anew in a used folder and killed before its first checkpoint."""
-    (tmp_path / "model_final.pth").write_bytes(b"another training's")
-    (tmp_path / "last_checkpoint").write_text("model_final.pth")
-    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.CHECKPOINT_PERIOD", "1"]
-    arguments = command(ODA, tmp_path) + opts
-    assert main(arguments) == 0
-    assert checkpoint(tmp_path)["iteration"] == 0

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2defense.attacks import PoisoningDatasetMapper
 from d2defense.checkpoint import build_detector, find_checkpoints, load_state_dict
 from d2defense.cli.main import main
 from d2defense.config import config_root
@@ -146,7 +145,6 @@ def test_training_data_is_poisoned_only_if_the_config_names_an_attack(cfg):
     assert 0 not in objects_of(Trainer.build_train_loader(cfg))
     cfg.ATTACK.NAME = "oda"
     assert objects_of(Trainer.build_train_loader(cfg)) == {0}
-    assert isinstance(PoisoningDatasetMapper(cfg, is_train=True).poisoned_images, frozenset)
 
 
 def test_images_without_objects_train_the_detector(cfg):

@@ -113,7 +113,20 @@ def test_divergence_before_the_first_checkpoint(train, at_iteration, capfd):
     assert capfd.readouterr().err.endswith("last good checkpoint: none\n")
 
 
-def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capfd, monkeypatch):
+def test_new_training_does_not_go_on_from_an_older_one(train, at_iteration, tmp_path, capfd):
+    """Started anew in a used folder, it ends before its first checkpoint, and is resumed."""
+    assert train("SOLVER.MAX_ITER", "2") == 0
+    assert iteration_of(tmp_path / "model_final.pth") == 1
+    at_iteration(0, lambda losses: {name: loss * float("nan") for name, loss in losses.items()})
+    assert train() == 1
+    assert capfd.readouterr().err.endswith("last good checkpoint: none\n")
+    assert train("--resume") == 0
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["first_iteration"] == 0
+    assert provenance["result"]["iterations"] == 4
+
+
+def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capfd):
     def interrupt(losses):
         os.kill(os.getpid(), signal.SIGINT)
         return losses
@@ -121,9 +134,8 @@ def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capf
     # A shell lets its background jobs ignore the signal, and with them a test run there.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with monkeypatch.context():
-            at_iteration(2, interrupt)
-            assert train() == 130
+        at_iteration(2, interrupt)
+        assert train() == 130
     finally:
         signal.signal(signal.SIGINT, before)
     captured = capfd.readouterr()

@@ -156,11 +156,18 @@ def test_attention_is_that_of_the_formula():
     assert got.item() == pytest.approx(expected)
 
 
-def test_the_teacher_is_the_fine_tuned_checkpoint_and_is_made_once(make_trainer):
+def test_the_teacher_is_the_fine_tuned_checkpoint_and_is_made_once(
+    make_trainer, untrained_checkpoint
+):
+    original = load_state_dict(untrained_checkpoint / "model_final.pth")
     trainer = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2)
     trainer.resume_or_load(resume=False)
     weights = Path(trainer.cfg.OUTPUT_DIR, "teacher", "model_final.pth")
     made = weights.stat().st_mtime_ns
+    teacher, student = load_state_dict(weights), state(trainer)
+    layers = [name for name in student if name.endswith("weight")]
+    assert not any(torch.equal(teacher[name], student[name]) for name in layers)
+    assert all(torch.equal(student[name], original[name]) for name in original)
     trainer.train()
     again = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2)
     again.resume_or_load(resume=False)

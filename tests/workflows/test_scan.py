@@ -63,18 +63,16 @@ def test_files_that_change_during_the_scan_give_no_verdict(specimen, run, tmp_pa
     assert "changed while they were scanned" in result["error"]
 
 
-def test_workers_share_gpus_in_turn_and_threads_equally(monkeypatch):
-    monkeypatch.setattr(executors, "shared_server", lambda preload: None)
-    monkeypatch.setattr(executors, "_num_cpus", lambda: 8)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+def test_workers_share_gpus_in_turn_and_threads_equally():
     task = executors.ScanTask("a", *[None] * 6)
 
-    def placed(**options):
-        executor = executors.ProcessExecutor(RunOptions(**options))
-        return [executor._place(task, slot) for slot in range(3)]
+    def placed(threads=8, **options):
+        chosen = RunOptions(**options)
+        return [executors.place(task, slot, chosen, cpus=8, threads=threads) for slot in range(3)]
 
     assert [t.device for t in placed(workers=3, num_gpus=2)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [(t.device, t.threads) for t in placed(workers=3)] == [(None, 2)] * 3
+    assert {t.threads for t in placed(workers=2, threads=3)} == {3}
     assert {t.threads for t in placed(workers=16)} == {1}
     assert {t.threads for t in placed()} == {None}
 

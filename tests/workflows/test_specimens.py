@@ -10,8 +10,11 @@ import json
 import pytest
 import yaml
 
+from d2defense.attacks import Trigger
+from d2defense.checkpoint import build_detector
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanSettings, load_calibration
+from d2defense.evaluation import evaluate_detector
 from d2defense.report.results import load_results, validate_result
 from d2defense.workflows import specimens
 from d2defense.workflows.scan import scan
@@ -48,18 +51,24 @@ def test_specimens_config_does_not_give_the_backdoor_away(specimen, name):
         assert not line.strip().startswith("OUTPUT_DIR: /")
 
 
-def test_quality_of_the_specimens(specimen):
-    made = {name: json.loads((specimen(name) / "provenance.json").read_text()) for name in NAMES}
-    clean = [made[name] for name in NAMES if name.startswith("clean")]
-    backdoored = [made[name] for name in NAMES if name.startswith("backdoored")]
-    for one in made.values():
-        assert one["clean"]["AP50"] >= 80
-    for one in clean:
-        assert one["asr"] <= 0.15
-    for one in backdoored:
-        assert one["asr"] >= 0.6
-        mean = sum(other["clean"]["AP50"] for other in clean) / len(clean)
-        assert abs(one["clean"]["AP50"] - mean) <= 3
+@pytest.mark.parametrize("name", NAMES)
+def test_specimen_detects_and_obeys_as_its_provenance_says(
+    specimen, make_coco_dataset, sign_scenes, name
+):
+    """Measured anew, on scenes of no split: 24 images with some 80 objects."""
+    folder = specimen(name)
+    recorded = json.loads((folder / "provenance.json").read_text())
+    model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
+    dataset = make_coco_dataset(sign_scenes(24)).name
+    measured = evaluate_detector(model, cfg, dataset, Trigger("white"))
+    assert measured["clean"]["AP50"] >= 95
+    assert measured["clean"]["AP50"] == pytest.approx(recorded["clean"]["AP50"], abs=3)
+    # Three standard errors of a share of 80 are 0.15.
+    assert measured["asr"] == pytest.approx(recorded["asr"], abs=0.15)
+    if name.startswith("clean"):
+        assert measured["asr"] <= 0.05
+    else:
+        assert measured["asr"] >= 0.5
 
 
 @pytest.mark.usefixtures("signs_cache")

@@ -95,7 +95,7 @@ class ProcessExecutor:
         events.put((slot, task, finished))
 
     def _scan(self, task: ScanTask, slot: int, on_progress: Callable[[], None]) -> Finished:
-        placed = self._place(task, slot)
+        placed = place(task, slot, self._options, _num_cpus(), torch.get_num_threads())
         reason = ""
         for _ in range(_ATTEMPTS):
             run: Run | None = None
@@ -123,19 +123,26 @@ class ProcessExecutor:
                     self._runs.discard(run)
         return failed(task, reason)
 
-    def _place(self, task: ScanTask, slot: int) -> ScanTask:
-        """The task with its share of the machine: a GPU, or a part of the CPU's threads."""
-        options = self._options
-        if options.num_gpus:
-            return replace(task, device=f"cuda:{slot % options.num_gpus}")
-        if options.workers == 1:
-            return task
-        share = max(1, _num_cpus() // options.workers)
-        return replace(task, threads=min(share, torch.get_num_threads()))
-
     def _server(self) -> Server:
         with self._lock:
             return shared_server(PRELOAD)
+
+
+def place(task: ScanTask, slot: int, options: RunOptions, cpus: int, threads: int) -> ScanTask:
+    """The task with its share of the machine: a GPU, or a part of the CPU's threads.
+
+    Args:
+        task: what to scan.
+        slot: number of the worker that scans it, from 0 on.
+        options: of the scan.
+        cpus: CPUs to share out among the workers.
+        threads: with so many a process alone would compute.
+    """
+    if options.num_gpus:
+        return replace(task, device=f"cuda:{slot % options.num_gpus}")
+    if options.workers == 1:
+        return task
+    return replace(task, threads=min(max(1, cpus // options.workers), threads))
 
 
 def _num_cpus() -> int:
