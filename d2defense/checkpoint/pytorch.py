@@ -1,44 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading ``.pth``: PyTorch's zip archives and the format before them.
+"""Reading ``.pth``: PyTorch's zip archives.
 
 Each file is read twice. The first reader (:mod:`pickle_machine`) sees names and sizes only and
 refuses what does not add up; ``torch.load(weights_only=True)`` then reads what is known to be
-harmless and to fit. By itself it would allocate whatever sizes the pickle claims, and, for files of
-the older format, can be made to write to the working directory.
+harmless and to fit. By itself it would allocate whatever sizes the pickle claims.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from .errors import CheckpointError
 from .pickle_machine import (
-    Buildable,
     Builder,
     Global,
-    PickleError,
     PickleMachine,
-    UnsafePickleError,
-    dictionary,
     hashed,
     opaque,
+    ordered_dictionary,
 )
-from .regular_file import file_bytes, open_regular, reason_of
+from .pickle_opcodes import Dialect, PickleError, UnsafePickleError
+from .regular_file import open_regular, reason_of
 from .tensors import DTYPES, TensorError, TensorSpec, check_names, check_shape, check_view
 from .zip_archive import MAGIC, ArchiveError, TorchScriptError, open_archive
 
 _UNSAFE = "not a safe PyTorch checkpoint"
 _UNREADABLE = "not a readable PyTorch checkpoint"
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_PROTOCOL = 1001
+# ``torch.save`` writes protocol 2, from Python 3. Its reader of weights knows no other.
+_DIALECT = Dialect(protocols=frozenset((2,)), byte_strings=False)
+
+# The pickle of the number that PyTorch's container before 1.6 begins with.
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _TAR_MAGIC = b"ustar"
 # Larger files are not looked into to find out whether they are weights.
 _MAX_PEEK_BYTES = 4 << 30
@@ -53,7 +53,8 @@ _REFUSED = {
 }
 
 
-class _Storage(NamedTuple):
+@dataclass(frozen=True)
+class _Storage:
     key: str
     dtype: torch.dtype
     numel: int
@@ -63,7 +64,7 @@ class _Storage(NamedTuple):
         return self.numel * self.dtype.itemsize
 
 
-class _TensorStub(Buildable):
+class _TensorStub:
     """A tensor that was announced; only its spec is known."""
 
     def __init__(self, spec: TensorSpec) -> None:
@@ -144,9 +145,14 @@ def read_structure(stream: BinaryIO) -> object:
         raise ArchiveError("the file is empty")
     if start.startswith(MAGIC):
         return _read_archive(stream)
+    if start.startswith(_LEGACY_MAGIC):
+        raise ArchiveError(
+            "the container of PyTorch before 1.6; convert it with "
+            "torch.save(torch.load(OLD, weights_only=True), NEW)"
+        )
     if start[257:262] == _TAR_MAGIC:
-        raise ArchiveError("the tar format of PyTorch before 0.2; save it again with a newer one")
-    return _read_legacy(stream)
+        raise ArchiveError("the tar archive of PyTorch before 0.2, which is not read")
+    raise ArchiveError("not a zip archive, as PyTorch writes them")
 
 
 def _read_archive(stream: BinaryIO) -> object:
@@ -155,9 +161,9 @@ def _read_archive(stream: BinaryIO) -> object:
     with archive:
         try:
             # Everything in the archive is stored as it is, so this is no larger than the file.
-            with archive.open(f"{folder}/data.pkl") as member:
-                machine = PickleMachine(_BUILDERS, lambda pid: _storage(pid, storages))
-                content = machine.load(member)
+            pickled = archive.read(f"{folder}/data.pkl")
+            machine = PickleMachine(_DIALECT, _BUILDERS, lambda pid: _storage(pid, storages))
+            content = machine.load(io.BytesIO(pickled), len(pickled))
         except (PickleError, TensorError):
             raise
         except Exception as error:  # a member's own header can differ from the directory's
@@ -172,46 +178,15 @@ def _read_archive(stream: BinaryIO) -> object:
     return content
 
 
-def _read_legacy(stream: BinaryIO) -> object:
-    """The format before zip: five pickles, then the storages one after another."""
-    storages: dict[str, _Storage] = {}
-    plain = PickleMachine({})
-    try:
-        magic = PickleMachine(_BUILDERS).load(stream)
-    except UnsafePickleError:
-        raise
-    except PickleError:
-        magic = None
-    if magic != _LEGACY_MAGIC:
-        raise PickleError("neither a zip archive nor PyTorch's older format")
-    if plain.load(stream) != _LEGACY_PROTOCOL or not isinstance(plain.load(stream), dict):
-        raise PickleError("PyTorch's older format in a version that is not known")
-    content = PickleMachine(_BUILDERS, lambda pid: _storage(pid, storages)).load(stream)
-    keys = plain.load(stream)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise PickleError("the list of its storages is not that of its tensors")
-    position, size = stream.tell(), file_bytes(stream)
-    for key in keys:
-        stream.seek(position)
-        header = stream.read(8)
-        numel = struct.unpack("<q", header)[0] if len(header) == 8 else -1
-        if numel != storages[str(key)].numel:
-            raise PickleError("truncated, or a storage has another size than its tensors say")
-        position += 8 + storages[str(key)].nbytes
-    if position != size:
-        raise PickleError(f"truncated, or with data behind its end ({size} bytes, not {position})")
-    return content
-
-
 def _storage(identity: object, storages: dict[str, _Storage]) -> _Storage:
     """The storage of a persistent id, ``("storage", type, key, location, elements[, view])``."""
-    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+    if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
         raise UnsafePickleError("its pickle refers to something that is no storage")
-    _, kind, key, _, numel, *view = identity
+    _, kind, key, _, numel = identity
     if not isinstance(kind, Global) or type(numel) is not int or not 0 <= numel < 2**48:
         raise UnsafePickleError("its pickle refers to a storage without type or size")
-    if not isinstance(key, str) or any(part is not None for part in view):
-        raise UnsafePickleError("its pickle refers to a part of a storage")
+    if type(key) is not str:
+        raise UnsafePickleError("its pickle refers to a storage without a name")
     name = kind.name.removesuffix("Storage").lower()
     if name not in DTYPES:
         raise TensorError(f"holds a tensor of type {kind.name[:40]}, which no detector has")
@@ -261,7 +236,7 @@ _BUILDERS: dict[str, Builder | None] = {
     "torch.Size": _size,
     "torch.device": opaque,
     "torch.serialization._get_layout": opaque,
-    "collections.OrderedDict": dictionary,
+    "collections.OrderedDict": ordered_dictionary,
     # Schedules keep milestones in a Counter, and some settings are sets.
     "collections.Counter": hashed,
     "builtins.set": hashed,

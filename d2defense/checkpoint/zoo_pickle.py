@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,17 +17,19 @@ from .pickle_machine import (
     Buildable,
     Builder,
     Global,
-    PickleError,
+    Opaque,
     PickleMachine,
-    UnsafePickleError,
-    dictionary,
-    opaque,
+    ordered_dictionary,
 )
+from .pickle_opcodes import Blob, Dialect, PickleError, UnsafePickleError
 from .regular_file import file_bytes, open_regular, reason_of
 from .tensors import TensorError, TensorSpec, check_names, check_shape
 
 _UNSAFE = "not a safe model-zoo pickle"
 _UNREADABLE = "not a readable model-zoo pickle"
+
+# Detectron wrote protocol 2 from Python 2, which Detectron2 reads as Latin-1.
+_DIALECT = Dialect(protocols=frozenset((2, 3, 4, 5)), byte_strings=True)
 
 #: Array types by NumPy's code without byte order, and the element types they become.
 _DTYPES = {
@@ -46,80 +48,123 @@ _SCALARS = frozenset(("u2", "u4", "u8", *_DTYPES))
 
 
 class _Dtype(Buildable):
-    """``numpy.dtype`` of numbers; the state may only set the byte order."""
+    """``numpy.dtype`` of numbers; its state says the byte order.
+
+    The state could say more: flags among it make NumPy take the bytes of an array for addresses of
+    Python objects. So it must be the one that NumPy writes for a plain number.
+    """
 
     def __init__(self, code: str) -> None:
         self.code = code
-        self.order = "<"
+        self.order = ""
 
-    def build(self, state: object) -> None:
-        if (
-            not isinstance(state, tuple)
-            or len(state) not in (8, 9)
-            or state[1] not in ("<", ">", "|", "=")
-            or any(part is not None for part in state[2:5])
-        ):
+    def take(self, state: object) -> None:
+        order = state[1] if type(state) is tuple and len(state) == 8 else None
+        orders = "|" if self.code[1:] == "1" else "<>"
+        plain = type(order) is str and order in tuple(orders)
+        if not plain or state != (3, order, None, None, None, -1, -1, 0):
             raise UnsafePickleError("its pickle makes an array type that is no plain number")
-        self.order = state[1]
+        self.order = order
 
     @property
     def numpy(self) -> np.dtype:
+        if not self.built:
+            raise UnsafePickleError("its pickle makes an array of a type without byte order")
         return np.dtype(self.order + self.code)
 
 
 class _Array(Buildable):
-    """``numpy.ndarray``; the bytes stay as they are until they are needed."""
+    """``numpy.ndarray``; the bytes stay where they are until they are needed."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
-        self.dtype: _Dtype | None = None
-        self.fortran = False
-        self.data: bytes = b""
+        self.dtype: np.dtype | None = None
+        self.order = "C"
+        self.axes: tuple[int, ...] | None = None
+        self.data: bytes | Blob = b""
 
-    def build(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise PickleError("its pickle makes an array without shape, type or bytes")
+    def take(self, state: object) -> None:
+        if type(state) is not tuple or len(state) != 5 or state[0] != 1:
+            raise UnsafePickleError("its pickle makes an array without shape, type or bytes")
         _, shape, dtype, fortran, data = state
-        self.fill(shape, dtype, bool(fortran), data)
+        if type(fortran) is not bool:
+            raise UnsafePickleError("its pickle makes an array whose order of axes is no truth")
+        self.fill(shape, dtype, "F" if fortran else "C", data)
 
-    def fill(self, shape: object, dtype: object, fortran: bool, data: object) -> None:
-        self.shape = check_shape(shape)
+    def fill(
+        self,
+        shape: object,
+        dtype: object,
+        order: str,
+        data: object,
+        axes: tuple[int, ...] | None = None,
+    ) -> None:
+        """Give the array its content.
+
+        Args:
+            shape: in which ``data`` has its elements.
+            dtype: their type, a :class:`_Dtype`.
+            order: of the elements, C or F.
+            data: their bytes.
+            axes: order in which the array has the axes of ``shape``; as they are if None.
+        """
+        self.shape, self.order, self.axes = check_shape(shape), order, axes
         if not isinstance(dtype, _Dtype):
             raise PickleError("its pickle makes an array without a type")
-        if isinstance(data, str):  # written by Python 2
+        if type(data) is str:  # written by Python 2
             data = data.encode("latin-1")
-        if not isinstance(data, bytes | bytearray):
+        if type(data) not in (bytes, Blob):
             raise UnsafePickleError("its pickle makes an array of objects")
-        self.dtype, self.fortran, self.data = dtype, fortran, bytes(data)
-        expected = TensorSpec(self.shape, torch.uint8).numel * dtype.numpy.itemsize
+        self.dtype, self.data = dtype.numpy, data
+        expected = TensorSpec(self.shape, torch.uint8).numel * self.dtype.itemsize
         if expected != len(data):
             raise TensorError(
                 f"an array of shape {self.shape} should have {expected} bytes and has {len(data)}"
             )
 
     def spec(self, name: str) -> TensorSpec:
-        if self.dtype is None or self.dtype.code not in _DTYPES:
+        dtype = None if self.dtype is None else _DTYPES.get(self.dtype.str[1:])
+        if dtype is None:
             raise TensorError(f"array {name[:80]!r} has a type that no detector has")
-        return TensorSpec(self.shape, _DTYPES[self.dtype.code])
+        axes = range(len(self.shape)) if self.axes is None else self.axes
+        return TensorSpec(tuple(self.shape[axis] for axis in axes), dtype)
 
-    def tensor(self) -> Tensor:
-        array = np.frombuffer(self.data, self.dtype.numpy).astype(f"={self.dtype.code}")
-        array = array.reshape(self.shape, order="F" if self.fortran else "C")
-        return torch.from_numpy(np.ascontiguousarray(array)).reshape(self.shape)
+    def tensor(self, stream: BinaryIO) -> Tensor:
+        if isinstance(self.data, Blob):
+            content = bytearray(self.data.length)
+            stream.seek(self.data.offset)
+            if stream.readinto(content) != len(content):
+                raise TensorError("it has become shorter while it was read")
+        else:
+            content = bytearray(self.data)
+        array = np.frombuffer(content, self.dtype).reshape(self.shape, order=self.order)
+        if self.axes is not None:
+            array = array.transpose(self.axes)
+        native = array.astype(self.dtype.newbyteorder("="), order="C", copy=False)
+        return torch.from_numpy(native)
 
 
 @dataclass(frozen=True)
 class ZooPickleFile:
     """A checked ``.pkl`` file (:class:`WeightsFile`)."""
 
+    path: Path
     specs: dict[str, TensorSpec]
     matching_heuristics: bool
     caffe2: bool
     arrays: Mapping[str, _Array]
 
     def load(self) -> dict[str, Tensor]:
-        """The arrays by name, as tensors on the CPU."""
-        return {name: array.tensor() for name, array in self.arrays.items()}
+        """The arrays by name, as tensors on the CPU.
+
+        Raises:
+            CheckpointError: the file has changed since it was checked.
+        """
+        with open_regular(self.path) as stream:
+            try:
+                return {name: array.tensor(stream) for name, array in self.arrays.items()}
+            except (TensorError, OSError) as error:
+                raise CheckpointError(self.path, f"{_UNREADABLE}: {reason_of(error)}") from None
 
 
 def open_zoo_pickle(path: Path) -> ZooPickleFile:
@@ -133,12 +178,8 @@ def open_zoo_pickle(path: Path) -> ZooPickleFile:
     """
     with open_regular(path) as stream:
         size = file_bytes(stream)
-        if not size:
-            raise CheckpointError(path, f"{_UNREADABLE}: the file is empty")
         try:
-            # Reading from a map is bounded by the file, whatever length the bytes claim.
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                content = PickleMachine(_builders(size)).load(view)
+            content = PickleMachine(_DIALECT, _builders(size)).load(stream, size)
         except UnsafePickleError as error:
             raise CheckpointError(path, f"{_UNSAFE}: {error}") from None
         except (PickleError, TensorError, OSError) as error:
@@ -147,13 +188,15 @@ def open_zoo_pickle(path: Path) -> ZooPickleFile:
         raise CheckpointError(path, "holds no state dict")
     if "model" in content and "__author__" in content:
         arrays = content["model"]
-        heuristics = content.get("matching_heuristics") is True
+        heuristics = content.get("matching_heuristics", False)
         caffe2 = heuristics and content["__author__"] == "Caffe2"
     else:
         blobs = content.get("blobs", content)
         arrays, heuristics, caffe2 = blobs, True, True
         if isinstance(blobs, dict):
             arrays = {n: a for n, a in blobs.items() if not str(n).endswith("_momentum")}
+    if type(heuristics) is not bool:
+        raise CheckpointError(path, "its matching_heuristics is neither true nor false")
     if not isinstance(arrays, dict) or not arrays:
         raise CheckpointError(path, "holds no state dict")
     for name, value in arrays.items():
@@ -167,30 +210,53 @@ def open_zoo_pickle(path: Path) -> ZooPickleFile:
             raise TensorError(f"its arrays have {total} bytes, more than the file")
     except TensorError as error:
         raise CheckpointError(path, str(error)) from None
-    return ZooPickleFile(specs, heuristics, caffe2, dict(arrays))
+    return ZooPickleFile(path, specs, heuristics, caffe2, dict(arrays))
 
 
 def _dtype(arguments: tuple) -> _Dtype:
+    """``numpy.dtype(code, align, copy)``; without a copy, NumPy's own type would be changed."""
     code = arguments[0]
-    if isinstance(code, bytes):
-        code = code.decode("latin-1")
-    if code not in _SCALARS:
+    if type(code) is not str or code not in _SCALARS or arguments[1:] != (False, True):
         raise UnsafePickleError("its pickle makes an array type that is no plain number")
     return _Dtype(code)
 
 
 def _reconstruct(arguments: tuple) -> _Array:
-    kind = arguments[0]
-    if not isinstance(kind, Global) or str(kind) != "numpy.ndarray":
-        raise UnsafePickleError("its pickle makes an array of a class of its own")
+    """``_reconstruct(numpy.ndarray, (0,), b"b")``: an array that awaits its state."""
+    if arguments not in ((_NDARRAY, (0,), b"b"), (_NDARRAY, (0,), "b")):
+        raise UnsafePickleError("its pickle makes an array of a class or a shape of its own")
     return _Array()
 
 
+def _scalar(arguments: tuple) -> Opaque:
+    """``scalar(dtype, bytes)``: a number of NumPy, of no use as weights."""
+    dtype, data = arguments
+    _Array().fill((), dtype, "C", data)
+    return Opaque()
+
+
 def _frombuffer(arguments: tuple) -> _Array:
-    data, dtype, shape, order = arguments
+    """``_frombuffer(bytes, dtype, shape, order, axes)``, axes with order K only."""
+    data, dtype, shape, order, *axes = arguments
     array = _Array()
-    array.fill(shape, dtype, order == "F", data)
+    array.built = True
+    if order in ("C", "F") and not axes:
+        array.fill(shape, dtype, order, data)
+    elif order == "K" and sorted(*axes) == list(range(len(check_shape(shape)))):
+        array.fill(shape, dtype, "C", data, tuple(*axes))
+    else:
+        raise UnsafePickleError("its pickle makes an array whose order of axes is not known")
     return array
+
+
+def _empty(arguments: tuple) -> bytes:
+    """``bytes()``: how Python 3 writes no bytes for Python 2."""
+    if arguments:
+        raise UnsafePickleError("its pickle makes bytes of something")
+    return b""
+
+
+_NDARRAY = Global("numpy", "ndarray")
 
 
 def _builders(size: int) -> dict[str, Builder | None]:
@@ -200,7 +266,7 @@ def _builders(size: int) -> dict[str, Builder | None]:
     def encode(arguments: tuple) -> bytes:
         """``_codecs.encode(text, "latin1")``: how Python 3 writes bytes for Python 2."""
         text, encoding = arguments
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        if type(text) is not str or encoding != "latin1":
             raise UnsafePickleError("its pickle encodes something that is no bytes")
         # The same long text could be encoded again and again.
         budget[0] -= len(text)
@@ -209,13 +275,14 @@ def _builders(size: int) -> dict[str, Builder | None]:
         return text.encode("latin-1")
 
     builders: dict[str, Builder | None] = {
-        "numpy.ndarray": None,
+        str(_NDARRAY): None,
         "numpy.dtype": _dtype,
         "_codecs.encode": encode,
-        "collections.OrderedDict": dictionary,
+        "__builtin__.bytes": _empty,
+        "collections.OrderedDict": ordered_dictionary,
     }
     for core in ("numpy.core", "numpy._core"):
         builders[f"{core}.multiarray._reconstruct"] = _reconstruct
-        builders[f"{core}.multiarray.scalar"] = opaque
+        builders[f"{core}.multiarray.scalar"] = _scalar
         builders[f"{core}.numeric._frombuffer"] = _frombuffer
     return builders

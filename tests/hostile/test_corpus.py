@@ -9,7 +9,13 @@ import time
 
 import pytest
 
-from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints, format_sources
+from d2defense.checkpoint import (
+    CheckpointError,
+    build_detector,
+    find_checkpoints,
+    format_sources,
+    load_state_dict,
+)
 
 pytestmark = [
     # TorchScript and quantized tensors are on their way out of PyTorch; attackers still have them.
@@ -55,6 +61,29 @@ def test_the_corpus_is_large(corpus):
 def test_the_payloads_work_where_nobody_takes_care(corpus, canary, family):
     pickle.loads(corpus.opcode_families(canary)[family])
     assert canary.exists()
+
+
+def test_what_the_c_unpickler_reads_behind_a_cut_frame_is_code(corpus, canary, tmp_path):
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(corpus.two_readings(canary)["frame_that_cuts_a_text"][0])
+    with path.open("rb") as stream:
+        content = pickle.load(stream, encoding="latin1")  # as Detectron2 does
+    assert canary.exists()
+    assert content["model"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+    canary.unlink()
+    # Who ignores frames sees weights alone.
+    unframed = corpus.without_frames(path.read_bytes())
+    assert pickle.loads(unframed)["model"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert not canary.exists()
+
+
+def test_what_readers_understand_in_two_ways_is_refused_for_that(corpus, canary, tmp_path):
+    path = tmp_path / "model_final.pkl"
+    for kind, (content, reason) in corpus.two_readings(canary).items():
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=reason):
+            print(kind, load_state_dict(path))
+    assert not canary.exists()
 
 
 def test_one_clear_error_and_no_side_effect(
