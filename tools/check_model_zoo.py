@@ -3,7 +3,7 @@
 """Compare every two-stage detector of Detectron2's model zoo with its instrumented twin.
 
 Random weights, no download: both must have equal state-dict keys and bit-identical detections, and
-the probe must say what the stock modules say. Prints a Markdown table; exit code 1 if any differs.
+the probe must say what the stock modules say. Prints a Markdown table; exit code 2 if any differs.
 
     python tools/check_model_zoo.py
     python tools/check_model_zoo.py Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml
@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
 
 from tqdm import tqdm
 
 from d2defense.cli.arguments import silence_developer_notices
+from d2defense.cli.ending import FAILED, run_to_end
 
 
 def main() -> int:
@@ -41,8 +43,8 @@ def main() -> int:
         counts = f"{parity.proposals or ''} | {parity.detections or ''}"
         print(f"| {parity.config} | {parity.roi_heads} | {millions} | {counts} | {outcome} |")
     print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
-    return 1 if outcomes["different"] else 0
+    return FAILED if outcomes["different"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_to_end(main, Path(sys.argv[0]).name))

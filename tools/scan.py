@@ -4,8 +4,7 @@
 
 import sys
 
-from d2defense.cli import scan
 from d2defense.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(scan))
+    sys.exit(run_command("scan"))

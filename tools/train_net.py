@@ -4,8 +4,7 @@
 
 import sys
 
-from d2defense.cli import train
 from d2defense.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(train))
+    sys.exit(run_command("train"))

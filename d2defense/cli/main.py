@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType, ModuleType
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import d2defense
 
 from .arguments import silence_developer_notices
+from .ending import FAILED, VERDICT, run_to_end
 
 # Each names a module beside this one with NAME, HELP, add_arguments(parser) and run(args).
 COMMANDS = (
@@ -40,9 +39,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "d2defense") -> 
     """Run the command that the first argument names; the exit code is returned."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in COMMANDS:
-        # Only the chosen command's module is imported and asked for its arguments: torch alone
-        # takes seconds.
-        return run_command(_module(arguments[0]), arguments[1:], f"{program} {arguments[0]}")
+        return run_command(arguments[0], arguments[1:], f"{program} {arguments[0]}")
+    return run_to_end(lambda: _overview(arguments, program), program)
+
+
+def _overview(arguments: list[str], program: str) -> int:
+    """What the program says when no command is named."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Find backdoors in Detectron2 object detectors, and remove them.",
@@ -58,24 +60,39 @@ def main(arguments: Sequence[str] | None = None, program: str = "d2defense") -> 
 
 
 def run_command(
-    module: ModuleType, arguments: Sequence[str] | None = None, program: str | None = None
+    name: str, arguments: Sequence[str] | None = None, program: str | None = None
 ) -> int:
-    """Parse ``arguments`` (the process's own if None) for one command and run it."""
-    parser = CommandParser(
-        prog=program,
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
-    module.add_arguments(parser)
-    args = parser.parse_args(arguments)
-    try:
-        with _ending_on_termination():
-            silence_developer_notices()
-            return module.run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    """Parse ``arguments`` (the process's own if None) for one command and run it.
+
+    Args:
+        name: of a module beside this one. Only that is imported and asked for its arguments: torch
+            alone takes seconds. Its exit code 1 is a verdict if it says ``GIVES_VERDICT``.
+        arguments: what follows the command's name.
+        program: how messages call the command; the name of the script if None.
+
+    Returns:
+        The exit code (:func:`~d2defense.cli.ending.run_to_end`).
+    """
+    program = program or Path(sys.argv[0]).name
+    args = argparse.Namespace()
+
+    def command() -> int:
+        module = _module(name)
+        parser = CommandParser(
+            prog=program,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
+        module.add_arguments(parser)
+        parser.parse_args(arguments, args)
+        silence_developer_notices()
+        code = module.run(args)
+        if code == VERDICT and not getattr(module, "GIVES_VERDICT", False):
+            return FAILED
+        return code
+
+    return run_to_end(command, program, lambda: getattr(args, "output", None))
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -87,25 +104,6 @@ class CommandParser(argparse.ArgumentParser):
         """Print the usage and the message, and end."""
         self.print_usage(sys.stderr)
         self.exit(self.usage_exit_code, f"{self.prog}: error: {message}\n")
-
-
-@contextmanager
-def _ending_on_termination() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: after it has cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        print("terminated", file=sys.stderr)
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _module(name: str) -> ModuleType:

@@ -32,6 +32,8 @@ NAME = "scan"
 HELP = "say which checkpoints are backdoored, how sure it is and which module carries it"
 #: A pipeline must tell wrong usage from a scan that failed.
 USAGE_EXIT_CODE = 4
+#: Its exit code 1 says that something was found.
+GIVES_VERDICT = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _list(args, stream) if args.list else _scan(args, stream)
         except OSError as error:
+            if error.filename is None:
+                raise
             args.parser.error(f"{error.filename}: {error.strerror}")
 
 

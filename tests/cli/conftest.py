@@ -26,10 +26,7 @@ def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
 
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = main([str(argument) for argument in arguments])
         return Outcome(code, *capfd.readouterr())
 
     yield run
