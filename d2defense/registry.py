@@ -122,6 +122,7 @@ class _Entry:
 
 ATTACK_REGISTRY = Registry("attack", "d2defense.attacks.poisoners", "ATTACK")
 PATTERN_REGISTRY = Registry("pattern", "d2defense.attacks.patterns", "ATTACK.TRIGGER.SETTINGS")
+REMOVAL_REGISTRY = Registry("removal method", "d2defense.removal.methods", "REMOVAL")
 
 #: Those whose parts bring keys of the configuration.
-CONFIGURED = (ATTACK_REGISTRY, PATTERN_REGISTRY)
+CONFIGURED = (ATTACK_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY)

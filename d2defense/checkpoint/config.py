@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, upgrade_config
 
-from d2defense.config import get_d2defense_cfg
+from d2defense.config import get_base_cfg
 from d2defense.config.documents import (
     ConfigFileError,
     Document,
@@ -23,8 +23,11 @@ from .errors import CheckpointError
 from .limits import find_excess
 from .names import find_unknown_name
 
-# What a scan, a renewal or an evaluation sets itself.
-_DROPPED = ("DATASETS", "DATALOADER", "ATTACK", "DEFENSE", "REMOVAL")
+# What a scan, a repair or an evaluation sets itself. Those of Detectron2 are read before they are
+# dropped, since conversion from its version 1 looks at them. Ours are not read at all: they may
+# hold keys of another version of d2defense, or of parts that were registered by somebody else.
+_DROPPED = ("DATASETS", "DATALOADER")
+_UNREAD = ("ATTACK", "DEFENSE", "REMOVAL")
 
 
 def read_config_file(path: Path, trusted: bool = False) -> Document:
@@ -46,7 +49,7 @@ def read_config_file(path: Path, trusted: bool = False) -> Document:
 
 
 def load_config(path: Path, trusted: bool = False, device: str | None = None) -> CfgNode:
-    """The instrumented configuration that ``path`` describes.
+    """The instrumented configuration that ``path`` describes, in the keys of ``get_base_cfg``.
 
     Only plain YAML is read: Detectron2's own loader would construct Python objects and follow
     ``_BASE_`` to any file. What it says of weights, datasets, output folder, attack and defense is
@@ -67,7 +70,8 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
         raise CheckpointError(
             path, "a LazyConfig, which names Python objects to call; give a CfgNode config"
         )
-    defaults = get_d2defense_cfg()
+    content = {node: value for node, value in content.items() if node not in _UNREAD}
+    defaults = get_base_cfg()
     try:
         cfg = instrument_config(_merged(content, defaults))
         cfg.MODEL.WEIGHTS = ""

@@ -2,10 +2,10 @@
 """Repair a backdoored detector with a small clean labelled set, and say what that changed.
 
 Fine-tunes the whole model with photometric distortion, random flip and random patches on objects
-that keep their labels. --method renewal first resets the module groups that a scan names: with
-REMOVAL.PATCH_AUGMENTATION.ENABLED False it is the paper's targeted renewal fine-tuning. The
-original stays untouched. The output folder is a Detectron2 output folder with report.html and
-report.json, which compare the checkpoint before and after.
+that keep their labels. --method renewal is the paper's targeted renewal fine-tuning instead: it
+resets the module groups that a scan names, without patches. The original stays untouched. The
+output folder is a Detectron2 output folder with report.html and report.json, which compare the
+checkpoint before and after.
 
     d2defense renew downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/renewed
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="vanilla (no reset), renewal (the paper's), reset_all, fine_pruning or nad, all with"
-        " patches (renewal if --modules is given, else vanilla)",
+        help="patch_augmentation (ours), renewal (the paper's), vanilla, reset_all, fine_pruning or"
+        " nad (renewal if --modules is given, else patch_augmentation)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(

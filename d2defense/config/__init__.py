@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ATTACK, DEFENSE and REMOVAL nodes on top of Detectron2's configuration."""
 
-from .defaults import add_d2defense_config, get_d2defense_cfg, merge_overrides
+from .defaults import (
+    add_d2defense_config,
+    add_part_config,
+    get_base_cfg,
+    get_d2defense_cfg,
+    merge_overrides,
+)
 from .files import merge_config_file
 from .paths import config_root
 
 __all__ = [
     "add_d2defense_config",
+    "add_part_config",
     "config_root",
+    "get_base_cfg",
     "get_d2defense_cfg",
     "merge_config_file",
     "merge_overrides",

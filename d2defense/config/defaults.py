@@ -7,9 +7,48 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
+from d2defense.registry import CONFIGURED
+
+# Keys of before, what takes their place, and what to write.
+_RENAMED = {
+    "REMOVAL.PATCH_AUGMENTATION.ENABLED": (
+        "REMOVAL.AUGMENTATION",
+        '"patch_augmentation" there stamps patches with any REMOVAL.METHOD; without it only the '
+        'method "patch_augmentation" does, which d2defense repair takes by default',
+    ),
+}
+
 
 def add_d2defense_config(cfg: CfgNode) -> None:
-    """Add ATTACK, DEFENSE, REMOVAL and the keys of our own modules to ``cfg``, in place."""
+    """Add ATTACK, DEFENSE, REMOVAL and the keys of our own modules to ``cfg``, in place.
+
+    The keys of registered attacks, patterns and removal methods are among them.
+    """
+    _add_fixed(cfg)
+    add_part_config(cfg)
+
+
+def add_part_config(cfg: CfgNode) -> None:
+    """Add the keys that registered parts bring to a configuration of :func:`get_base_cfg`.
+
+    Raises:
+        ValueError: a part's keys would take the place of others.
+    """
+    for registry in CONFIGURED:
+        registry.add_config(cfg)
+
+
+def get_base_cfg() -> CfgNode:
+    """As :func:`get_d2defense_cfg` without the keys of registered parts, none of which it imports.
+
+    For reading a checkpoint's configuration, which says nothing of them that counts.
+    """
+    cfg = get_cfg()
+    _add_fixed(cfg)
+    return cfg
+
+
+def _add_fixed(cfg: CfgNode) -> None:
     _add_attack(cfg)
     _add_defense(cfg)
     _add_removal(cfg)
@@ -19,6 +58,8 @@ def add_d2defense_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Evaluate on images that bear ATTACK.TRIGGER as well, in the same pass over the test data.
     cfg.TEST.TRIGGERED = True
+    for key, (now, note) in _RENAMED.items():
+        cfg.register_renamed_key(key, now, note)
 
 
 def get_d2defense_cfg() -> CfgNode:
@@ -116,10 +157,11 @@ def _add_defense(cfg: CfgNode) -> None:
 
 def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL = CfgNode()
-    # Name in REMOVAL_REGISTRY: "renewal" resets modules, then fine-tunes (the paper's TRF, section
-    # 3.5); "vanilla" fine-tunes only; "reset_all", "fine_pruning" and "nad" are further baselines.
-    # "" trains as the config says.
+    # Name in REMOVAL_REGISTRY; "" trains as the config says.
     cfg.REMOVAL.METHOD = ""
+    # Name of the method whose augmentation of the training images is used; "" for METHOD's own.
+    # "patch_augmentation" stamps patches with any method.
+    cfg.REMOVAL.AUGMENTATION = ""
     # Module groups that renewal resets; () for those that classify proposals, whatever the
     # detector calls them.
     cfg.REMOVAL.MODULES = ()
@@ -131,28 +173,6 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Share of the images that are distorted.
     cfg.REMOVAL.PHOTOMETRIC_SHARE = 0.5
-    # Plain random patches on objects that keep their true labels, while fine-tuning.
-    cfg.REMOVAL.PATCH_AUGMENTATION = CfgNode()
-    cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = True
-    # Shares of the images, and of the objects of such an image, that bear a patch.
-    cfg.REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE = 0.9
-    cfg.REMOVAL.PATCH_AUGMENTATION.OBJECT_SHARE = 0.7
-    # Smallest and largest width and height, as shares of the box's.
-    cfg.REMOVAL.PATCH_AUGMENTATION.SIZE = [0.05, 0.3]
-    cfg.REMOVAL.PATCH_AUGMENTATION.PATTERNS = ("solid", "noise", "mosaic")
-    # Share of the patches that cover the whole box, translucent, and their opacity.
-    cfg.REMOVAL.PATCH_AUGMENTATION.OVERLAY_SHARE = 0.4
-    cfg.REMOVAL.PATCH_AUGMENTATION.OVERLAY_OPACITY = [0.1, 0.4]
-    # Fewest and most fields or stripes across a patch.
-    cfg.REMOVAL.PATCH_AUGMENTATION.CELLS = [2, 12]
-    # Fine-pruning: share of a layer's channels that is pruned.
-    cfg.REMOVAL.FINE_PRUNING = CfgNode()
-    cfg.REMOVAL.FINE_PRUNING.RATE = 0.2
-    # Neural attention distillation: steps of the teacher's fine-tuning, weight of the attention
-    # loss.
-    cfg.REMOVAL.NAD = CfgNode()
-    cfg.REMOVAL.NAD.TEACHER_ITER = 200
-    cfg.REMOVAL.NAD.WEIGHT = 1.0
     # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
     cfg.REMOVAL.SOLVER = CfgNode()
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
+from torch import Tensor
 
 from .probe import ProbeOutput
 
@@ -77,6 +78,37 @@ class InstrumentedRCNN(GeneralizedRCNN):
         finally:
             hook.remove()
         return detections, ProbeOutput.from_proposals(proposals, logits)
+
+    def features(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The backbone's feature maps by name, each of shape (G, C, H, W).
+
+        Args:
+            batched_inputs: G dicts with ``image``, as :meth:`probe` takes them.
+        """
+        return self.backbone(self.preprocess_image(batched_inputs).tensor)
+
+    def losses_and_features(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What stock training returns, and the feature maps that it rests on, from one pass.
+
+        Args:
+            batched_inputs: G dicts with ``image`` and ``instances``, as stock training takes them.
+
+        Returns:
+            losses by name, with gradient; the backbone's feature maps by name, likewise.
+
+        Raises:
+            RuntimeError: the model is in eval mode, where it has no losses.
+        """
+        if not self.training:
+            raise RuntimeError("losses need the model in training mode: call model.train() first")
+        images = self.preprocess_image(batched_inputs)
+        instances = [each["instances"].to(self.device) for each in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, rpn_losses = self.proposal_generator(images, features, instances)
+        _, head_losses = self.roi_heads(images, features, proposals, instances)
+        return head_losses | rpn_losses, features
 
     def _check_eval_mode(self) -> None:
         if self.training:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing a backdoor: reset module groups, fine-tune on the defender's set."""
+"""Removing a backdoor: removal methods, which all fine-tune on the defender's set."""
 
-from .config import renewal_config
-from .methods import REMOVAL_REGISTRY, RemovalMethod
+from .config import removal_config
+from .methods.base import FineTune, RemovalMethod
 from .patches import PatchAugmentation
 from .reset import reset_modules
-from .trainer import RenewalTrainer
+from .trainer import RemovalTrainer
 
 __all__ = [
-    "REMOVAL_REGISTRY",
+    "FineTune",
     "PatchAugmentation",
     "RemovalMethod",
-    "RenewalTrainer",
-    "renewal_config",
+    "RemovalTrainer",
+    "removal_config",
     "reset_modules",
 ]

@@ -9,13 +9,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 
-def renewal_config(
+def removal_config(
     cfg: CfgNode,
     weights: Path,
     dataset: str,
     output_dir: Path,
     modules: Sequence[str],
-    method: str = "renewal",
+    method: str,
 ) -> CfgNode:
     """A copy of ``cfg`` that fine-tunes ``weights`` on ``dataset``.
 

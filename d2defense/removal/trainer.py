@@ -13,22 +13,24 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from d2defense.checkpoint import load_weights
 from d2defense.engine import Trainer
+from d2defense.registry import REMOVAL_REGISTRY
 
-from .methods import REMOVAL_REGISTRY
-from .patches import PatchAugmentedMapper
+from .methods.base import RemovalMethod
+from .objective import Objective
 
 logger = logging.getLogger(__name__)
 
 
-class RenewalTrainer(Trainer):
+class RemovalTrainer(Trainer):
     """Fine-tunes the weights of ``MODEL.WEIGHTS`` on clean images by ``REMOVAL.METHOD``.
 
     "renewal" is the paper's targeted renewal fine-tuning (arXiv 2409.16057, section 3.5); the
     other methods are in :mod:`d2defense.removal.methods`. All of them fine-tune the whole model
-    with photometric distortion and random flip, and, where it is enabled, patch augmentation.
+    with photometric distortion and random flip; the rest is the method's.
 
     Raises:
         ValueError: another method, no weights to start from, or an attack in the same config.
@@ -36,19 +38,38 @@ class RenewalTrainer(Trainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         if cfg.REMOVAL.METHOD not in REMOVAL_REGISTRY:
-            known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
+            known = ", ".join(REMOVAL_REGISTRY.choices())
             raise ValueError(f"REMOVAL.METHOD is {cfg.REMOVAL.METHOD!r}, none of {known}")
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("removal starts from a checkpoint: set MODEL.WEIGHTS")
         if cfg.ATTACK.NAME:
             raise ValueError("removal trains on clean images: ATTACK.NAME must be empty")
-        self.method = REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg)
         super().__init__(cfg)
+
+    @property
+    def model(self) -> nn.Module:
+        """The detector, without what computes its losses around it."""
+        return self._objective.detector
+
+    @property
+    def method(self) -> RemovalMethod:
+        """The removal method."""
+        return self._objective.method
+
+    @property
+    def _objective(self) -> Objective:
+        trained = self._trainer.model
+        return trained.module if isinstance(trained, DistributedDataParallel) else trained
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The module groups that the method resets."""
-        return self.method.modules(self.checkpointer.model)
+        return self.method.modules(self.model)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Objective:
+        """The detector, in what computes the losses that ``REMOVAL.METHOD`` descends."""
+        return Objective(super().build_model(cfg), REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume a run of the same output folder, or load ``MODEL.WEIGHTS`` and prepare them.
@@ -60,22 +81,27 @@ class RenewalTrainer(Trainer):
             super().resume_or_load(resume=True)
         else:
             # Not Detectron2's loader: it tolerates weights that do not fit and unpickles ``.pkl``.
-            model = self.checkpointer.model
-            load_weights(model, Path(self.cfg.MODEL.WEIGHTS))
-            changed = self.method.prepare(model)
+            load_weights(self.model, Path(self.cfg.MODEL.WEIGHTS))
+            changed = self.method.prepare(self.model)
             if changed:
                 method = self.cfg.REMOVAL.METHOD
                 logger.info("%s changed %d tensors: %s", method, len(changed), ", ".join(changed))
-        self.register_hooks(self.method.attach(self))
+        self.register_hooks(self.method.attach(self.model, self._fine_tune_another))
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    def _fine_tune_another(cls, cfg: CfgNode) -> None:
+        trainer = cls(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: Objective) -> torch.optim.Optimizer:
         """The trainer's optimizer, with ``REMOVAL.RENEWED_LR_FACTOR`` on what is reset."""
-        optimizer = super().build_optimizer(cfg, model)
+        optimizer = super().build_optimizer(cfg, model.detector)
         if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
             return optimizer
-        names = set(REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg).renewed_tensors(model))
-        renewed = {id(p) for name, p in model.named_parameters() if name in names}
+        names = set(model.method.renewed_tensors(model.detector))
+        renewed = {id(p) for name, p in model.detector.named_parameters() if name in names}
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in renewed]
             if apart:
@@ -86,15 +112,11 @@ class RenewalTrainer(Trainer):
 
     @classmethod
     def build_mapper(cls, cfg: CfgNode) -> DatasetMapper:
-        """Detectron2's mapper with photometric distortion in front (section 3.5).
-
-        Patch augmentation, where it is enabled, comes before everything else.
-        """
+        """The mapper of ``REMOVAL.AUGMENTATION``, with photometric distortion (section 3.5)."""
         augmentations = build_augmentation(cfg, is_train=True)
         if cfg.REMOVAL.PHOTOMETRIC_DISTORTION:
             distortion = ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT)
             share = cfg.REMOVAL.PHOTOMETRIC_SHARE
             augmentations.insert(0, T.RandomApply(distortion, prob=share))
-        patched = cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED
-        mapper = PatchAugmentedMapper if patched else DatasetMapper
-        return mapper(cfg, is_train=True, augmentations=augmentations)
+        method = REMOVAL_REGISTRY.get(cfg.REMOVAL.AUGMENTATION or cfg.REMOVAL.METHOD)(cfg)
+        return method.mapper(augmentations)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-_PATCHES = "REMOVAL.PATCH_AUGMENTATION.ENABLED"
 _PHOTOMETRIC = "REMOVAL.PHOTOMETRIC_DISTORTION"
 _FLIP = "INPUT.RANDOM_FLIP"
 
@@ -47,19 +46,20 @@ class Repair:
         )
 
 
-VANILLA = Repair("vanilla", "vanilla", "vanilla", overrides=(_PATCHES, False))
-RENEWAL = Repair("renewal", "renewal (paper)", "renewal", overrides=(_PATCHES, False))
+VANILLA = Repair("vanilla", "vanilla", "vanilla")
+RENEWAL = Repair("renewal", "renewal (paper)", "renewal")
 RENEWAL_WITH_PATCHES = Repair(
-    "renewal_patches", "renewal + patches", "renewal", overrides=(_PATCHES, True)
+    "renewal_patches",
+    "renewal + patches",
+    "renewal",
+    overrides=("REMOVAL.AUGMENTATION", "patch_augmentation"),
 )
-# What `d2defense renew` does unless told otherwise, and the same without its patches.
-OURS = Repair("ours", "patches, no reset (ours)", "vanilla", None, (_PATCHES, True), True)
-FAST_VANILLA = Repair(
-    "fast_vanilla", "vanilla, our schedule", "vanilla", None, (_PATCHES, False), True
-)
-RESET_ALL = Repair("reset_all", "reset all", "reset_all", overrides=(_PATCHES, False))
-FINE_PRUNING = Repair("fine_pruning", "fine-pruning", "fine_pruning", overrides=(_PATCHES, False))
-NAD = Repair("nad", "NAD", "nad", overrides=(_PATCHES, False))
+# What `d2defense repair` does unless told otherwise, and the same without its patches.
+OURS = Repair("ours", "patches, no reset (ours)", "patch_augmentation", as_default=True)
+FAST_VANILLA = Repair("fast_vanilla", "vanilla, our schedule", "vanilla", as_default=True)
+RESET_ALL = Repair("reset_all", "reset all", "reset_all")
+FINE_PRUNING = Repair("fine_pruning", "fine-pruning", "fine_pruning")
+NAD = Repair("nad", "NAD", "nad")
 
 # Table 2's rows; the other baselines take longer and say less, so fewer seeds do.
 COMPARED = (VANILLA, RENEWAL, OURS)
@@ -70,13 +70,13 @@ PLAIN_RENEWAL = Repair(
     "renewal_plain",
     "renewal",
     "renewal",
-    overrides=(_PATCHES, False, _PHOTOMETRIC, False, _FLIP, "none"),
+    overrides=(_PHOTOMETRIC, False, _FLIP, "none"),
 )
 PHOTOMETRIC_RENEWAL = Repair(
     "renewal_photometric",
     "+ photometric distortion",
     "renewal",
-    overrides=(_PATCHES, False, _FLIP, "none"),
+    overrides=(_FLIP, "none"),
 )
 
 

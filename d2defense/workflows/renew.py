@@ -19,16 +19,17 @@ from tqdm import tqdm
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
 from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
-from d2defense.config import merge_overrides
+from d2defense.config import add_part_config, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.devices import resolve_device
 from d2defense.files import write_bytes
-from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
+from d2defense.registry import REMOVAL_REGISTRY
+from d2defense.removal import RemovalTrainer, removal_config
 
 from .classes import check_classes
 
-# With patch augmentation, which the configuration enables: a reset removes no more and costs AP.
-DEFAULT_METHOD = "vanilla"
+# With patches a reset removes no more and costs AP.
+DEFAULT_METHOD = "patch_augmentation"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def renew(
     start = time.perf_counter()
     with log_to_file(output_dir / "log.txt"):
         seed_all_rng(options.seed)
-        trainer = RenewalTrainer(cfg)
+        trainer = RemovalTrainer(cfg)
         with tqdm(total=cfg.SOLVER.MAX_ITER, desc=options.method, unit="step", disable=None) as bar:
             trainer.register_hooks([ProgressHook(bar)])
             trainer.resume_or_load(resume=False)
@@ -115,15 +116,14 @@ def run_config(
     """The configuration of a fine-tuning run; arguments and errors as of :func:`renew`."""
     if output_dir.resolve() == source.weights.parent.resolve():
         raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
-    if options.method not in REMOVAL_REGISTRY:
-        known = ", ".join(name for name, _ in REMOVAL_REGISTRY)
-        raise ValueError(f"no removal method {options.method!r}; there are {known}")
+    REMOVAL_REGISTRY.get(options.method)
     cfg = load_config(source.config, device=device)
+    add_part_config(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     merge_overrides(cfg, options.overrides)
     dataset.load()
     check_classes(dataset.name, cfg)
-    cfg = renewal_config(
+    cfg = removal_config(
         cfg,
         source.weights,
         dataset.ensure(),

@@ -32,7 +32,7 @@ from d2defense.files import write_bytes
 from d2defense.memory import keep_freed_memory
 from d2defense.modeling import instrument_config
 from d2defense.registry import ATTACK_REGISTRY
-from d2defense.removal import RenewalTrainer
+from d2defense.removal import RemovalTrainer
 from d2defense.statistics import ObservationSettings
 
 from .own_data import OwnData
@@ -114,7 +114,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
 
 def trainer_class(cfg: CfgNode) -> type[Trainer]:
     """The trainer that ``REMOVAL.METHOD`` asks for."""
-    return RenewalTrainer if cfg.REMOVAL.METHOD else Trainer
+    return RemovalTrainer if cfg.REMOVAL.METHOD else Trainer
 
 
 def _last_checkpoint(cfg: CfgNode) -> str:
@@ -213,7 +213,7 @@ class _Ended(Exception):
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         trainer_type = trainer_class(cfg)
-        model = trainer_type.build_model(cfg)
+        model = Trainer.build_model(cfg)
         path = args.resume and _last_checkpoint(cfg)
         # Not Detectron2's loader: it evaluates whatever part of the weights fits.
         load_weights(model, Path(path or PathManager.get_local_path(cfg.MODEL.WEIGHTS)))

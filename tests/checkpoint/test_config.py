@@ -12,7 +12,7 @@ from detectron2.config.compat import downgrade_config
 from d2defense.checkpoint import CheckpointError, load_config
 from d2defense.checkpoint.limits import find_excess
 from d2defense.checkpoint.names import find_unknown_name
-from d2defense.config import get_d2defense_cfg
+from d2defense.config import get_base_cfg, get_d2defense_cfg
 from d2defense.config.zoo import zoo_config, zoo_configs
 
 
@@ -64,9 +64,22 @@ def test_a_config_has_no_say_in_how_it_is_scanned_and_repaired(make_tiny_cfg, wr
         "REMOVAL.SOLVER.MAX_ITER", 0,
         "ATTACK.NAME", "oda",
     )  # fmt: skip
-    loaded, defaults = load_config(write(cfg.dump())), get_d2defense_cfg()
+    loaded, defaults = load_config(write(cfg.dump())), get_base_cfg()
     for node in ("ATTACK", "DEFENSE", "REMOVAL"):
         assert loaded[node] == defaults[node]
+
+
+def test_settings_of_another_version_or_of_somebody_s_own_attack_are_no_hindrance(write):
+    loaded = load_config(
+        write(
+            "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, MASK_ON: False}\n"
+            "ATTACK: {NAME: theirs, THEIRS: {STRENGTH: 3}}\n"
+            "DEFENSE: [1]\n"
+            "REMOVAL: {PATCH_AUGMENTATION: {ENABLED: True}}\n"
+        )
+    )
+    assert loaded.ATTACK == get_base_cfg().ATTACK
+    assert loaded.REMOVAL == get_base_cfg().REMOVAL
 
 
 @pytest.mark.parametrize(

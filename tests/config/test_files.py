@@ -37,7 +37,7 @@ def test_every_shipped_config_is_one_that_can_be_probed(name):
         poisoned = load(config_root() / name.replace(f"_{kind}.yaml", "_oda.yaml"))
         assert f"{poisoned.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
         # The paper's renewal and its baseline know no patches.
-        assert not cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED
+        assert cfg.REMOVAL.AUGMENTATION == ""
     assert cfg.OUTPUT_DIR.startswith("runs/")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from d2defense.checkpoint import load_config, load_state_dict
-from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
-from d2defense.removal import REMOVAL_REGISTRY, RenewalTrainer, renewal_config
+from d2defense.config import add_part_config, config_root, get_d2defense_cfg, merge_config_file
+from d2defense.registry import REMOVAL_REGISTRY
+from d2defense.removal import RemovalTrainer, removal_config
 from d2defense.removal.methods.fine_pruning import dormant_channels, prunable_layers
 from d2defense.removal.methods.nad import attention_distance, attention_map
 
@@ -23,30 +26,31 @@ def make_trainer(untrained_checkpoint, make_coco_dataset, sign_scenes, tmp_path)
     """A function from overrides to a trainer that starts from an untrained checkpoint."""
     dataset = make_coco_dataset(sign_scenes(4))
 
-    def make(method: str, *overrides: object) -> RenewalTrainer:
+    def make(method: str, *overrides: object) -> RemovalTrainer:
         cfg = load_config(untrained_checkpoint / "config.yaml")
         cfg.MODEL.DEVICE = "cpu"
+        add_part_config(cfg)
         cfg.merge_from_list(
             ["REMOVAL.SOLVER.MAX_ITER", 3, "REMOVAL.SOLVER.IMS_PER_BATCH", 2, *overrides]
         )
         weights = untrained_checkpoint / "model_final.pth"
         output = tmp_path / method
         output.mkdir(exist_ok=True)
-        return RenewalTrainer(renewal_config(cfg, weights, dataset.name, output, (), method))
+        return RemovalTrainer(removal_config(cfg, weights, dataset.name, output, (), method))
 
     return make
 
 
-def state(trainer: RenewalTrainer) -> dict[str, torch.Tensor]:
+def state(trainer: RemovalTrainer) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
 
 
-def losses(trainer: RenewalTrainer) -> set[str]:
+def losses(trainer: RemovalTrainer) -> set[str]:
     lines = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
     return {key for key in json.loads(lines[-1]) if key.startswith("loss_")}
 
 
-@pytest.mark.parametrize("method", sorted(name for name, _ in REMOVAL_REGISTRY))
+@pytest.mark.parametrize("method", REMOVAL_REGISTRY.choices())
 def test_every_method_fine_tunes_the_whole_model(make_trainer, method):
     trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2)
     trainer.resume_or_load(resume=False)
@@ -141,18 +145,11 @@ def test_attention_is_that_of_the_formula():
     student = generator.normal(size=(2, 5, 3, 4))
     teacher = generator.normal(size=(2, 5, 3, 4))
 
-    def by_hand(features):
-        maps = (features**2).sum(axis=1).reshape(2, -1)
-        return maps / np.linalg.norm(maps, axis=1, keepdims=True)
-
-    torch.testing.assert_close(
-        attention_map(torch.from_numpy(student)), torch.from_numpy(by_hand(student))
-    )
-    expected = np.linalg.norm(by_hand(student) - by_hand(teacher), axis=1).mean()
-    got = attention_distance(
-        {"a": torch.from_numpy(student), "b": torch.from_numpy(student)},
-        {"a": torch.from_numpy(teacher), "b": torch.from_numpy(student)},
-    )
+    student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
+    by_hand = unit_attention(student)
+    torch.testing.assert_close(attention_map(student), torch.from_numpy(by_hand))
+    expected = np.linalg.norm(by_hand - unit_attention(teacher), axis=1).mean()
+    got = attention_distance({"a": student, "b": student}, {"a": teacher, "b": student})
     assert got.item() == pytest.approx(expected)
 
 
@@ -198,3 +195,37 @@ def test_a_method_learns_at_one_rate_where_it_resets_nothing_or_everything(
 ):
     rates = learning_rates(make_trainer(method, "REMOVAL.RENEWED_LR_FACTOR", 5.0))
     assert set(rates.values()) == {factor}
+
+
+def test_the_detector_of_a_trainer_is_the_checkpoint_s_own_kind(make_trainer):
+    """What computes the losses is around it in the steps only, not in files or evaluations."""
+    trainer = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2)
+    assert type(trainer.model).__name__ == "InstrumentedRCNN"
+    assert trainer.model is trainer.checkpointer.model
+    assert set(trainer.model.state_dict()) == set(build_model(trainer.cfg).state_dict())
+
+
+def test_the_attention_loss_is_the_weighted_distance_from_the_teacher(make_trainer):
+    trainer = make_trainer("nad", "REMOVAL.NAD.TEACHER_ITER", 2, "REMOVAL.NAD.WEIGHT", 3.0)
+    trainer.resume_or_load(resume=False)
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    student, teacher = copy.deepcopy(trainer.model), build_model(trainer.cfg).eval()
+    weights = Path(trainer.cfg.OUTPUT_DIR, "teacher", "model_final.pth")
+    teacher.load_state_dict(load_state_dict(weights))
+    with torch.no_grad():
+        pixels = student.preprocess_image(batch).tensor
+        seen, wanted = student.train().backbone(pixels), teacher.backbone(pixels)
+    with EventStorage(0):
+        loss = trainer.method.losses(trainer.model.train(), batch)["loss_attention"]
+    expected = sum(
+        np.linalg.norm(unit_attention(seen[name]) - unit_attention(wanted[name]), axis=1).mean()
+        for name in seen
+    )
+    assert loss.item() == pytest.approx(3 * expected, rel=1e-4)
+    loss.backward()
+    assert trainer.model.backbone.fpn_output2.weight.grad.any()
+
+
+def unit_attention(features: torch.Tensor) -> np.ndarray:
+    maps = (features.double().numpy() ** 2).sum(axis=1).reshape(len(features), -1)
+    return maps / np.linalg.norm(maps, axis=1, keepdims=True)

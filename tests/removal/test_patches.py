@@ -8,7 +8,8 @@ import pytest
 import torch
 from detectron2.structures import BoxMode
 
-from d2defense.removal import PatchAugmentation, RenewalTrainer
+from d2defense.config import get_d2defense_cfg, merge_overrides
+from d2defense.removal import PatchAugmentation, RemovalTrainer
 from d2defense.removal.patches import PatchAugmentedMapper
 
 BOXES = [[10, 12, 50, 62], [70, 20, 120, 60]]
@@ -146,8 +147,26 @@ def test_values_out_of_range_are_refused(options):
         PatchAugmentation(**options)
 
 
-def test_the_trainer_stamps_where_it_is_enabled(make_tiny_cfg):
-    for enabled in (False, True):
-        cfg = make_tiny_cfg("REMOVAL.PATCH_AUGMENTATION.ENABLED", enabled)
-        mapper = RenewalTrainer.build_mapper(cfg)
-        assert isinstance(mapper, PatchAugmentedMapper) == enabled
+@pytest.mark.parametrize(
+    ("method", "augmentation", "stamps"),
+    [
+        ("patch_augmentation", "", True),
+        ("vanilla", "", False),
+        ("renewal", "", False),
+        ("renewal", "patch_augmentation", True),
+        ("patch_augmentation", "vanilla", False),
+    ],
+)
+def test_patches_belong_to_their_method_and_to_whoever_asks_for_them(
+    make_tiny_cfg, method, augmentation, stamps
+):
+    cfg = make_tiny_cfg("REMOVAL.METHOD", method, "REMOVAL.AUGMENTATION", augmentation)
+    assert isinstance(RemovalTrainer.build_mapper(cfg), PatchAugmentedMapper) == stamps
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_the_switch_of_before_is_refused_with_what_to_write(value):
+    pairs = ["REMOVAL.PATCH_AUGMENTATION.ENABLED", str(value)]
+    with pytest.raises(ValueError, match=r"was renamed to REMOVAL\.AUGMENTATION") as refused:
+        merge_overrides(get_d2defense_cfg(), pairs)
+    assert "\n" not in str(refused.value)

@@ -1,32 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a removal method does around fine-tuning."""
+"""What a removal method does before, around and in the steps of fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.engine import HookBase
-from detectron2.utils.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from d2defense.modeling import module_group_parameters
 
-if TYPE_CHECKING:
-    from ..trainer import RenewalTrainer
-
-REMOVAL_REGISTRY = Registry("REMOVAL")
-REMOVAL_REGISTRY.__doc__ = """
-Removal methods, by the name that ``REMOVAL.METHOD`` gives. A registered object is called with the
-configuration and has the interface of :class:`RemovalMethod`.
-"""
+#: Fine-tunes by another configuration, in that one's output folder.
+FineTune = Callable[[CfgNode], None]
 
 
 class RemovalMethod:
-    """Fine-tuning on the defender's set, and what happens before and during it.
+    """A way to remove a backdoor by fine-tuning, by the name that ``REMOVAL.METHOD`` gives.
 
-    This class does nothing of its own; subclasses override what they need.
+    This class fine-tunes and does nothing else; subclasses override what they need.
 
     Args:
         cfg: configuration of the fine-tuning run.
@@ -34,6 +29,10 @@ class RemovalMethod:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
+
+    @staticmethod
+    def add_config(node: CfgNode) -> None:
+        """Put the method's own keys with their defaults into ``REMOVAL.<NAME>``, which is empty."""
 
     def modules(self, model: nn.Module) -> tuple[str, ...]:
         """Module groups of ``model`` that are reset, for reports."""
@@ -51,17 +50,35 @@ class RemovalMethod:
         """
         return []
 
-    def attach(self, trainer: RenewalTrainer) -> list[HookBase]:
-        """Hooks of the fine-tuning; called once, after :meth:`prepare` or a resumed run."""
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
+        """Get ready for the first step, after :meth:`prepare` or in a run that is resumed.
+
+        Args:
+            model: the detector that is trained.
+            fine_tune: fine-tunes another one first, such as a teacher; its weights are then
+                ``model_final.pth`` of its output folder.
+
+        Returns:
+            hooks of the fine-tuning.
+        """
         return []
 
+    def mapper(self, augmentations: Sequence[T.Augmentation]) -> DatasetMapper:
+        """From dataset dicts of the defender's set to training input.
 
-def registered(name: str) -> Callable[[type[RemovalMethod]], type[RemovalMethod]]:
-    """Class decorator that registers a method by the name that configs use."""
+        Args:
+            augmentations: of the fine-tuning, the same with every method.
+        """
+        return DatasetMapper(self.cfg, is_train=True, augmentations=list(augmentations))
 
-    def register(method: type[RemovalMethod]) -> type[RemovalMethod]:
-        # The registry itself takes the name from the class or function it is given.
-        REMOVAL_REGISTRY._do_register(name, method)
-        return method
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """What a step descends: the sum of these losses.
 
-    return register
+        Args:
+            model: the detector that is trained, in training mode.
+            batch: training input, a dict an image.
+
+        Returns:
+            scalars by the names under which ``metrics.json`` has them.
+        """
+        return model(batch)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from detectron2.config import CfgNode
@@ -13,24 +12,28 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from d2defense.modeling import classification_modules, renewable_modules
+from d2defense.registry import REMOVAL_REGISTRY
 
-from .base import RemovalMethod, registered
-
-if TYPE_CHECKING:
-    from ..trainer import RenewalTrainer
+from .base import FineTune, RemovalMethod
 
 
-@registered("fine_pruning")
+@REMOVAL_REGISTRY.register("fine_pruning")
 class FinePruning(RemovalMethod):
-    """Fine-Pruning (Liu et al., RAID 2018, arXiv 1805.12185) for two-stage detectors.
+    """Fine-pruning: silence the channels that clean images use least, then fine-tune.
 
-    A backdoor is thought to live in channels that clean images do not use. Of the last
-    convolution shared by RPN and box head and of the last layer of the box head, the share
-    ``REMOVAL.FINE_PRUNING.RATE`` of channels with the smallest mean activation on the defender's
-    set is set to zero, and stays zero while the model is fine-tuned. The paper prunes the last
-    convolution of a classifier until its accuracy drops; a detector has two places where features
-    end, and the share is fixed.
+    Liu et al., RAID 2018, arXiv 1805.12185, for two-stage detectors. A backdoor is thought to live
+    in channels that clean images do not use. Of the last convolution shared by RPN and box head and
+    of the last layer of the box head, the share ``REMOVAL.FINE_PRUNING.RATE`` of channels with the
+    smallest mean activation on the defender's set is set to zero, and stays zero while the model is
+    fine-tuned. The paper prunes the last convolution of a classifier until its accuracy drops; a
+    detector has two places where features end, and the share is fixed.
     """
+
+    @staticmethod
+    def add_config(node: CfgNode) -> None:
+        """Add ``REMOVAL.FINE_PRUNING.*``."""
+        # Share of a layer's channels that is pruned.
+        node.RATE = 0.2
 
     def prepare(self, model: nn.Module) -> list[str]:
         """Prune; the names of the layers' tensors are returned."""
@@ -42,9 +45,9 @@ class FinePruning(RemovalMethod):
             _silence(layers[name], channels)
         return [f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()]
 
-    def attach(self, trainer: RenewalTrainer) -> list[HookBase]:
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """A hook that keeps pruned channels at zero: those that are zero when training begins."""
-        layers = prunable_layers(trainer.checkpointer.model)
+        layers = prunable_layers(model)
         return [_KeepSilent({layer: _silent(layer) for layer in layers.values()})]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,40 +15,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2defense.checkpoint import load_weights
+from d2defense.registry import REMOVAL_REGISTRY
 
-from .base import RemovalMethod, registered
-
-if TYPE_CHECKING:
-    from ..trainer import RenewalTrainer
+from .base import FineTune, RemovalMethod
 
 logger = logging.getLogger(__name__)
 
 
-@registered("nad")
+@REMOVAL_REGISTRY.register("nad")
 class NeuralAttentionDistillation(RemovalMethod):
-    """NAD (Li et al., ICLR 2021, arXiv 2101.05930) on a detector's feature maps.
+    """Neural attention distillation: a fine-tuned teacher shows where to look.
 
-    A teacher is the checkpoint after ``REMOVAL.NAD.TEACHER_ITER`` steps of plain fine-tuning. The
-    checkpoint itself, the student, is then fine-tuned with the detection losses and
-    ``REMOVAL.NAD.WEIGHT`` times the distance of its attention maps from the teacher's, summed
-    over the backbone's feature maps (equations 2 to 4).
+    NAD, Li et al., ICLR 2021, arXiv 2101.05930, on a detector's feature maps. A teacher is the
+    checkpoint after ``REMOVAL.NAD.TEACHER_ITER`` steps of plain fine-tuning. The checkpoint itself,
+    the student, is then fine-tuned with the detection losses and ``REMOVAL.NAD.WEIGHT`` times the
+    distance of its attention maps from the teacher's, summed over the backbone's feature maps
+    (equations 2 to 4).
     """
 
-    def attach(self, trainer: RenewalTrainer) -> list[HookBase]:
-        """Train the teacher unless its folder has one, and add the loss to the student's."""
+    @staticmethod
+    def add_config(node: CfgNode) -> None:
+        """Add ``REMOVAL.NAD.*``."""
+        # Steps of the teacher's fine-tuning.
+        node.TEACHER_ITER = 200
+        # Weight of the attention loss.
+        node.WEIGHT = 1.0
+
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
+        """Train the teacher unless its folder has one."""
         folder = Path(self.cfg.OUTPUT_DIR) / "teacher"
         weights = folder / "model_final.pth"
         if not weights.is_file():
-            cfg = teacher_config(self.cfg, folder)
-            teacher_trainer = type(trainer)(cfg)
-            teacher_trainer.resume_or_load(resume=True)
-            teacher_trainer.train()
-        teacher = build_model(self.cfg)
-        load_weights(teacher, weights)
-        teacher.eval().requires_grad_(False)
+            fine_tune(teacher_config(self.cfg, folder))
+        self.teacher = build_model(self.cfg)
+        load_weights(self.teacher, weights)
+        self.teacher.eval().requires_grad_(False)
         logger.info("attention is distilled from %s", weights)
-        _Distillation(teacher, self.cfg.REMOVAL.NAD.WEIGHT).add_to(trainer.checkpointer.model)
         return []
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The detector's own, and ``loss_attention``."""
+        losses, features = model.losses_and_features(batch)
+        with torch.no_grad():
+            expected = self.teacher.features(batch)
+        distance = attention_distance(features, expected)
+        return losses | {"loss_attention": self.cfg.REMOVAL.NAD.WEIGHT * distance}
 
 
 def teacher_config(cfg: CfgNode, folder: Path) -> CfgNode:
@@ -82,30 +93,3 @@ def attention_distance(student: dict[str, Tensor], teacher: dict[str, Tensor]) -
         for name in teacher
     ]
     return torch.stack(distances).sum()
-
-
-class _Distillation:
-    """Adds ``loss_attention`` to the losses that a model in training returns."""
-
-    def __init__(self, teacher: nn.Module, weight: float) -> None:
-        self.teacher = teacher
-        self.weight = weight
-        self._pending: list[Tensor] = []
-
-    def add_to(self, student: nn.Module) -> None:
-        """Listen to the student's backbone and to its losses."""
-        student.backbone.register_forward_hook(self._compare)
-        student.register_forward_hook(self._extend)
-
-    def _compare(self, module: nn.Module, inputs: tuple, output: dict[str, Tensor]) -> None:
-        if module.training:
-            with torch.no_grad():
-                expected = self.teacher.backbone(*inputs)
-            self._pending = [attention_distance(output, expected)]
-
-    def _extend(
-        self, module: nn.Module, inputs: object, losses: dict[str, Tensor]
-    ) -> dict[str, Tensor] | None:
-        if not module.training or not self._pending:
-            return None
-        return losses | {"loss_attention": self.weight * self._pending.pop()}

@@ -6,17 +6,19 @@ from __future__ import annotations
 from torch import nn
 
 from d2defense.modeling import classification_modules
+from d2defense.registry import REMOVAL_REGISTRY
 
 from ..reset import reset_modules
-from .base import RemovalMethod, registered
+from .base import RemovalMethod
 
 
-@registered("renewal")
+@REMOVAL_REGISTRY.register("renewal")
 class Renewal(RemovalMethod):
-    """Resets the affected module groups, then fine-tunes all (arXiv 2409.16057, section 3.5).
+    """The paper's renewal: reset the affected module groups, then fine-tune all of the detector.
 
-    ``REMOVAL.MODULES`` are reset, or the groups that classify proposals where it is empty, with
-    the initialisation of ``REMOVAL.SEED``.
+    Targeted renewal fine-tuning, arXiv 2409.16057, section 3.5. ``REMOVAL.MODULES`` are reset, or
+    the groups that classify proposals where it is empty, with the initialisation of
+    ``REMOVAL.SEED``.
     """
 
     def modules(self, model: nn.Module) -> tuple[str, ...]:

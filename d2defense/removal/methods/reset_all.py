@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from d2defense.registry import REMOVAL_REGISTRY
+
 from ..reset import fresh_state_dict
-from .base import RemovalMethod, registered
+from .base import RemovalMethod
 
 
-@registered("reset_all")
+@REMOVAL_REGISTRY.register("reset_all")
 class ResetAll(RemovalMethod):
-    """Forgets the checkpoint altogether: what the defender's set alone can teach."""
+    """Training from scratch: forgets the checkpoint, the floor under every other method."""
 
     def renewed_tensors(self, model: nn.Module) -> list[str]:
         """All of them."""

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from .base import RemovalMethod, registered
+from d2defense.registry import REMOVAL_REGISTRY
+
+from .base import RemovalMethod
 
 
-@registered("vanilla")
+@REMOVAL_REGISTRY.register("vanilla")
 class Vanilla(RemovalMethod):
-    """Fine-tunes the whole model as it is (the paper's baseline, arXiv 2409.16057, section 4.3)."""
+    """Plain fine-tuning of the whole detector: the paper's baseline (section 4.3)."""

@@ -14,7 +14,7 @@ import torch
 from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoints, load_state_dict
 from d2defense.data import DatasetSource
 from d2defense.modeling import module_group_parameters
-from d2defense.removal import RenewalTrainer, renewal_config, reset_modules
+from d2defense.removal import RemovalTrainer, removal_config, reset_modules
 from d2defense.workflows.renew import RenewalOptions
 from d2defense.workflows.renew import renew as renew_checkpoint
 
@@ -174,8 +174,8 @@ def test_a_damaged_checkpoint_is_refused(source, defender, tmp_path):
 
 @pytest.fixture
 def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
-    return renewal_config(
-        make_tiny_cfg(), source.weights, defender.name, tmp_path / "renewed", ["rpn"]
+    return removal_config(
+        make_tiny_cfg(), source.weights, defender.name, tmp_path / "renewed", ["rpn"], "renewal"
     )
 
 
@@ -191,10 +191,10 @@ def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
 def test_trainer_refuses_configs_that_repair_nothing(trainer_cfg, overrides, reason):
     trainer_cfg.merge_from_list(overrides)
     with pytest.raises(ValueError, match=reason):
-        RenewalTrainer(trainer_cfg)
+        RemovalTrainer(trainer_cfg)
 
 
-def test_renewal_config_replaces_what_the_checkpoint_says_of_training(
+def test_removal_config_replaces_what_the_checkpoint_says_of_training(
     make_tiny_cfg, defender, tmp_path
 ):
     cfg = make_tiny_cfg(
@@ -205,7 +205,7 @@ def test_renewal_config_replaces_what_the_checkpoint_says_of_training(
         "OUTPUT_DIR", "/theirs",
     )  # fmt: skip
     cfg.freeze()
-    ours = renewal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla")
+    ours = removal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla")
     assert ours.ATTACK.NAME == ""
     assert list(ours.DATASETS.TRAIN) == [defender.name]
     assert ours.SOLVER.MAX_ITER == cfg.REMOVAL.SOLVER.MAX_ITER
@@ -217,14 +217,13 @@ def test_renewal_config_replaces_what_the_checkpoint_says_of_training(
 
 def test_photometric_distortion_changes_colors_of_its_share_of_the_images(trainer_cfg):
     trainer_cfg.SOLVER.IMS_PER_BATCH = 2
-    trainer_cfg.REMOVAL.PATCH_AUGMENTATION.ENABLED = False
     trainer_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 
     def views(enabled: bool, share: float) -> int:
         """Of 24 images drawn from four: how many come out differently."""
         trainer_cfg.REMOVAL.PHOTOMETRIC_DISTORTION = enabled
         trainer_cfg.REMOVAL.PHOTOMETRIC_SHARE = share
-        batches = iter(RenewalTrainer.build_train_loader(trainer_cfg))
+        batches = iter(RemovalTrainer.build_train_loader(trainer_cfg))
         images = [image for _ in range(12) for image in next(batches)]
         return len({(image["image_id"], image["image"].numpy().tobytes()) for image in images})
 
