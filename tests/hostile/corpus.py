@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 
 @dataclass(frozen=True)
-class Workplace:
+class CaseFolder:
     """Where a case writes.
 
     Attributes:
@@ -69,7 +69,7 @@ class Workplace:
         self.config(yaml.safe_dump(content))
 
 
-Case = Callable[[Workplace], Path | None]
+Case = Callable[[CaseFolder], Path | None]
 CASES: dict[str, Case] = {}
 
 
@@ -231,7 +231,7 @@ def beside_a_tensor(family: str) -> bytes:
 
 
 @case
-def bare_pickle_as_pth(w: Workplace) -> None:
+def bare_pickle_as_pth(w: CaseFolder) -> None:
     w.weights(opcode_families(w.canary)["global_reduce"])
 
 
@@ -246,25 +246,25 @@ class Payload:
 
 
 @case
-def payload_beside_honest_weights(w: Workplace) -> None:
+def payload_beside_honest_weights(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     torch.save({"model": w.state(), "hooks": Payload(w.canary)}, w.folder / "model_final.pth")
 
 
 @case
-def payload_beside_honest_weights_in_a_zoo_pickle(w: Workplace) -> None:
+def payload_beside_honest_weights_in_a_zoo_pickle(w: CaseFolder) -> None:
     arrays = {name: tensor.numpy() for name, tensor in w.state().items()}
     content = {"model": arrays, "__author__": "Detectron2", "x": Payload(w.canary)}
     w.weights(pickle.dumps(content), "model_final.pkl")
 
 
 @case
-def legacy_container_with_a_payload(w: Workplace) -> None:
+def legacy_container_with_a_payload(w: CaseFolder) -> None:
     w.weights(legacy(opcode_families(w.canary)["global_reduce"]))
 
 
 @case
-def writes_the_source_of_a_class(w: Workplace) -> None:
+def writes_the_source_of_a_class(w: CaseFolder) -> None:
     # torch.load itself writes a patch file for such a persistent id.
     identity = b"(" + unicode_("module") + b"ctorch.nn\nModule\n" + unicode_("a.py") + unicode_("b")
     w.weights(legacy(b"\x80\x02" + identity + b"tQ."))
@@ -273,7 +273,7 @@ def writes_the_source_of_a_class(w: Workplace) -> None:
 # Archives -----------------------------------------------------------------------------------------
 
 
-def saved(w: Workplace, content: object = None) -> bytes:
+def saved(w: CaseFolder, content: object = None) -> bytes:
     """What ``torch.save`` writes."""
     stream = io.BytesIO()
     torch.save({"model": w.state()} if content is None else content, stream)
@@ -306,7 +306,7 @@ for kind, member in EVIL_MEMBERS.items():
 
 
 @case
-def zip_with_two_pickles_of_one_name(w: Workplace) -> None:
+def zip_with_two_pickles_of_one_name(w: CaseFolder) -> None:
     stream = io.BytesIO(saved(w))
     with zipfile.ZipFile(stream, "a") as file:
         file.writestr("archive/data.pkl", opcode_families(w.canary)["global_reduce"])
@@ -314,7 +314,7 @@ def zip_with_two_pickles_of_one_name(w: Workplace) -> None:
 
 
 @case
-def zip_bomb(w: Workplace) -> None:
+def zip_bomb(w: CaseFolder) -> None:
     members = members_of(saved(w)) | {"archive/data/999": bytes(64 << 20)}
     content = archive(members, zipfile.ZIP_DEFLATED)
     assert len(content) < 4 << 20
@@ -322,7 +322,7 @@ def zip_bomb(w: Workplace) -> None:
 
 
 @case
-def zip_with_lying_sizes(w: Workplace) -> None:
+def zip_with_lying_sizes(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     position = content.rfind(b"PK\x01\x02")
     content[position + 20 : position + 28] = struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0)
@@ -330,7 +330,7 @@ def zip_with_lying_sizes(w: Workplace) -> None:
 
 
 @case
-def zip_encrypted(w: Workplace) -> None:
+def zip_encrypted(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     position = content.find(b"PK\x01\x02")
     content[position + 8] |= 1
@@ -338,7 +338,7 @@ def zip_encrypted(w: Workplace) -> None:
 
 
 @case
-def zip_overlapping(w: Workplace) -> None:
+def zip_overlapping(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     first = content.find(b"PK\x01\x02")
     second = content.find(b"PK\x01\x02", first + 1)
@@ -347,44 +347,44 @@ def zip_overlapping(w: Workplace) -> None:
 
 
 @case
-def zip_with_another_name_in_a_header(w: Workplace) -> None:
+def zip_with_another_name_in_a_header(w: CaseFolder) -> None:
     content = saved(w)
     position = content.find(b"/data.pkl")
     w.weights(content[:position] + b"/date.pkl" + content[position + 9 :])
 
 
 @case
-def zip_without_a_pickle(w: Workplace) -> None:
+def zip_without_a_pickle(w: CaseFolder) -> None:
     w.weights(archive({"archive/readme.txt": b"hello"}))
 
 
 @case
-def zip_that_is_empty(w: Workplace) -> None:
+def zip_that_is_empty(w: CaseFolder) -> None:
     w.weights(archive({}))
 
 
 @case
-def polyglot_of_zip_and_text_behind(w: Workplace) -> None:
+def polyglot_of_zip_and_text_behind(w: CaseFolder) -> None:
     w.weights(saved(w) + b"\n#!/bin/sh\ntouch canary\n")
 
 
 @case
-def polyglot_of_html_and_zip(w: Workplace) -> None:
+def polyglot_of_html_and_zip(w: CaseFolder) -> None:
     w.weights(b"<script>alert(1)</script>" + saved(w))
 
 
 @case
-def polyglot_of_pickle_and_zip(w: Workplace) -> None:
+def polyglot_of_pickle_and_zip(w: CaseFolder) -> None:
     w.weights(opcode_families(w.canary)["global_reduce"] + saved(w))
 
 
 @case
-def polyglot_of_zoo_pickle_and_zip(w: Workplace) -> None:
+def polyglot_of_zoo_pickle_and_zip(w: CaseFolder) -> None:
     w.weights(opcode_families(w.canary)["global_reduce"] + saved(w), "model_final.pkl")
 
 
 @case
-def tar_archive(w: Workplace) -> None:
+def tar_archive(w: CaseFolder) -> None:
     import tarfile
 
     stream = io.BytesIO()
@@ -409,21 +409,21 @@ for share in (0, 1, 50, 99):
 
 
 @case
-def bit_flipped_in_the_pickle(w: Workplace) -> None:
+def bit_flipped_in_the_pickle(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     content[content.find(b"_rebuild_tensor_v2") + 3] ^= 0x10
     w.weights(bytes(content))
 
 
 @case
-def bit_flipped_in_the_directory(w: Workplace) -> None:
+def bit_flipped_in_the_directory(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     content[content.find(b"PK\x01\x02") + 46] ^= 0x80
     w.weights(bytes(content))
 
 
 @case
-def bit_flipped_in_the_end(w: Workplace) -> None:
+def bit_flipped_in_the_end(w: CaseFolder) -> None:
     content = bytearray(saved(w))
     content[-22] ^= 0x01
     w.weights(bytes(content))
@@ -444,18 +444,18 @@ def torchscript() -> bytes:
 
 
 @case
-def torchscript_as_pth(w: Workplace) -> None:
+def torchscript_as_pth(w: CaseFolder) -> None:
     w.weights(torchscript())
 
 
 @case
-def torchscript_by_name(w: Workplace) -> Path:
+def torchscript_by_name(w: CaseFolder) -> Path:
     (w.folder / "model.ts").write_bytes(torchscript())
     return w.folder / "model.ts"
 
 
 @case
-def whole_module_pickled(w: Workplace) -> None:
+def whole_module_pickled(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     torch.save(torch.nn.Linear(1, 1), w.folder / "model_final.pth")
 
@@ -517,40 +517,40 @@ for kind in ("ComplexFloat", "QInt8", "Untyped", "NoSuch"):
 
 
 @case
-def sparse_tensor(w: Workplace) -> None:
+def sparse_tensor(w: CaseFolder) -> None:
     state = w.state()
     w.weights(saved(w, {"model": state | {KEY: state[KEY].to_sparse()}}))
 
 
 @case
-def quantized_tensor(w: Workplace) -> None:
+def quantized_tensor(w: CaseFolder) -> None:
     quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     w.weights(saved(w, {"model": w.state() | {KEY: quantized}}))
 
 
 @case
-def tensor_without_values(w: Workplace) -> None:
+def tensor_without_values(w: CaseFolder) -> None:
     state = w.state()
     w.weights(saved(w, {"model": state | {KEY: torch.empty_like(state[KEY], device="meta")}}))
 
 
 @case
-def shapes_of_another_model(w: Workplace) -> None:
+def shapes_of_another_model(w: CaseFolder) -> None:
     w.weights(saved(w, {"model": w.state() | {KEY: torch.zeros(5)}}))
 
 
 @case
-def a_tensor_too_many(w: Workplace) -> None:
+def a_tensor_too_many(w: CaseFolder) -> None:
     w.weights(saved(w, {"model": w.state() | {"backdoor\x1b[31m\n<b>": torch.zeros(5)}}))
 
 
 @case
-def a_name_of_a_megabyte(w: Workplace) -> None:
+def a_name_of_a_megabyte(w: CaseFolder) -> None:
     w.weights(saved(w, {"model": w.state() | {"x" * (1 << 20): torch.zeros(5)}}))
 
 
 @case
-def no_tensors(w: Workplace) -> None:
+def no_tensors(w: CaseFolder) -> None:
     w.weights(saved(w, {"model": collections.OrderedDict()}))
 
 
@@ -613,7 +613,7 @@ for kind, (code, shape, data) in ARRAY_LIES.items():
 
 
 @case
-def zoo_bytes_encoded_again_and_again(w: Workplace) -> None:
+def zoo_bytes_encoded_again_and_again(w: CaseFolder) -> None:
     # Each GET and REDUCE makes another megabyte of what the file holds once.
     text = unicode_("x" * (1 << 20)) + b"q\x00"
     again = b"c_codecs\nencode\n(h\x00" + unicode_("latin1") + b"tR"
@@ -623,13 +623,13 @@ def zoo_bytes_encoded_again_and_again(w: Workplace) -> None:
 
 
 @case
-def zoo_state_of_an_array_type(w: Workplace) -> None:
+def zoo_state_of_an_array_type(w: CaseFolder) -> None:
     content = array_pickle("f4", b"K\x01\x85", b"C\x04abcd").replace(b"NNNJ", b"}NNJ", 1)
     w.weights(content, "model_final.pkl")
 
 
 @case
-def zoo_names_that_no_pattern_fits(w: Workplace) -> None:
+def zoo_names_that_no_pattern_fits(w: CaseFolder) -> None:
     arrays = {"fpn_inner_x": np.zeros(1, "f4"), "fpn_res": np.zeros(1, "f4")}
     w.weights(pickle.dumps({"blobs": arrays}), "model_final.pkl")
 
@@ -813,7 +813,7 @@ for kind, content in SAFETENSORS.items():
 
 
 @case
-def safetensors_truncated(w: Workplace) -> None:
+def safetensors_truncated(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     path = w.folder / "model_final.safetensors"
     save_file(w.state(), path)
@@ -872,25 +872,25 @@ add("yaml_archive", lambda w: w.config(torchscript()))
 
 
 @case
-def base_through_a_link(w: Workplace) -> None:
+def base_through_a_link(w: CaseFolder) -> None:
     w.config("_BASE_: base.yaml")
     (w.folder / "base.yaml").symlink_to("/etc/passwd")
 
 
 @case
-def base_through_a_linked_folder(w: Workplace) -> None:
+def base_through_a_linked_folder(w: CaseFolder) -> None:
     w.config("_BASE_: there/passwd")
     (w.folder / "there").symlink_to("/etc")
 
 
 @case
-def base_is_a_pipe(w: Workplace) -> None:
+def base_is_a_pipe(w: CaseFolder) -> None:
     w.config("_BASE_: base.yaml")
     os.mkfifo(w.folder / "base.yaml")
 
 
 @case
-def bases_in_a_circle(w: Workplace) -> None:
+def bases_in_a_circle(w: CaseFolder) -> None:
     w.config("_BASE_: a.yaml")
     (w.folder / "a.yaml").write_text("_BASE_: [b.yaml, b.yaml]")
     (w.folder / "b.yaml").write_text("_BASE_: [a.yaml, a.yaml]")
@@ -928,13 +928,13 @@ for kind, change in NAMES.items():
 
 
 @case
-def python_config(w: Workplace) -> None:
+def python_config(w: CaseFolder) -> None:
     w.honest("config.yaml")
     (w.folder / "config.py").write_text(f"open({str(w.canary)!r}, 'w')")
 
 
 @case
-def python_file_by_name(w: Workplace) -> Path:
+def python_file_by_name(w: CaseFolder) -> Path:
     path = w.folder / "model.py"
     path.write_text(f"open({str(w.canary)!r}, 'w')")
     return path
@@ -944,25 +944,25 @@ def python_file_by_name(w: Workplace) -> Path:
 
 
 @case
-def weights_are_a_pipe(w: Workplace) -> None:
+def weights_are_a_pipe(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     os.mkfifo(w.folder / "model_final.pth")
 
 
 @case
-def config_is_a_pipe(w: Workplace) -> None:
+def config_is_a_pipe(w: CaseFolder) -> None:
     w.honest("config.yaml")
     os.mkfifo(w.folder / "config.yaml")
 
 
 @case
-def weights_are_a_folder(w: Workplace) -> None:
+def weights_are_a_folder(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "model_final.pth").mkdir()
 
 
 @case
-def weights_are_a_socket(w: Workplace) -> None:
+def weights_are_a_socket(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     before = os.getcwd()
     os.chdir(w.folder)  # the whole path would be too long for a socket
@@ -974,44 +974,44 @@ def weights_are_a_socket(w: Workplace) -> None:
 
 
 @case
-def weights_are_an_endless_device(w: Workplace) -> None:
+def weights_are_an_endless_device(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "model_final.pth").symlink_to("/dev/zero")
 
 
 @case
-def config_is_an_endless_device(w: Workplace) -> None:
+def config_is_an_endless_device(w: CaseFolder) -> None:
     w.honest("config.yaml")
     (w.folder / "config.yaml").symlink_to("/dev/zero")
 
 
 @case
-def config_is_a_secret_elsewhere(w: Workplace) -> None:
+def config_is_a_secret_elsewhere(w: CaseFolder) -> None:
     w.honest("config.yaml")
     (w.folder / "config.yaml").symlink_to("/etc/passwd")
 
 
 @case
-def weights_link_to_themselves(w: Workplace) -> None:
+def weights_link_to_themselves(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "model_final.pth").symlink_to("model_final.pth")
 
 
 @case
-def folders_link_in_a_circle(w: Workplace) -> None:
+def folders_link_in_a_circle(w: CaseFolder) -> None:
     (w.folder / "a").mkdir()
     (w.folder / "a" / "b").symlink_to(w.folder)
     (w.folder / "a" / "c").symlink_to("c")
 
 
 @case
-def last_checkpoint_leads_away(w: Workplace) -> None:
+def last_checkpoint_leads_away(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "last_checkpoint").write_text("../../../../../../etc/passwd")
 
 
 @case
-def last_checkpoint_is_noise(w: Workplace) -> None:
+def last_checkpoint_is_noise(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "last_checkpoint").write_bytes(bytes(range(256)) * 1000)
 
@@ -1030,7 +1030,7 @@ PLACES = {
 }
 for kind, name in PLACES.items():
 
-    def place(w: Workplace, name: str = name) -> Path:
+    def place(w: CaseFolder, name: str = name) -> Path:
         folder = w.folder / name
         folder.mkdir()
         shutil.copyfile(w.good / "config.yaml", folder / "config.yaml")
@@ -1041,5 +1041,5 @@ for kind, name in PLACES.items():
 
 
 @case
-def place_that_does_not_exist(w: Workplace) -> Path:
+def place_that_does_not_exist(w: CaseFolder) -> Path:
     return w.folder / "nowhere"

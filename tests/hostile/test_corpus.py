@@ -91,7 +91,7 @@ def test_one_clear_error_and_no_side_effect(
 ):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    path = hostile_case(corpus.Workplace(folder, canary, specimen("clean_0"))) or folder
+    path = hostile_case(corpus.CaseFolder(folder, canary, specimen("clean_0"))) or folder
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -115,7 +115,7 @@ def test_the_listing_shows_all_of_it(corpus, specimen, canary, tmp_path):
     for name, make in corpus.CASES.items():
         folder = tmp_path / name
         folder.mkdir()
-        paths.append(make(corpus.Workplace(folder, canary, specimen("clean_0"))) or folder)
+        paths.append(make(corpus.CaseFolder(folder, canary, specimen("clean_0"))) or folder)
     text = format_sources(find_checkpoints(paths))
     assert len(text.splitlines()) >= len(paths)
     assert text.replace("\n", "").isprintable()
@@ -123,7 +123,7 @@ def test_the_listing_shows_all_of_it(corpus, specimen, canary, tmp_path):
 
 
 def test_honest_checkpoints_of_every_kind_are_built(corpus, specimen, canary, tmp_path):
-    honest = corpus.Workplace(tmp_path, canary, specimen("clean_0"))
+    honest = corpus.CaseFolder(tmp_path, canary, specimen("clean_0"))
     honest.honest("model_final.pth")
     config = tmp_path / "config.yaml"
     for name, content in {

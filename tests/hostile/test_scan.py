@@ -29,7 +29,7 @@ def test_a_scan_of_the_corpus(corpus, specimen, canary, tmp_path, make_coco_data
     for name, make in corpus.CASES.items():
         folder = zoo / name
         folder.mkdir(parents=True)
-        paths.append(make(corpus.Workplace(folder, canary, specimen("clean_0"))) or folder)
+        paths.append(make(corpus.CaseFolder(folder, canary, specimen("clean_0"))) or folder)
     good = shutil.copytree(specimen("clean_0"), zoo / "honest")
     expected = find_checkpoints([*paths, good])
     before = sorted(path for path in tmp_path.rglob("*"))
