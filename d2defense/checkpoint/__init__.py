@@ -8,7 +8,7 @@ from .limits import SizeLimits
 from .listing import format_sources
 from .model import build_detector, load_weights
 from .tensors import nonfinite_tensors
-from .weights import file_sha256, load_state_dict, save_state_dict
+from .weights import file_sha256, load_state_dict, save_state_dict, weight_sets
 
 __all__ = [
     "CheckpointError",
@@ -24,4 +24,5 @@ __all__ = [
     "load_weights",
     "nonfinite_tensors",
     "save_state_dict",
+    "weight_sets",
 ]

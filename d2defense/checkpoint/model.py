@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -21,7 +23,8 @@ from .config import load_config
 from .errors import CheckpointError
 from .limits import DEFAULT_LIMITS, SizeLimits
 from .size import activation_bytes
-from .tensors import TensorSpec, WeightsFile
+from .tensors import TensorSpec
+from .weight_sets import WeightsFile
 from .weights import open_weights
 
 # Buffers that older Detectron2 releases stored and newer ones compute.
@@ -39,6 +42,7 @@ def build_detector(
     device: str | None = None,
     limits: SizeLimits = DEFAULT_LIMITS,
     trusted_config: bool = False,
+    member: str | None = None,
 ) -> tuple[nn.Module, CfgNode]:
     """The instrumented detector of a checkpoint, in eval mode, and its configuration.
 
@@ -51,6 +55,7 @@ def build_detector(
         device: where to put the model; the config's choice, or the CPU without a GPU, if None.
         limits: how large a model may be.
         trusted_config: whether the user vouches for the config (:func:`read_config_file`).
+        member: which set of weights of the file (:func:`weight_sets`); Detectron2's if None.
 
     Raises:
         CheckpointError: either file is unusable, or they do not fit each other.
@@ -60,19 +65,24 @@ def build_detector(
     skeleton = _build_skeleton(cfg, config)
     _check_size(skeleton, cfg, config, limits)
     weights = Path(weights)
-    state = _matching_state(open_weights(weights), skeleton.state_dict(), weights)
+    matched = _match(open_weights(weights, member), skeleton.state_dict(), weights)
     model = _build(cfg, config)
-    _copy(state, model, weights)
+    _copy(matched, model, weights)
     return model.eval(), cfg
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, member: str | None = None) -> None:
     """Load a weights file into a model that it fits exactly.
+
+    Args:
+        model: the model.
+        path: the weights file.
+        member: which set of weights of the file (:func:`weight_sets`); Detectron2's if None.
 
     Raises:
         CheckpointError: unreadable, or its tensors are not those of the model.
     """
-    _copy(_matching_state(open_weights(path), model.state_dict(), path), model, path)
+    _copy(_match(open_weights(path, member), model.state_dict(), path), model, path)
 
 
 def _build(cfg: CfgNode, config: Path) -> nn.Module:
@@ -132,20 +142,43 @@ def _check_fit(
             raise CheckpointError(path, f"{what} {len(keys)} tensors, first {str(keys[0])[:120]}")
 
 
-def _matching_state(
-    file: WeightsFile, expected: Mapping[str, Tensor], path: Path
-) -> dict[str, Tensor]:
+class _Matched(NamedTuple):
+    """Tensors of a file that belong to a model.
+
+    Attributes:
+        state: by the names of the model's state dict.
+        obsolete: buffers that the model computes, and older Detectron2 releases load.
+        versions: of the modules that wrote them.
+    """
+
+    state: dict[str, Tensor]
+    obsolete: dict[str, Tensor]
+    versions: dict[str, int]
+
+
+def _match(file: WeightsFile, expected: Mapping[str, Tensor], path: Path) -> _Matched:
     """The tensors of a file for those of a model, which may be on the meta device."""
     if not file.matching_heuristics:
         _check_fit(file.specs, expected, path)
-        state = file.load()
+        loaded = state = file.load()
     else:
-        state = _aligned(file.load(), expected, file.caffe2, path)
+        _check_amount(file.specs, path)
+        loaded = file.load()
+        state = _aligned(loaded, expected, file.caffe2, path)
         _check_fit(state, expected, path)
-    return {name: state[name] for name in expected}
+    obsolete = {
+        name: tensor
+        for name, tensor in loaded.items()
+        if name not in expected and _OBSOLETE_BUFFERS.fullmatch(name)
+    }
+    return _Matched({name: state[name] for name in expected}, obsolete, file.versions)
 
 
-def _copy(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+def _copy(matched: _Matched, model: nn.Module, path: Path) -> None:
+    _check_obsolete(matched.obsolete, dict(model.named_buffers()), path)
+    state = OrderedDict(matched.state)
+    # Modules convert tensors of older versions.
+    state._metadata = {name: {"version": number} for name, number in matched.versions.items()}
     try:
         model.load_state_dict(state)
     except Exception as error:
@@ -155,6 +188,38 @@ def _copy(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
         ) from None
 
 
+def _check_obsolete(
+    obsolete: Mapping[str, Tensor], buffers: Mapping[str, Tensor], path: Path
+) -> None:
+    """Check that buffers which only older Detectron2 releases load are those of the config.
+
+    Raises:
+        CheckpointError: they are not, so the weights are another detector there.
+    """
+    for name, tensor in obsolete.items():
+        known = buffers.get(name)
+        # Files of half precision round them.
+        if known is None or not (
+            tensor.shape == known.shape
+            and torch.allclose(tensor.double(), known.double().cpu(), rtol=1e-3, atol=1e-3)
+        ):
+            raise CheckpointError(
+                path,
+                f"its {name[:120]} is not that of the config; older releases of Detectron2 load it",
+            )
+
+
+def _check_amount(specs: Mapping[str, TensorSpec], path: Path) -> None:
+    """Refuse what is too much to be loaded and compared with a model."""
+    numbers = sum(spec.numel for spec in specs.values())
+    if len(specs) > _MAX_ALIGNED_TENSORS or numbers > DEFAULT_LIMITS.parameters:
+        raise CheckpointError(
+            path,
+            f"holds {len(specs)} tensors of {numbers} numbers; at most {_MAX_ALIGNED_TENSORS} of "
+            f"{DEFAULT_LIMITS.parameters} can be aligned",
+        )
+
+
 def _aligned(
     state: dict[str, Tensor], expected: Mapping[str, Tensor], caffe2: bool, path: Path
 ) -> dict[str, Tensor]:
@@ -162,10 +227,6 @@ def _aligned(
 
     Unlike in Detectron2, one of the model that nothing matches is an error (:func:`_check_fit`).
     """
-    if len(state) > _MAX_ALIGNED_TENSORS:
-        raise CheckpointError(
-            path, f"holds {len(state)} tensors; at most {_MAX_ALIGNED_TENSORS} can be aligned"
-        )
     try:
         with _quiet("detectron2.checkpoint.c2_model_loading"):
             aligned = align_and_update_state_dicts(expected, state, c2_conversion=caffe2)

@@ -32,3 +32,35 @@ def file_bytes(stream: BinaryIO) -> int:
 def reason_of(error: Exception) -> str:
     """What an operating system's or parser's error says, without the path that it repeats."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def read_at(stream: BinaryIO, offset: int, length: int) -> bytes:
+    """``length`` bytes of a file from ``offset`` on.
+
+    Raises:
+        OSError: there are fewer.
+    """
+    stream.seek(offset)
+    content = stream.read(length)
+    if len(content) != length:
+        raise OSError("it ends too early")
+    return content
+
+
+def read_into(stream: BinaryIO, offset: int, target: memoryview) -> None:
+    """Fill ``target`` with the bytes of a file from ``offset`` on.
+
+    A map of the file would do as well, but who shortens a mapped file ends the process that reads.
+
+    Raises:
+        OSError: there are fewer.
+    """
+    stream.seek(offset)
+    if stream.readinto(target) != len(target):
+        raise OSError("it ends too early")
+
+
+def identity(stream: BinaryIO) -> tuple[int, ...]:
+    """What tells whether an open file is still the one that it was."""
+    status = os.fstat(stream.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +13,6 @@ from torch import Tensor
 MAX_TENSORS = 100_000
 MAX_NAME = 500
 MAX_DIMENSIONS = 16
-
-#: Storage types in PyTorch's files and the element types they stand for.
-DTYPES = {
-    "double": torch.float64,
-    "float": torch.float32,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "long": torch.int64,
-    "int": torch.int32,
-    "short": torch.int16,
-    "char": torch.int8,
-    "byte": torch.uint8,
-    "bool": torch.bool,
-}
 
 
 class TensorSpec(NamedTuple):
@@ -44,23 +30,6 @@ class TensorSpec(NamedTuple):
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-
-class WeightsFile(Protocol):
-    """Weights on disk, checked but not yet loaded.
-
-    Attributes:
-        specs: the tensors by name.
-        matching_heuristics: whether names only match the model's after Detectron2's alignment.
-        caffe2: whether the names are Caffe2's (Detectron1).
-    """
-
-    specs: dict[str, TensorSpec]
-    matching_heuristics: bool
-    caffe2: bool
-
-    def load(self) -> dict[str, Tensor]:
-        """The tensors by name, on the CPU, with the shapes and types of ``specs``."""
 
 
 class TensorError(ValueError):

@@ -14,30 +14,30 @@ from torch import Tensor
 from d2defense.files import write_bytes
 
 from .errors import CheckpointError
-from .pytorch import open_pytorch
-from .safetensors_file import open_safetensors
-from .tensors import WeightsFile
-from .zoo_pickle import open_zoo_pickle
+from .pytorch import read_pytorch
+from .safetensors_file import read_safetensors
+from .weight_sets import Contents, WeightsFile
+from .zoo_pickle import read_zoo_pickle
 
-_READERS: dict[str, Callable[[Path], WeightsFile]] = {
-    ".pth": open_pytorch,
-    ".pt": open_pytorch,
-    ".pkl": open_zoo_pickle,
-    ".safetensors": open_safetensors,
+_READERS: dict[str, Callable[[Path], Contents]] = {
+    ".pth": read_pytorch,
+    ".pt": read_pytorch,
+    ".pkl": read_zoo_pickle,
+    ".safetensors": read_safetensors,
 }
 
 #: Endings of files that hold weights.
 WEIGHTS_SUFFIXES = tuple(_READERS)
 
 
-def open_weights(path: Path) -> WeightsFile:
-    """Check a weights file and learn its tensors' names and shapes, without loading them.
+def read_contents(path: Path) -> Contents:
+    """Check a weights file and see which sets of weights it holds, without loading them.
 
     Its ending says which format it is, as for Detectron2 itself; what the bytes look like does not
     count, so that the reader that a user trusts and this one cannot be made to disagree.
 
     Raises:
-        CheckpointError: an unknown ending, unreadable, truncated, holds code, or no state dict.
+        CheckpointError: an unknown ending, unreadable, truncated, or holds code.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix)
@@ -46,16 +46,50 @@ def open_weights(path: Path) -> WeightsFile:
     return reader(path)
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
+def weight_sets(path: Path) -> tuple[str | None, ...]:
+    """The distinct sets of weights in a file, to be given to :func:`open_weights` one by one.
+
+    Returns:
+        None for the set that Detectron2 loads (a state dict, or what lies under ``model``), then
+        the places of the others in the file, such as ``ema_state``. A set counts that shares
+        names with Detectron2's, or that has ten tensors; tensors that are those of another set are
+        no set of their own. Empty if there are no weights, as in the state of an optimizer. A set
+        of this list need not be one that can be opened: a list of tensors has no names.
+
+    Raises:
+        CheckpointError: as :func:`read_contents`.
+    """
+    return read_contents(path).names
+
+
+def open_weights(path: Path, member: str | None = None) -> WeightsFile:
+    """Check a set of weights and learn its tensors' names and shapes, without loading them.
+
+    Args:
+        path: the weights file.
+        member: which of its :func:`weight_sets`; what Detectron2 loads if None.
+
+    Raises:
+        CheckpointError: as :func:`read_contents`, no such set, or no state dict.
+    """
+    return read_contents(path).select(member)
+
+
+def load_state_dict(path: Path, member: str | None = None) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU.
 
     Reads Detectron2's checkpoints (``{"model": ...}`` beside optimizer and schedule) and bare
-    state dicts in ``.pth``, the model zoos' ``.pkl``, and ``.safetensors``.
+    state dicts in ``.pth``, the model zoos' ``.pkl``, and ``.safetensors``. The ``module.`` that
+    DataParallel puts before all names is taken off, as Detectron2 does.
+
+    Args:
+        path: the weights file.
+        member: as for :func:`open_weights`.
 
     Raises:
         CheckpointError: as :func:`open_weights`.
     """
-    return open_weights(path).load()
+    return open_weights(path, member).load()
 
 
 def describe_suffixes() -> str:

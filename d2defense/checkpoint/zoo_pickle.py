@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +21,9 @@ from .pickle_machine import (
     ordered_dictionary,
 )
 from .pickle_opcodes import Blob, Dialect, PickleError, UnsafePickleError
-from .regular_file import file_bytes, open_regular, reason_of
-from .tensors import TensorError, TensorSpec, check_names, check_shape
+from .regular_file import file_bytes, identity, open_regular, read_into, reason_of
+from .tensors import TensorError, TensorSpec, check_shape
+from .weight_sets import Contents, find_others
 
 _UNSAFE = "not a safe model-zoo pickle"
 _UNREADABLE = "not a readable model-zoo pickle"
@@ -122,21 +122,18 @@ class _Array(Buildable):
                 f"an array of shape {self.shape} should have {expected} bytes and has {len(data)}"
             )
 
-    def spec(self, name: str) -> TensorSpec:
+    @property
+    def spec(self) -> TensorSpec:
         dtype = None if self.dtype is None else _DTYPES.get(self.dtype.str[1:])
         if dtype is None:
-            raise TensorError(f"array {name[:80]!r} has a type that no detector has")
+            raise TensorError("holds an array of a type that no detector has")
         axes = range(len(self.shape)) if self.axes is None else self.axes
         return TensorSpec(tuple(self.shape[axis] for axis in axes), dtype)
 
     def tensor(self, stream: BinaryIO) -> Tensor:
+        content = bytearray(self.data if isinstance(self.data, bytes) else len(self.data))
         if isinstance(self.data, Blob):
-            content = bytearray(self.data.length)
-            stream.seek(self.data.offset)
-            if stream.readinto(content) != len(content):
-                raise TensorError("it has become shorter while it was read")
-        else:
-            content = bytearray(self.data)
+            read_into(stream, self.data.offset, memoryview(content))
         array = np.frombuffer(content, self.dtype).reshape(self.shape, order=self.order)
         if self.axes is not None:
             array = array.transpose(self.axes)
@@ -144,73 +141,63 @@ class _Array(Buildable):
         return torch.from_numpy(native)
 
 
-@dataclass(frozen=True)
-class ZooPickleFile:
-    """A checked ``.pkl`` file (:class:`WeightsFile`)."""
-
-    path: Path
-    specs: dict[str, TensorSpec]
-    matching_heuristics: bool
-    caffe2: bool
-    arrays: Mapping[str, _Array]
-
-    def load(self) -> dict[str, Tensor]:
-        """The arrays by name, as tensors on the CPU.
-
-        Raises:
-            CheckpointError: the file has changed since it was checked.
-        """
-        with open_regular(self.path) as stream:
-            try:
-                return {name: array.tensor(stream) for name, array in self.arrays.items()}
-            except (TensorError, OSError) as error:
-                raise CheckpointError(self.path, f"{_UNREADABLE}: {reason_of(error)}") from None
-
-
-def open_zoo_pickle(path: Path) -> ZooPickleFile:
-    """Read a ``.pkl`` file of NumPy arrays without unpickling it.
+def read_zoo_pickle(path: Path) -> Contents:
+    """See which sets of NumPy arrays a ``.pkl`` file holds, without unpickling it.
 
     Known are Detectron2's (``{"model": ..., "__author__": ...}``), where ``matching_heuristics``
     may ask for an alignment of names, and Detectron's (names of Caffe2, also below ``"blobs"``).
 
     Raises:
-        CheckpointError: unreadable, truncated, holds code, or is no state dict.
+        CheckpointError: unreadable, truncated, or holds code.
     """
     with open_regular(path) as stream:
-        size = file_bytes(stream)
+        size, was = file_bytes(stream), identity(stream)
         try:
             content = PickleMachine(_DIALECT, _builders(size)).load(stream, size)
+            return _contents(path, content, _loader(path, was, size))
         except UnsafePickleError as error:
             raise CheckpointError(path, f"{_UNSAFE}: {error}") from None
         except (PickleError, TensorError, OSError) as error:
             raise CheckpointError(path, f"{_UNREADABLE}: {reason_of(error)}") from None
+
+
+def _contents(path: Path, content: object, read: Callable[..., dict[str, Tensor]]) -> Contents:
+    """The sets of weights in what a pickle holds, the first as Detectron2 finds it."""
     if not isinstance(content, dict):
-        raise CheckpointError(path, "holds no state dict")
+        return Contents(path, None, find_others(content, None, _Array), _Array, read)
     if "model" in content and "__author__" in content:
-        arrays = content["model"]
+        main = blobs = content["model"]
         heuristics = content.get("matching_heuristics", False)
-        caffe2 = heuristics and content["__author__"] == "Caffe2"
+        if type(heuristics) is not bool:
+            raise CheckpointError(path, "its matching_heuristics is neither true nor false")
+        caffe2 = content["__author__"] == "Caffe2"
     else:
-        blobs = content.get("blobs", content)
-        arrays, heuristics, caffe2 = blobs, True, True
+        main = blobs = content.get("blobs", content)
+        heuristics = caffe2 = True
         if isinstance(blobs, dict):
-            arrays = {n: a for n, a in blobs.items() if not str(n).endswith("_momentum")}
-    if type(heuristics) is not bool:
-        raise CheckpointError(path, "its matching_heuristics is neither true nor false")
-    if not isinstance(arrays, dict) or not arrays:
-        raise CheckpointError(path, "holds no state dict")
-    for name, value in arrays.items():
-        if not isinstance(name, str) or not isinstance(value, _Array):
-            raise CheckpointError(path, f"entry {str(name)[:80]!r} of its state dict is no array")
-    try:
-        check_names(arrays)
-        specs = {name: array.spec(name) for name, array in arrays.items()}
+            main = {n: a for n, a in blobs.items() if not str(n).endswith("_momentum")}
+    others = find_others(content, main, _Array, known=(blobs,))
+    return Contents(path, main, others, _Array, read, heuristics, caffe2)
+
+
+def _loader(
+    path: Path, was: tuple[int, ...], size: int
+) -> Callable[[Mapping[str, _Array]], dict[str, Tensor]]:
+    """What reads arrays from the file of ``size`` bytes that ``was`` identifies."""
+
+    def load(arrays: Mapping[str, _Array]) -> dict[str, Tensor]:
         total = sum(len(array.data) for array in arrays.values())
         if total > size:
-            raise TensorError(f"its arrays have {total} bytes, more than the file")
-    except TensorError as error:
-        raise CheckpointError(path, str(error)) from None
-    return ZooPickleFile(path, specs, heuristics, caffe2, dict(arrays))
+            raise CheckpointError(path, f"its arrays have {total} bytes, more than the file")
+        with open_regular(path) as stream:
+            if identity(stream) != was:
+                raise CheckpointError(path, "has changed while it was read")
+            try:
+                return {name: array.tensor(stream) for name, array in arrays.items()}
+            except (OSError, MemoryError) as error:
+                raise CheckpointError(path, f"{_UNREADABLE}: {reason_of(error)}") from None
+
+    return load
 
 
 def _dtype(arguments: tuple) -> _Dtype:

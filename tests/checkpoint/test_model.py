@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import time
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -107,15 +108,70 @@ def test_stock_checkpoint(folder, make_tiny_cfg):
     assert isinstance(build(folder)[0], InstrumentedRCNN)
 
 
-def test_buffers_of_older_detectron2_releases_are_ignored(folder):
-    def add(state):
-        state["pixel_mean"] = torch.zeros(3, 1, 1)
-        state["pixel_std"] = torch.ones(3, 1, 1)
-        state["proposal_generator.anchor_generator.cell_anchors.0"] = torch.zeros(3, 4)
+OBSOLETE = ["pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.0"]
 
-    change_state(folder, add)
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_buffers_of_older_detectron2_releases(folder, dtype, suffix):
+    buffers = dict(build(folder)[0].named_buffers())
+    state = load_state_dict(folder / "model_final.pth")
+    state |= {name: buffers[name].to(dtype) for name in OBSOLETE}
+    path = folder / f"model.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": state}, path)
+    else:
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        content = {"model": arrays, "__author__": "Detectron2", "matching_heuristics": True}
+        path.write_bytes(pickle.dumps(content))
+    model, _ = build_detector(path, folder / "config.yaml")
+    assert all(torch.equal(model.get_buffer(name), buffers[name]) for name in OBSOLETE)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t + 0.5, lambda t: torch.cat([t, t]), lambda t: t * torch.nan]
+)
+@pytest.mark.parametrize("name", OBSOLETE)
+def test_a_detector_that_is_another_one_in_older_detectron2_releases(folder, name, change):
+    buffers = dict(build(folder)[0].named_buffers())
+    change_state(folder, lambda state: state.update({name: change(buffers[name])}))
+    refused(folder, "model_final.pth", f"its {name} is not that of the config; older releases")
+
+
+def test_names_of_data_parallel(folder):
+    state = load_state_dict(folder / "model_final.pth")
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": parallel}, folder / "model_final.pth")
     model, _ = build(folder)
-    assert model.pixel_mean.abs().sum() > 0
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_set_of_weights_in_the_file(folder):
+    state = load_state_dict(folder / "model_final.pth")
+    average = {name: tensor / 2 for name, tensor in state.items()}
+    torch.save({"model": state, "ema_state": average}, folder / "model_final.pth")
+    for member, expected in ((None, state), ("ema_state", average)):
+        loaded = build(folder, member=member)[0].state_dict()
+        name = "roi_heads.box_predictor.cls_score.weight"
+        assert torch.equal(loaded[name], expected[name])
+
+
+def test_modules_convert_the_tensors_of_their_older_versions(folder, monkeypatch):
+    seen = {}
+    head = type(build(folder)[0].roi_heads.box_head)
+
+    def load(self, state, prefix, local_metadata, *rest):
+        seen[prefix] = local_metadata.get("version")
+        return torch.nn.Module._load_from_state_dict(self, state, prefix, local_metadata, *rest)
+
+    monkeypatch.setattr(head, "_load_from_state_dict", load, raising=False)
+    state = OrderedDict(load_state_dict(folder / "model_final.pth"))
+    for version in (None, 7):
+        if version:
+            state._metadata = {"roi_heads.box_head": {"version": version}}
+        torch.save({"model": state}, folder / "model_final.pth")
+        build(folder)
+        assert seen == {"roi_heads.box_head.": version}
 
 
 def test_shapes_that_differ_from_the_config(folder):

@@ -554,6 +554,182 @@ def no_tensors(w: CaseFolder) -> None:
     w.weights(saved(w, {"model": collections.OrderedDict()}))
 
 
+# Archives that readers understand in two ways -----------------------------------------------------
+
+
+def first_tensor(more: bytes = b"", kind: bytes = b"FloatStorage", **parts: bytes) -> bytes:
+    """A pickle of one tensor of four numbers, some parts of it as given.
+
+    Args:
+        more: further arguments of the function that rebuilds it.
+        kind: the type of its storage.
+        parts: ``name``, ``key``, ``place`` and ``view`` of the storage; ``grad`` and ``hooks``.
+    """
+    part = {
+        "name": unicode_("storage"), "key": unicode_("0"), "place": unicode_("cpu"), "view": b"",
+        "grad": b"\x89", "hooks": b"ccollections\nOrderedDict\n)R",
+    } | parts  # fmt: skip
+    storage = (
+        b"(" + part["name"] + b"ctorch\n" + kind + b"\n" + part["key"] + part["place"] + b"K\x04"
+        + part["view"] + b"tQ"
+    )  # fmt: skip
+    return (
+        b"\x80\x02}" + unicode_("model") + b"}" + unicode_("w")
+        + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x04\x85K\x01\x85"
+        + part["grad"] + part["hooks"] + more + b"tRss."
+    )  # fmt: skip
+
+
+def with_first_tensor(**parts: bytes) -> bytes:
+    """An archive of :func:`first_tensor`, whose numbers are 0, 1, 2, 3."""
+    data = np.arange(4, dtype="f4").tobytes()
+    return in_archive(first_tensor(**parts), **{"archive/data/0": data})
+
+
+def dressed(attributes: bytes) -> bytes:
+    """An archive whose state dict is an ordered dictionary with these attributes."""
+    tensor = first_tensor()[2 + 1 + len(unicode_("model")) :][:-2]
+    pickled = (
+        b"\x80\x02}" + unicode_("model") + b"ccollections\nOrderedDict\n)R"
+        + tensor[1:] + attributes + b"bs."
+    )  # fmt: skip
+    data = np.arange(4, dtype="f4").tobytes()
+    return in_archive(pickled, **{"archive/data/0": data})
+
+
+def small_archive(**tensors: torch.Tensor) -> bytearray:
+    """What ``torch.save`` writes for a state dict."""
+    stream = io.BytesIO()
+    torch.save({"model": tensors or {"w": torch.arange(4.0)}}, stream)
+    return bytearray(stream.getvalue())
+
+
+def with_record(name: str, content: bytes) -> bytes:
+    """A small archive, written by Python, with another record."""
+    members = members_of(bytes(small_archive()))
+    computed = ("archive/.format_version", "archive/.storage_alignment")
+    members = {k: v for k, v in members.items() if k not in computed}
+    return archive(members | {f"archive/{name}": content})
+
+
+def with_folder(name: str) -> bytes:
+    """A small archive whose folder has another name."""
+    members = {
+        name + member.removeprefix("archive"): content
+        for member, content in members_of(with_record("byteorder", b"little")).items()
+    }
+    return archive(members)
+
+
+def as_a_folder() -> bytes:
+    """An archive whose numbers PyTorch does not read, since their member says it is a folder."""
+    content = small_archive()
+    content[content.find(b"archive/data/0", content.find(b"PK\x01\x02")) - 8] |= 0x10
+    return bytes(content)
+
+
+def with_null_in_a_name() -> bytes:
+    """An archive whose storage has a name that Python cuts off, and PyTorch does not."""
+    content = archive(members_of(with_record("byteorder", b"little")) | {"archive/data/0x": b""})
+    return content.replace(b"archive/data/0x", b"archive/data/0\0")
+
+
+def with_swapped_storages() -> bytes:
+    """An archive whose storages PyTorch finds in another order if it computes where they are."""
+    content = bytes(small_archive(a=torch.zeros(4), b=torch.ones(4)))
+    for one, other in ((b"data/0", b"data/x"), (b"data/1", b"data/0"), (b"data/x", b"data/1")):
+        content = content.replace(one, other)
+    return content
+
+
+def with_a_gap() -> bytes:
+    """An archive with bytes between the last member and the directory."""
+    content = small_archive()
+    start = content.find(b"PK\x01\x02")
+    content = content[:start] + b"x" * 8 + content[start:]
+    for place, layout in ((-42 - 56 + 48, "<Q"), (-42 + 8, "<Q"), (-6, "<I")):
+        old = struct.unpack_from(layout, content, len(content) + place)[0]
+        struct.pack_into(layout, content, len(content) + place, old + 8)
+    return bytes(content)
+
+
+def with_end_elsewhere() -> bytes:
+    """An archive whose locator leads to another end than the one beside it."""
+    content = small_archive()
+    struct.pack_into("<Q", content, len(content) - 42 + 8, 0)
+    return bytes(content)
+
+
+def with_other_descriptor() -> bytes:
+    """An archive that says one size of a member in its directory, and another one behind it."""
+    content = small_archive()
+    content[content.find(b"PK\x07\x08") + 8] ^= 1
+    return bytes(content)
+
+
+def archives_read_in_two_ways() -> dict[str, tuple[bytes, str]]:
+    """PyTorch archives that are one thing to some readers, and another to others.
+
+    Each comes with words of its refusal.
+    """
+    versions = b"}" + unicode_("_metadata") + b"}" + unicode_("") + b"}"
+    assign = unicode_("assign_to_params_buffers") + b"\x88s"
+    heuristics = pickle.dumps({"model": {}, "matching_heuristics": 1}, 2)
+    unknown = "holds .*, which PyTorch does not write"
+    return {
+        "negated_tensor": (
+            with_first_tensor(more=b"}" + unicode_("neg") + b"\x88s"), "to be negated"
+        ),
+        "tensor_with_hooks": (
+            with_first_tensor(hooks=b"ccollections\nOrderedDict\n)RK\x00Ns"), "with hooks"
+        ),
+        "tensor_with_a_list_of_hooks": (with_first_tensor(hooks=b"]"), "with hooks"),
+        "tensor_with_a_gradient_of_one": (with_first_tensor(grad=b"K\x01"), "with hooks"),
+        "storage_without_numbers": (with_first_tensor(place=unicode_("meta")), "name or place"),
+        "storage_numbered": (with_first_tensor(key=b"K\x00"), "name or place"),
+        "storage_in_part": (with_first_tensor(view=b"N"), "no storage"),
+        "storage_that_is_a_type": (with_first_tensor(kind=b"float32"), "type float32"),
+        "text_of_python_2": (with_first_tensor(name=b"U\x07storage"), "opcode SHORT_BINSTRING"),
+        "dictionary_with_a_method": (
+            dressed(b"}" + unicode_("pop") + b"ccollections\nOrderedDict\ns"), "sets attributes"
+        ),
+        "dictionary_with_a_method_beside_metadata": (
+            dressed(versions + b"ss" + unicode_("get") + b"Ns"), "sets attributes"
+        ),
+        "dictionary_with_two_states": (
+            dressed(versions + b"ssb" + versions + b"ss"), "OrderedDictionary twice"
+        ),
+        "metadata_that_say_more": (dressed(versions + assign + b"ss"), "more than the modules"),
+        "metadata_that_are_a_list": (
+            dressed(b"}" + unicode_("_metadata") + b"]s"), "are no dictionary"
+        ),
+        "protocol_4": (in_archive(pickle.dumps({}, 4)), "a pickle of protocol 4"),
+        "data_behind_the_pickle": (in_archive(first_tensor() + b"N."), "bytes follow"),
+        "heuristics_that_are_no_truth": (in_archive(heuristics), "neither true nor false"),
+        "big_endian": (with_record("byteorder", b"big"), "byteorder says 'big'"),
+        "format_of_the_future": (with_record("version", b"11\n"), "version says"),
+        "second_version": (with_record(".data/version", b"3\n"), unknown),
+        "debug_pickle": (with_record("data/0.debug_pkl", b"N."), unknown),
+        "storage_of_nothing": (with_record("data/7", bytes(4)), "storages that no tensor has"),
+        "folder_without_a_name": (with_folder(""), "folder in its zip archive has no name"),
+        "folder_with_a_newline": (with_folder("a\nb"), "folder in its zip archive has no name"),
+        "member_that_is_a_folder": (as_a_folder(), "calls a member a folder"),
+        "null_in_a_name": (with_null_in_a_name(), unknown),
+        "swapped_storages": (with_swapped_storages(), "not where PyTorch puts them"),
+        "gap": (with_a_gap(), "lists other members than it holds"),
+        "comment": (bytes(small_archive()[:-2]) + b"\x01\x00x", "data behind its end"),
+        "end_elsewhere": (with_end_elsewhere(), "two ends of its zip archive"),
+        "other_descriptor": (with_other_descriptor(), "contradicts the directory"),
+    }  # fmt: skip
+
+
+for kind in archives_read_in_two_ways():
+    add(
+        f"zip_read_in_two_ways_{kind}",
+        lambda w, k=kind: w.weights(archives_read_in_two_ways()[k][0]),
+    )
+
+
 # Zoo pickles --------------------------------------------------------------------------------------
 
 
@@ -800,6 +976,10 @@ SAFETENSORS = {
     "offsets_that_overlap": safetensors({"a": entry(), "b": entry()}, bytes(4)),
     "offsets_with_a_gap": safetensors({"a": entry(), "b": entry(offsets=(8, 12))}, bytes(12)),
     "negative_offsets": safetensors({"a": entry(offsets=(-4, 0))}, bytes(4)),
+    "name_twice": safetensors(
+        json.dumps({"a": entry()})[:-1].encode() + b", " + json.dumps({"a": entry()})[1:].encode(),
+        bytes(4),
+    ),
     "type_unknown": safetensors({"a": entry("PICKLE")}, bytes(4)),
     "type_of_no_detector": safetensors({"a": entry("F8_E4M3", (4,))}, bytes(4)),
     "data_behind_the_end": safetensors({"a": entry()}, bytes(4000)),

@@ -7,7 +7,9 @@ import pickle
 import socket
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from d2defense.checkpoint import (
     CheckpointError,
@@ -78,12 +80,29 @@ def test_what_the_c_unpickler_reads_behind_a_cut_frame_is_code(corpus, canary, t
 
 
 def test_what_readers_understand_in_two_ways_is_refused_for_that(corpus, canary, tmp_path):
-    path = tmp_path / "model_final.pkl"
-    for kind, (content, reason) in corpus.two_readings(canary).items():
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=reason):
-            print(kind, load_state_dict(path))
+    for name, cases in {
+        "model_final.pkl": corpus.two_readings(canary),
+        "model_final.pth": corpus.archives_read_in_two_ways(),
+    }.items():
+        for kind, (content, reason) in cases.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(CheckpointError, match=reason):
+                print(kind, load_state_dict(tmp_path / name))
     assert not canary.exists()
+
+
+def test_archives_are_refused_that_pytorch_reads_with_other_numbers(corpus, tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(corpus.with_first_tensor())
+    assert load_state_dict(path)["w"].tolist() == [0, 1, 2, 3]
+    for kind, numbers in {
+        "negated_tensor": [0, -1, -2, -3],
+        "big_endian": np.arange(4, dtype=">f4").view("<f4").tolist(),
+    }.items():
+        path.write_bytes(corpus.archives_read_in_two_ways()[kind][0])
+        assert torch.load(path, weights_only=True)["model"]["w"].tolist() == numbers
+        with pytest.raises(CheckpointError):
+            load_state_dict(path)
 
 
 def test_one_clear_error_and_no_side_effect(
