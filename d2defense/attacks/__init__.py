@@ -4,12 +4,13 @@
 from .mapper import PoisoningDatasetMapper, TriggeredDatasetMapper, image_seed
 from .patterns.base import PatchPixels, Pattern
 from .placement import visible_rectangles
-from .poisoners.base import Poisoner
+from .poisoners.base import Annotations, Poisoner
 from .selection import select_poisoned_images
 from .stamping import stamp_, stamp_batch_
 from .triggers import Trigger
 
 __all__ = [
+    "Annotations",
     "PatchPixels",
     "Pattern",
     "Poisoner",

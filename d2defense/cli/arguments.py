@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from d2defense.data.source import DatasetSource
+    from d2defense.registry import Registry
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -23,6 +24,23 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None =
     )
     group.add_argument("--dataset-json", metavar="FILE", help="COCO annotations of your own data")
     group.add_argument("--image-root", metavar="DIR", help="folder of its images")
+
+
+def add_part_group(
+    parser: argparse.ArgumentParser, registry: Registry, more: str = ""
+) -> argparse._ArgumentGroup:
+    """A group of options about registered parts, with the line of help that each part has.
+
+    Args:
+        parser: of a command.
+        registry: of the parts.
+        more: about all of them, after their names.
+    """
+    choices = registry.choices()
+    width = max(map(len, choices))
+    lines = [f"{name:{width}}  {line}" for name, line in choices.items()]
+    title = f"{registry.kind}s" + (f", {more}" if more else "")
+    return parser.add_argument_group(title, "\n".join(lines))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

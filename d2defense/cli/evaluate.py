@@ -6,7 +6,7 @@ the modules (tau, gap), and the attack success rate (ASR): of the objects found 
 the share that vanishes with it. Under one half, the attack fails. The JSON has further statistics.
 The trigger is ATTACK.TRIGGER: the paper's white patch unless --opts say otherwise.
 
-    d2defense evaluate runs/demo/renewed --dataset synth_signs_val
+    d2defense evaluate runs/repaired --dataset synth_signs_val
 """
 
 from __future__ import annotations

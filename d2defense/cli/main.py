@@ -20,7 +20,7 @@ from .ending import FAILED, VERDICT, run_to_end
 COMMANDS = (
     "demo",
     "scan",
-    "renew",
+    "repair",
     "train",
     "evaluate",
     "calibrate",
@@ -28,6 +28,9 @@ COMMANDS = (
     "reproduce",
     "env",
 )
+
+# Names of before that still work.
+ALIASES = {"renew": "repair"}
 
 EPILOG = """\
 exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored or uncertain,
@@ -38,6 +41,10 @@ exit codes of a scan: 0 every checkpoint is clean, 1 at least one is backdoored 
 def main(arguments: Sequence[str] | None = None, program: str = "d2defense") -> int:
     """Run the command that the first argument names; the exit code is returned."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in ALIASES:
+        now = ALIASES[arguments[0]]
+        print(f"{program} {arguments[0]} is called {program} {now} now", file=sys.stderr)
+        arguments[0] = now
     if arguments and arguments[0] in COMMANDS:
         return run_command(arguments[0], arguments[1:], f"{program} {arguments[0]}")
     return run_to_end(lambda: _overview(arguments, program), program)

@@ -3,7 +3,7 @@
 
 Stamps plain patches on the objects of clean images and compares what the two modules of the
 detector, RPN and box head, say of them. For each checkpoint: a verdict, a score with its
-confidence interval, and the modules that carry the backdoor.
+confidence interval, and the modules whose outputs the trigger moves most.
 
     d2defense scan downloads/ --dataset synth_signs_defender --output runs/scan
     d2defense scan model_dir/ --dataset-json val.json --image-root images/ --output runs/scan
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from d2defense.workflows.scan import RunOptions
 
 NAME = "scan"
-HELP = "say which checkpoints are backdoored, how sure it is and which module carries it"
+HELP = "say which checkpoints are backdoored, how sure it is and whose outputs move"
 #: A pipeline must tell wrong usage from a scan that failed.
 USAGE_EXIT_CODE = 4
 #: Its exit code 1 says that something was found.

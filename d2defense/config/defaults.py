@@ -173,7 +173,7 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Share of the images that are distorted.
     cfg.REMOVAL.PHOTOMETRIC_SHARE = 0.5
-    # Schedule of `d2defense renew`, which takes the place of SOLVER's keys of the same names.
+    # Schedule of `d2defense repair`, which takes the place of SOLVER's keys of the same names.
     cfg.REMOVAL.SOLVER = CfgNode()
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"
     cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 8

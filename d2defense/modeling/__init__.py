@@ -8,7 +8,7 @@ from .meta_arch import InstrumentedRCNN
 from .module_groups import (
     classification_modules,
     module_group_parameters,
-    renewable_modules,
+    resettable_modules,
 )
 from .probe import ProbeOutput
 from .proposal_generator import InstrumentedRPN
@@ -34,5 +34,5 @@ __all__ = [
     "classification_modules",
     "instrument_config",
     "module_group_parameters",
-    "renewable_modules",
+    "resettable_modules",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named groups of parameters that carry a backdoor and can be renewed."""
+"""Named groups of parameters that can be reset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 _RPN = {"rpn": ("proposal_generator.",)}
 
 
-def renewable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def resettable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The module groups of ``model``, each as prefixes of parameter and buffer names.
 
     Groups of heads that the model does not have (a mask head, say) are left out.
@@ -16,7 +16,7 @@ def renewable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     Args:
         model: an instrumented detector.
     """
-    groups = _RPN | model.roi_heads.renewable_modules
+    groups = _RPN | model.roi_heads.resettable_modules
     names = list(model.state_dict())
     return {
         group: prefixes
@@ -40,7 +40,7 @@ def module_group_parameters(model: nn.Module, modules: list[str]) -> list[str]:
     Raises:
         ValueError: the model has no group of one of these names.
     """
-    groups = renewable_modules(model)
+    groups = resettable_modules(model)
     unknown = [module for module in modules if module not in groups]
     if unknown:
         raise ValueError(

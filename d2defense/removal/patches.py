@@ -11,11 +11,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
-from d2defense.attacks import Trigger
+from d2defense.attacks import Annotations, Trigger
 from d2defense.attacks.mapper import StampTransform, map_with_stamps
 from d2defense.statistics import bears_trigger
-
-Annotations = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)

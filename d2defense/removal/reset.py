@@ -23,7 +23,7 @@ def reset_modules(model: nn.Module, cfg: CfgNode, modules: Sequence[str], seed: 
     Args:
         model: an instrumented detector.
         cfg: the configuration that builds it.
-        modules: names of module groups (:func:`d2defense.modeling.renewable_modules`).
+        modules: names of module groups (:func:`d2defense.modeling.resettable_modules`).
         seed: of the initialisation.
 
     Returns:

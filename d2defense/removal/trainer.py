@@ -100,7 +100,7 @@ class RemovalTrainer(Trainer):
         optimizer = super().build_optimizer(cfg, model.detector)
         if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
             return optimizer
-        names = set(model.method.renewed_tensors(model.detector))
+        names = set(model.method.reset_tensors(model.detector))
         renewed = {id(p) for name, p in model.detector.named_parameters() if name in names}
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in renewed]

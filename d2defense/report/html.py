@@ -115,7 +115,7 @@ def write_scan_report(
 def write_repair_report(
     path: str | os.PathLike[str],
     results: Sequence[Result],
-    renewal: Mapping[str, Any],
+    repair: Mapping[str, Any],
     figures: Mapping[str, bytes],
     scan_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
@@ -124,7 +124,7 @@ def write_repair_report(
     Args:
         path: where to write the page.
         results: the scan's results, as in ``result.json``.
-        renewal: ``{"checkpoint": str, "output": str, "modules": [str], "seconds": float,
+        repair: ``{"checkpoint": str, "output": str, "modules": [str], "seconds": float,
             "before": {...}, "after": {...}}``; before and after each hold ``clean`` and
             ``triggered`` (dictionaries of AP, AP50, AP75, APs, APm, APl, 0..100), ``asr``,
             ``objects_found_clean``, ``objects_found_triggered`` (0..1), ``verdict`` and ``score``.
@@ -141,7 +141,7 @@ def write_repair_report(
     results = by_severity(results)
     folders = [_result_folder(scan_dir, result) for result in results]
     context = _page_context(results, folders)
-    context["repair"] = _repair_context(renewal, figures)
+    context["repair"] = _repair_context(repair, figures)
     return _write_page(path, _environment().get_template("repair.html.j2").render(context))
 
 
@@ -399,8 +399,8 @@ def _folder_pictures(folder: Path | None, result: Result) -> list[_Picture]:
     return pictures
 
 
-def _repair_context(renewal: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
-    before, after = renewal.get("before") or {}, renewal.get("after") or {}
+def _repair_context(repair: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
+    before, after = repair.get("before") or {}, repair.get("after") or {}
     figures = dict(figures)
     chart = figures.pop("before_after", None)
     if chart is None:
@@ -419,15 +419,15 @@ def _repair_context(renewal: Mapping[str, Any], figures: Mapping[str, bytes]) ->
         for name in order
     ]
     return {
-        "summary": _repair_summary(renewal, before, after),
-        "caption": _repair_caption(renewal),
+        "summary": _repair_summary(repair, before, after),
+        "caption": _repair_caption(repair),
         "tiles": _repair_tiles(before, after),
         "rows": _repair_rows(before, after),
         "facts": [
-            ("Repaired checkpoint", str(renewal.get("checkpoint") or text.DASH)),
-            ("Written to", str(renewal.get("output") or text.DASH)),
-            ("Reset modules", ", ".join(renewal.get("modules") or []) or text.DASH),
-            ("Time", text.duration(renewal.get("seconds"))),
+            ("Repaired checkpoint", str(repair.get("checkpoint") or text.DASH)),
+            ("Written to", str(repair.get("output") or text.DASH)),
+            ("Reset modules", ", ".join(repair.get("modules") or []) or text.DASH),
+            ("Time", text.duration(repair.get("seconds"))),
         ],
         "chart": _picture(
             chart, _REPAIR_FIGURES["before_after"], "bars of the table's AP50 and ASR rows"
@@ -437,24 +437,24 @@ def _repair_context(renewal: Mapping[str, Any], figures: Mapping[str, bytes]) ->
 
 
 def _repair_summary(
-    renewal: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
+    repair: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> str:
-    modules = renewal.get("modules") or []
-    name = Path(str(renewal.get("checkpoint") or "The checkpoint"))
+    modules = repair.get("modules") or []
+    name = Path(str(repair.get("checkpoint") or "The checkpoint"))
     # The weights file of an output folder is called like every other: its folder tells more.
     label = name.parent.name if name.suffix and name.parent.name else name.name
     listed = " and ".join(filter(None, [", ".join(modules[:-1]), *modules[-1:]]))
     reset = f"{listed} reset and " if modules else ""
     return (
-        f"{label} was repaired in {text.duration(renewal.get('seconds'))}: {reset}the whole model "
+        f"{label} was repaired in {text.duration(repair.get('seconds'))}: {reset}the whole model "
         f"fine-tuned on a small clean set. Scanned again, its verdict went from "
         f"{before.get('verdict') or text.DASH} to {after.get('verdict') or text.DASH}."
     )
 
 
-def _repair_caption(renewal: Mapping[str, Any]) -> str:
-    caption = f"Before and after, on {renewal.get('measured_on') or 'the validation images'}"
-    if renewal.get("measured_on_training_images"):
+def _repair_caption(repair: Mapping[str, Any]) -> str:
+    caption = f"Before and after, on {repair.get('measured_on') or 'the validation images'}"
+    if repair.get("measured_on_training_images"):
         caption += ": the images it was fine-tuned on, which proves less"
     return caption
 

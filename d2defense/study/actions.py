@@ -41,7 +41,7 @@ from d2defense.modeling import classification_modules
 from d2defense.report.figures import draw_heatmaps
 from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
-from d2defense.workflows.renew import RenewalOptions, renew
+from d2defense.workflows.fine_tuning import FineTuningOptions, fine_tune
 from d2defense.workflows.specimens import specimens_root
 
 from .workplace import Workplace, end_with
@@ -212,8 +212,10 @@ def repair(
     """
     if modules is None and evidence:
         modules = evidence["dominant_modules"] or None
-    options = RenewalOptions(modules, method, seed, [str(value) for value in overrides], keep_every)
-    done = renew(
+    options = FineTuningOptions(
+        modules, method, seed, [str(value) for value in overrides], keep_every
+    )
+    done = fine_tune(
         _source(workplace.folder / model["checkpoint"]),
         dataset_source(workplace, dataset, parts),
         workplace.folder / output,

@@ -21,7 +21,7 @@ class Repair:
         modules: module groups to reset; None for what the scan identifies, or for nothing to
             reset.
         overrides: KEY VALUE pairs of the configuration.
-        as_default: with the schedule of ``d2defense renew``; else with the one that a profile has
+        as_default: with the schedule of ``d2defense repair``; else with the one that a profile has
             for the paper's comparison.
     """
 

@@ -14,7 +14,7 @@ from .plan import Plan
 from .steps import Step, StepResults, in_order
 from .tables import Table
 
-REPORT_FILE = "report.md"
+STUDY_REPORT_FILE = "report.md"
 
 
 def write_report(
@@ -54,7 +54,7 @@ def write_report(
     for section in sections:
         parts.append(_section(folder, section))
     parts.append(_times(results, wanted))
-    return write_text(folder / REPORT_FILE, "\n".join(parts)), bars
+    return write_text(folder / STUDY_REPORT_FILE, "\n".join(parts)), bars
 
 
 def _section(folder: Path, section: Section) -> str:

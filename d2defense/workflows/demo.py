@@ -25,7 +25,7 @@ from d2defense.report.figures import draw_examples, draw_heatmaps, draw_histogra
 from d2defense.report.html import write_repair_report
 
 from .examples import example_pairs, make_example
-from .renew import renew
+from .fine_tuning import fine_tune
 from .repair import measure_detector
 from .scan import scan
 from .specimens import specimens_root
@@ -81,7 +81,7 @@ def run_demo(
     suspicious = _source(sources, REPAIRED)
     scanned = next(result for result in results if result["name"] == REPAIRED)
     say(f"Renewing {REPAIRED} with {DEFENDER.name} ...")
-    renewal = renew(suspicious, DEFENDER, output_dir / "renewed", device=device)
+    renewal = fine_tune(suspicious, DEFENDER, output_dir / "renewed", device=device)
     say("Scanning the repaired checkpoint ...")
     (scanned_again,) = scan(
         [renewal.output_dir], DEFENDER, output_dir / "scan_renewed", settings, calibration, device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules a repair should renew, by what a scan found."""
+"""Which modules a repair should reset, by what a scan found."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def load_evidence(path: Path, source: CheckpointSource) -> dict[str, Any]:
     path = path / RESULT_FILE if path.is_dir() else path
     result = read_result(path)
     if result["verdict"] == "error":
-        raise ValueError(f"no evidence of what to renew: {result['error']}")
+        raise ValueError(f"no evidence of what to reset: {result['error']}")
     if result["checkpoint"]["sha256"] != file_sha256(source.weights):
         raise ValueError(f"{path}: is the result of other weights than {source.weights}")
     return result
 
 
 def describe_modules(result: dict[str, Any]) -> str:
-    """One sentence on what a scan says of the modules to renew."""
+    """One sentence on what a scan says of the modules to reset."""
     modules = ", ".join(result["dominant_modules"])
     if modules:
         return f"{result['verdict']} by the scan, which names {modules}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repair with its evidence: scan, renew, scan again, measure before and after."""
+"""A repair with its evidence: scan, fine-tune, scan again, measure before and after."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from d2defense.detection import Calibration, ScanSettings
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json
 from d2defense.modeling import module_group_parameters
-from d2defense.report.html import write_repair_report
+from d2defense.registry import REMOVAL_REGISTRY
+from d2defense.report.html import REPORT_FILE, write_repair_report
 
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
-from .renew import Renewal, RenewalOptions, renew, run_config
+from .fine_tuning import FineTuned, FineTuningOptions, fine_tune, fine_tuning_config
 from .scan import scan
 
-REPORT_FILE, SUMMARY_FILE = "report.html", "report.json"
+SUMMARY_FILE = "report.json"
 SCAN_BEFORE, SCAN_AFTER = "scan_before", "scan_after"
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairedCheckpoint:
     """A repaired checkpoint and what is known of it.
 
     Attributes:
-        renewal: what was done.
+        fine_tuned: what was done.
         summary: as in ``report.json``.
         report: path of ``report.html``.
     """
 
-    renewal: Renewal
+    fine_tuned: FineTuned
     summary: dict[str, Any]
     report: Path
 
 
-def repair(
+def repair_checkpoint(
     source: CheckpointSource,
     defender: DatasetSource,
     test: DatasetSource | None,
@@ -55,11 +56,11 @@ def repair(
     settings: ScanSettings,
     calibration: Calibration,
     trigger: Trigger,
-    options: RenewalOptions,
+    options: FineTuningOptions,
     evidence: Path | None = None,
     device: str | None = None,
     say: Callable[[str], None] = print,
-) -> Repair:
+) -> RepairedCheckpoint:
     """Repair a checkpoint and report on it.
 
     Args:
@@ -79,9 +80,9 @@ def repair(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DatasetError: a dataset cannot be used, or the two share images.
-        ValueError: bad options; see :func:`renew` and :func:`load_evidence`.
+        ValueError: bad options; see :func:`fine_tune` and :func:`load_evidence`.
     """
-    cfg = run_config(source, defender, output_dir, options, device)
+    cfg = fine_tuning_config(source, defender, output_dir, options, device)
     if options.modules:
         # Before minutes are spent on a scan.
         module_group_parameters(build_model(cfg), list(options.modules))
@@ -95,11 +96,11 @@ def repair(
         before = _scan_one(
             source.path, measured, output_dir / SCAN_BEFORE, settings, calibration, device
         )
-    if options.modules is None and options.method == "renewal":
+    if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         say(describe_modules(before) + ".")
         options = replace(options, modules=before["dominant_modules"] or None)
     say(f"Fine-tuning on {defender.name} ({options.method}) ...")
-    renewal = renew(source, defender, output_dir, options, device)
+    fine_tuned = fine_tune(source, defender, output_dir, options, device)
     say("Scanning and measuring the repaired checkpoint ...")
     after = _scan_one(output_dir, measured, output_dir / SCAN_AFTER, settings, calibration, device)
     (repaired,) = find_checkpoints([output_dir / "model_final.pth"])
@@ -107,8 +108,8 @@ def repair(
         "checkpoint": source.name,
         "output": str(output_dir),
         "method": options.method,
-        "modules": list(renewal.modules),
-        "seconds": renewal.seconds,
+        "modules": list(fine_tuned.modules),
+        "seconds": fine_tuned.seconds,
         "defender": defender.name,
         "measured_on": measured.name,
         "measured_on_training_images": test is None,
@@ -118,7 +119,7 @@ def repair(
     write_json(output_dir / SUMMARY_FILE, summary)
     results = [before | {"name": SCAN_BEFORE}, after | {"name": SCAN_AFTER}]
     report = write_repair_report(output_dir / REPORT_FILE, results, summary, {})
-    return Repair(renewal, summary, report)
+    return RepairedCheckpoint(fine_tuned, summary, report)
 
 
 def measure(

@@ -30,7 +30,7 @@ from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
 
 from .calibrate import calibrate
-from .renew import ProgressHook, log_to_file
+from .fine_tuning import ProgressHook, log_to_file
 
 FALSE_ALARM_RATE = 0.01
 

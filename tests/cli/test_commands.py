@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``renew``, ``evaluate`` and ``calibrate`` from the command line."""
+"""``repair``, ``evaluate`` and ``calibrate`` from the command line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def fails(outcome, *words: str) -> None:
 SHORT = ["--opts", "REMOVAL.SOLVER.MAX_ITER", "2", "REMOVAL.SOLVER.IMS_PER_BATCH", "2"]
 
 
-def test_renew(d2defense, untrained_checkpoint, own_data, tmp_path):
-    output = tmp_path / "renewed"
+def test_repair(d2defense, untrained_checkpoint, own_data, tmp_path):
+    output = tmp_path / "repaired"
     outcome = d2defense(
-        "renew", untrained_checkpoint, *own_data, "--output", output, "--modules", "rpn",
+        "repair", untrained_checkpoint, *own_data, "--output", output, "--modules", "rpn",
         "--no-report", *SHORT,
     )  # fmt: skip
     assert outcome.code == 0
@@ -37,13 +37,13 @@ def test_renew(d2defense, untrained_checkpoint, own_data, tmp_path):
     ).read_bytes()
 
 
-def test_renew_scans_first_and_reports_before_and_after(
+def test_repair_scans_first_and_reports_before_and_after(
     d2defense, untrained_checkpoint, make_coco_dataset, sign_scenes, own_data, tmp_path
 ):
     test = make_coco_dataset(sign_scenes(11)[8:])
     tested = ["--test-dataset-json", test.json_file, "--test-image-root", test.image_root]
-    output = tmp_path / "renewed"
-    arguments = ("renew", untrained_checkpoint, *own_data, *tested, "--method", "renewal")
+    output = tmp_path / "repaired"
+    arguments = ("repair", untrained_checkpoint, *own_data, *tested, "--method", "renewal")
     outcome = d2defense(*arguments, "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)")
     assert outcome.code == 0, outcome.err
     assert "by the scan, which names" in outcome.out
@@ -59,21 +59,21 @@ def test_renew_scans_first_and_reports_before_and_after(
     )
     assert again.code == 0, again.err
     # But not of another checkpoint.
-    other = d2defense("renew", output / "model_final.pth", *own_data, "--scan", result, "--output",
+    other = d2defense("repair", output / "model_final.pth", *own_data, "--scan", result, "--output",
                       tmp_path / "other", *SHORT)  # fmt: skip
     fails(other, "is the result of other weights")
 
 
-def test_renew_refuses_to_test_on_what_it_trains_on(
+def test_repair_refuses_to_test_on_what_it_trains_on(
     d2defense, untrained_checkpoint, make_coco_dataset, sign_scenes, own_data, tmp_path
 ):
     test = make_coco_dataset(sign_scenes(10)[7:])
     outcome = d2defense(
-        "renew", untrained_checkpoint, *own_data, "--test-dataset-json", test.json_file,
-        "--test-image-root", test.image_root, "--output", tmp_path / "renewed", *SHORT,
+        "repair", untrained_checkpoint, *own_data, "--test-dataset-json", test.json_file,
+        "--test-image-root", test.image_root, "--output", tmp_path / "repaired", *SHORT,
     )  # fmt: skip
     fails(outcome, "share 1 images", "picture_7.png")
-    assert not (tmp_path / "renewed" / "model_final.pth").exists()
+    assert not (tmp_path / "repaired" / "model_final.pth").exists()
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,27 @@ def test_renew_refuses_to_test_on_what_it_trains_on(
         (["--method", "magic"], "magic"),
     ],
 )
-def test_renew_refuses_in_one_line(
+def test_repair_refuses_in_one_line(
     d2defense, untrained_checkpoint, own_data, tmp_path, options, reason
 ):
     outcome = d2defense(
-        "renew", untrained_checkpoint, *own_data, "--output", tmp_path / "renewed", *options
+        "repair", untrained_checkpoint, *own_data, "--output", tmp_path / "repaired", *options
     )
     fails(outcome, reason)
 
 
-def test_renew_names_the_path_that_is_wrong(d2defense, own_data, tmp_path, untrained_checkpoint):
+def test_repair_names_the_path_that_is_wrong(d2defense, own_data, tmp_path, untrained_checkpoint):
     gone = tmp_path / "gone"
-    outcome = d2defense("renew", gone, *own_data, "--output", tmp_path / "renewed")
+    outcome = d2defense("repair", gone, *own_data, "--output", tmp_path / "repaired")
     fails(outcome, f"{gone}: no such file or folder")
     for name in ("a", "b"):
         shutil.copytree(untrained_checkpoint, tmp_path / "zoo" / name)
-    outcome = d2defense("renew", tmp_path / "zoo", *own_data, "--output", tmp_path / "renewed")
+    outcome = d2defense("repair", tmp_path / "zoo", *own_data, "--output", tmp_path / "repaired")
     fails(outcome, "several checkpoints")
-    outcome = d2defense("renew", tmp_path / "zoo/a", *own_data, "--output", tmp_path / "zoo/a")
+    outcome = d2defense("repair", tmp_path / "zoo/a", *own_data, "--output", tmp_path / "zoo/a")
     fails(outcome, "the folder of the checkpoint itself")
     outcome = d2defense(
-        "renew", tmp_path / "zoo/a", "--dataset", "no_such_set", "--output", tmp_path / "renewed"
+        "repair", tmp_path / "zoo/a", "--dataset", "no_such_set", "--output", tmp_path / "repaired"
     )
     fails(outcome, "unknown dataset 'no_such_set'")
 

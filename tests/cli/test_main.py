@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from d2defense.cli.main import COMMANDS
+from d2defense.registry import REMOVAL_REGISTRY
 
 
 def test_help_lists_the_commands(d2defense):
     outcome = d2defense("--help")
     assert outcome.code == 0
-    for command in ("demo", "scan", "renew", "train", "evaluate", "calibrate", "dataset", "env"):
+    for command in ("demo", "scan", "repair", "train", "evaluate", "calibrate", "dataset", "env"):
         assert f"\n    {command}" in outcome.out
     assert "exit codes" in outcome.out
 
@@ -25,6 +27,19 @@ def test_each_command_explains_itself(d2defense, command):
     assert len(outcome.out.splitlines()) > 3
 
 
+def test_the_name_of_before_still_works_and_says_so_in_one_line(d2defense):
+    outcome = d2defense("renew", "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith("usage: d2defense repair")
+    assert outcome.err == "d2defense renew is called d2defense repair now\n"
+
+
+def test_help_of_a_repair_says_what_each_method_does(d2defense):
+    help_text = d2defense("repair", "--help").out
+    for name, line in REMOVAL_REGISTRY.choices().items():
+        assert re.search(rf"^  {name} +{re.escape(line)}$", help_text, re.MULTILINE), name
+
+
 def test_version(d2defense):
     import d2defense as package
 
@@ -33,7 +48,7 @@ def test_version(d2defense):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [((), 2), (("scna",), 2), (("scan",), 4), (("renew", "x"), 2), (("train",), 2)],
+    [((), 2), (("scna",), 2), (("scan",), 4), (("repair", "x"), 2), (("train",), 2)],
 )
 def test_usage_errors(d2defense, arguments, code):
     outcome = d2defense(*arguments)

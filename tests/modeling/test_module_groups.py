@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
 
-from d2defense.modeling import module_group_parameters, renewable_modules
+from d2defense.modeling import module_group_parameters, resettable_modules
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def model(make_tiny_cfg):
 
 
 def test_groups_of_a_detector_without_masks(model):
-    assert renewable_modules(model) == {
+    assert resettable_modules(model) == {
         "rpn": ("proposal_generator.",),
         "box_head": ("roi_heads.box_head.",),
         "box_predictor": ("roi_heads.box_predictor.",),
@@ -23,14 +23,14 @@ def test_groups_of_a_detector_without_masks(model):
 
 def test_mask_head_is_a_group_where_there_is_one(make_tiny_cfg):
     model = build_model(make_tiny_cfg("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8))
-    assert renewable_modules(model)["mask_head"] == ("roi_heads.mask_head.",)
+    assert resettable_modules(model)["mask_head"] == ("roi_heads.mask_head.",)
     names = module_group_parameters(model, ["mask_head"])
     assert names
     assert set(names) == {name for name, _ in model.named_parameters() if "mask_head" in name}
 
 
 def test_groups_are_disjoint_and_leave_the_backbone(model):
-    groups = {group: module_group_parameters(model, [group]) for group in renewable_modules(model)}
+    groups = {group: module_group_parameters(model, [group]) for group in resettable_modules(model)}
     everything = [name for names in groups.values() for name in names]
     assert len(everything) == len(set(everything))
     rest = set(model.state_dict()) - set(everything)

@@ -15,7 +15,7 @@ from d2defense.modeling import (
     classification_modules,
     instrument_config,
     module_group_parameters,
-    renewable_modules,
+    resettable_modules,
 )
 from d2defense.workflows.model_zoo import compare, random_images
 
@@ -133,7 +133,7 @@ def test_probes_on_the_gpu(twins):
 
 def test_groups_cover_the_roi_heads_and_overlap_nowhere(twins):
     _, model = twins
-    groups = {group: module_group_parameters(model, [group]) for group in renewable_modules(model)}
+    groups = {group: module_group_parameters(model, [group]) for group in resettable_modules(model)}
     everything = [name for names in groups.values() for name in names]
     assert len(everything) == len(set(everything))
     assert set(everything) == {n for n in model.state_dict() if not n.startswith("backbone.")}
@@ -153,7 +153,7 @@ def test_groups_cover_the_roi_heads_and_overlap_nowhere(twins):
 )
 def test_groups_of_each_detector(make_stock_cfg, name, groups):
     model = build_model(instrument_config(make_stock_cfg(name)))
-    assert tuple(renewable_modules(model)) == ("rpn", *groups)
+    assert tuple(resettable_modules(model)) == ("rpn", *groups)
 
 
 def test_a_cascade_shows_all_stages_and_the_last_one_counts(make_stock_cfg, build_random):

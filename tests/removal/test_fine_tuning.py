@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renewal as a caller sees it: a checkpoint goes in, another output folder comes out."""
+"""Fine-tuning as a caller sees it: a checkpoint goes in, another output folder comes out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from d2defense.checkpoint import CheckpointError, build_detector, find_checkpoin
 from d2defense.data import DatasetSource
 from d2defense.modeling import module_group_parameters
 from d2defense.removal import RemovalTrainer, removal_config, reset_modules
-from d2defense.workflows.renew import RenewalOptions
-from d2defense.workflows.renew import renew as renew_checkpoint
+from d2defense.workflows import fine_tuning
+from d2defense.workflows.fine_tuning import FineTuningOptions
 
 SHORT = ["REMOVAL.SOLVER.MAX_ITER", "3", "REMOVAL.SOLVER.IMS_PER_BATCH", "2"]
 STANDSTILL = [
@@ -26,10 +26,9 @@ STANDSTILL = [
 ]  # fmt: skip
 
 
-def renew(source, dataset, output, modules=None, device="cpu", **options):
-    return renew_checkpoint(
-        source, dataset, output, RenewalOptions(modules, **{"method": "renewal"} | options), device
-    )
+def fine_tune(source, dataset, output, modules=None, device="cpu", **options):
+    options = FineTuningOptions(modules, **{"method": "renewal"} | options)
+    return fine_tuning.fine_tune(source, dataset, output, options, device)
 
 
 @pytest.fixture
@@ -59,13 +58,13 @@ def parameters(folder) -> dict[str, torch.Tensor]:
 
 def test_output_folder_is_a_checkpoint_of_the_same_config(source, defender, tmp_path):
     before = digests(source.path)
-    renewal = renew(source, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+    done = fine_tune(source, defender, tmp_path / "tuned", overrides=SHORT, device="cpu")
     assert digests(source.path) == before
-    folder = renewal.output_dir
-    assert folder == tmp_path / "renewed"
+    folder = done.output_dir
+    assert folder == tmp_path / "tuned"
     assert (folder / "config.yaml").read_bytes() == source.config.read_bytes()
-    assert renewal.modules == ("box_head", "box_predictor")
-    assert renewal.seconds > 0
+    assert done.modules == ("box_head", "box_predictor")
+    assert done.seconds > 0
     (found,) = find_checkpoints([folder])
     assert found.error is None
     build_detector(found.weights, found.config, "cpu")
@@ -87,24 +86,24 @@ def test_a_config_that_builds_on_another_becomes_one_file(
     (folder / "base.yaml").write_bytes(source.config.read_bytes())
     (folder / "config.yaml").write_text("_BASE_: base.yaml\nTEST: {DETECTIONS_PER_IMAGE: 7}\n")
     (leaf,) = find_checkpoints([folder / "model_final.pth"])
-    renewal = renew(leaf, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
-    text = (renewal.output_dir / "config.yaml").read_text()
+    done = fine_tune(leaf, defender, tmp_path / "tuned", overrides=SHORT, device="cpu")
+    text = (done.output_dir / "config.yaml").read_text()
     assert "_BASE_" not in text
     _, cfg = build_detector(
-        renewal.output_dir / "model_final.pth", renewal.output_dir / "config.yaml", "cpu"
+        done.output_dir / "model_final.pth", done.output_dir / "config.yaml", "cpu"
     )
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 7
     assert cfg.MODEL.FPN.OUT_CHANNELS == 48
 
 
 def test_training_starts_from_the_checkpoint_with_the_modules_reset(source, defender, tmp_path):
-    renewal = renew(
-        source, defender, tmp_path / "renewed", ["rpn"], seed=4, overrides=STANDSTILL, device="cpu"
+    done = fine_tune(
+        source, defender, tmp_path / "tuned", ["rpn"], seed=4, overrides=STANDSTILL, device="cpu"
     )
     model, cfg = build_detector(source.weights, source.config, "cpu")
     reset = set(module_group_parameters(model, ["rpn"]))
     reset_modules(model, cfg, ["rpn"], seed=4)
-    expected, got = model.state_dict(), parameters(renewal.output_dir)
+    expected, got = model.state_dict(), parameters(done.output_dir)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
     original = parameters(source.path)
     weights = {name for name in reset if name.endswith("weight")}
@@ -112,26 +111,26 @@ def test_training_starts_from_the_checkpoint_with_the_modules_reset(source, defe
 
 
 def test_vanilla_fine_tuning_resets_nothing(source, defender, tmp_path):
-    renewal = renew(
+    done = fine_tune(
         source, defender, tmp_path / "tuned", method="vanilla", overrides=STANDSTILL, device="cpu"
     )
-    assert renewal.modules == ()
+    assert done.modules == ()
     original = parameters(source.path)
-    got = parameters(renewal.output_dir)
+    got = parameters(done.output_dir)
     assert all(torch.equal(tensor, original[name]) for name, tensor in got.items())
 
 
 def test_settings_of_the_repair_can_be_overridden(source, defender, tmp_path):
     overrides = [*SHORT, "REMOVAL.SOLVER.MAX_ITER", "2", "REMOVAL.MODULES", "('rpn',)"]
-    renewal = renew(source, defender, tmp_path / "renewed", overrides=overrides, device="cpu")
-    assert renewal.modules == ("rpn",)
-    steps = (renewal.output_dir / "metrics.json").read_text().splitlines()
+    done = fine_tune(source, defender, tmp_path / "tuned", overrides=overrides, device="cpu")
+    assert done.modules == ("rpn",)
+    steps = (done.output_dir / "metrics.json").read_text().splitlines()
     assert json.loads(steps[-1])["iteration"] == 1
 
 
 def test_the_terminal_keeps_its_loggers(source, defender, tmp_path, capfd):
     before = {name: logging.getLogger(name).handlers[:] for name in ("detectron2", "d2defense")}
-    renew(source, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+    fine_tune(source, defender, tmp_path / "tuned", overrides=SHORT, device="cpu")
     after = {name: logging.getLogger(name).handlers[:] for name in before}
     assert after == before
     assert capfd.readouterr().out == ""
@@ -140,12 +139,14 @@ def test_the_terminal_keeps_its_loggers(source, defender, tmp_path, capfd):
 def refused(reason: str, source, defender, output, **arguments) -> None:
     error = (ValueError, KeyError, AssertionError)
     with pytest.raises(error, match=reason):
-        renew(source, defender, output, overrides=arguments.pop("overrides", SHORT), **arguments)
+        fine_tune(
+            source, defender, output, overrides=arguments.pop("overrides", SHORT), **arguments
+        )
 
 
 def test_what_cannot_be_done_is_refused(source, defender, tmp_path):
     before = digests(source.path)
-    output = tmp_path / "renewed"
+    output = tmp_path / "tuned"
     refused("folder of the checkpoint itself", source, defender, source.path)
     refused("no module group neck", source, defender, output, modules=["neck"])
     refused("no removal method 'magic'", source, defender, output, method="magic")
@@ -160,7 +161,7 @@ def test_classes_that_the_detector_does_not_have_are_refused(
 ):
     images = [(pixels, [(*box[:4], 9) for box in objects]) for pixels, objects in sign_scenes(2)]
     other = make_coco_dataset(images, num_classes=9)
-    refused("9 classes", source, other, tmp_path / "renewed")
+    refused("9 classes", source, other, tmp_path / "tuned")
 
 
 def test_a_damaged_checkpoint_is_refused(source, defender, tmp_path):
@@ -169,13 +170,13 @@ def test_a_damaged_checkpoint_is_refused(source, defender, tmp_path):
     (tmp_path / "bad" / "model_final.pth").write_bytes(b"junk")
     (bad,) = find_checkpoints([tmp_path / "bad"])
     with pytest.raises(CheckpointError, match=r"model_final\.pth"):
-        renew(bad, defender, tmp_path / "renewed", overrides=SHORT, device="cpu")
+        fine_tune(bad, defender, tmp_path / "tuned", overrides=SHORT, device="cpu")
 
 
 @pytest.fixture
 def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
     return removal_config(
-        make_tiny_cfg(), source.weights, defender.name, tmp_path / "renewed", ["rpn"], "renewal"
+        make_tiny_cfg(), source.weights, defender.name, tmp_path / "tuned", ["rpn"], "renewal"
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling import build_model
 
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
-from d2defense.modeling import renewable_modules
+from d2defense.modeling import resettable_modules
 from d2defense.removal import reset_modules
 
 DETECTORS = (
@@ -40,7 +40,7 @@ def copy_of(model) -> dict[str, torch.Tensor]:
     "modules", [["rpn"], ["box_head"], ["box_predictor"], ["box_head", "box_predictor"], []]
 )
 def test_exactly_the_tensors_of_the_modules_are_replaced(model, cfg, modules):
-    prefixes = tuple(p for module in modules for p in renewable_modules(model)[module])
+    prefixes = tuple(p for module in modules for p in resettable_modules(model)[module])
     before = copy_of(model)
     names = reset_modules(model, cfg, modules, seed=0)
     after = model.state_dict()
@@ -59,7 +59,7 @@ def test_of_every_detector_every_group_is_replaced_alone(name):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(1)
-    for group, prefixes in renewable_modules(model).items():
+    for group, prefixes in resettable_modules(model).items():
         before = copy_of(model)
         reset_modules(model, cfg, [group], seed=0)
         after = model.state_dict()

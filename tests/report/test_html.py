@@ -57,7 +57,7 @@ def scan_page(folder, *results) -> tuple[str, Page]:
     return source, Page(source)
 
 
-def renewal(**changes):
+def repair(**changes):
     precisions = {"AP": 52.0, "AP50": 88.1, "AP75": 57.3, "APs": 35.2, "APm": 58.1, "APl": None}
     state = {
         "clean": precisions,
@@ -72,7 +72,7 @@ def renewal(**changes):
     after["triggered"] = {**precisions, "AP50": 80.4}
     return {
         "checkpoint": "specimens/backdoored_0/model_final.pth",
-        "output": "runs/demo/renewed",
+        "output": "runs/demo/repaired",
         "modules": ["box_head", "box_predictor"],
         "seconds": 38.2,
         "before": state,
@@ -238,7 +238,7 @@ def test_the_demo_report_adds_the_repair(tmp_path, make_result):
     path = html.write_repair_report(
         tmp_path / "report.html",
         [make_result()],
-        renewal(),
+        repair(),
         {"extra_figure": PNG, "heatmaps": PNG, "histograms": PNG},
     )
     source = path.read_text(encoding="utf-8")
@@ -252,7 +252,7 @@ def test_the_demo_report_adds_the_repair(tmp_path, make_result):
         "APl – – –",
         "Figure 3 of the paper",
         "extra figure",
-        "runs/demo/renewed",
+        "runs/demo/repaired",
     ):
         assert words in page.text, words
     assert len(page.all("img")) == 4
@@ -265,7 +265,7 @@ def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result)
     path = html.write_repair_report(
         tmp_path / "report.html",
         [make_result(), make_result("../outside")],
-        renewal(),
+        repair(),
         {"before_after": PNG},
         scan_dir=tmp_path / "scan",
     )
@@ -289,7 +289,7 @@ def test_a_repair_says_what_it_was_measured_on(tmp_path):
         facts = {"measured_on": "signs <b>", "measured_on_training_images": own}
         modules = {"modules": ["rpn", "box_head", "box_predictor"]}
         path = html.write_repair_report(
-            tmp_path / "report.html", [], renewal() | facts | modules, {}
+            tmp_path / "report.html", [], repair() | facts | modules, {}
         )
         text = Page(path.read_text(encoding="utf-8")).text
         assert "Before and after, on signs <b>" in text

@@ -16,7 +16,7 @@ from d2defense.study.profiles import PROFILES, TINY, Photos
 from d2defense.study.repairs import OURS, RENEWAL, VANILLA
 from d2defense.study.report import write_report
 from d2defense.study.steps import Step, in_order
-from d2defense.workflows.renew import DEFAULT_METHOD
+from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
 
 def all_steps(plan: Plan) -> list[Step]:
@@ -126,7 +126,7 @@ class TestTiny:
         assert renewal.needs["evidence"].name == f"scan/{detector.name}"
         assert "evidence" not in vanilla.needs
 
-    def test_ours_is_the_default_of_renew(self) -> None:
+    def test_ours_is_the_default_of_a_repair(self) -> None:
         detector = Detector(TINY.detectors[0], 0, PAPER_ATTACK)
         ours = Plan(TINY).repair(detector, OURS).arguments
         assert ours["method"] == DEFAULT_METHOD

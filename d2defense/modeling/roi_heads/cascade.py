@@ -22,7 +22,7 @@ class InstrumentedCascadeROIHeads(ProbedROIHeads, CascadeROIHeads):
     RPN.
     """
 
-    renewable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
+    resettable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
         "box_head": ("roi_heads.box_head.",),
         "box_predictor": ("roi_heads.box_predictor.",),
         **OTHER_HEADS,

@@ -21,7 +21,7 @@ class InstrumentedDoubleHeadROIHeads(ProbedROIHeads, DoubleHeadROIHeads):
     (Double-Head-Ext): a probe gives the logits of both.
     """
 
-    renewable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
+    resettable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
         "fc_head": ("roi_heads.box_head.fc_head.",),
         "conv_head": ("roi_heads.box_head.conv_head.",),
         "box_predictor": ("roi_heads.box_predictor.",),

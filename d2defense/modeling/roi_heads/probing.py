@@ -28,13 +28,13 @@ class ProbedROIHeads:
     box head is not run as StandardROIHeads run it override :meth:`_predict` or :meth:`_classify`.
 
     Attributes:
-        renewable_modules: module groups that removal can reset, as prefixes of parameter names
+        resettable_modules: module groups that removal can reset, as prefixes of parameter names
             in the whole detector.
         classification_modules: those of them that say what a proposal is: what a verdict on the
             R-CNN classification branch points to, and what renewal resets by default.
     """
 
-    renewable_modules: ClassVar[dict[str, tuple[str, ...]]]
+    resettable_modules: ClassVar[dict[str, tuple[str, ...]]]
     classification_modules: ClassVar[tuple[str, ...]]
 
     def probe(

@@ -20,7 +20,7 @@ class InstrumentedRes5ROIHeads(ProbedROIHeads, Res5ROIHeads):
     Where there is a mask head, it shares ``res5`` with the boxes.
     """
 
-    renewable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
+    resettable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
         "res5": ("roi_heads.res5.",),
         "box_predictor": ("roi_heads.box_predictor.",),
         **OTHER_HEADS,

@@ -15,7 +15,7 @@ from .probing import OTHER_HEADS, ProbedROIHeads
 class InstrumentedStandardROIHeads(ProbedROIHeads, StandardROIHeads):
     """Detectron2's StandardROIHeads, parameters and forward pass unchanged."""
 
-    renewable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
+    resettable_modules: ClassVar[dict[str, tuple[str, ...]]] = {
         "box_head": ("roi_heads.box_head.",),
         "box_predictor": ("roi_heads.box_predictor.",),
         **OTHER_HEADS,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
@@ -27,6 +27,9 @@ class RemovalMethod:
         cfg: configuration of the fine-tuning run.
     """
 
+    #: Whether it resets the module groups that ``REMOVAL.MODULES``, or a scan, names.
+    resets_modules: ClassVar[bool] = False
+
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
 
@@ -38,7 +41,7 @@ class RemovalMethod:
         """Module groups of ``model`` that are reset, for reports."""
         return ()
 
-    def renewed_tensors(self, model: nn.Module) -> list[str]:
+    def reset_tensors(self, model: nn.Module) -> list[str]:
         """Names of the tensors of ``model`` that are reset, and so learn at their own rate."""
         return module_group_parameters(model, list(self.modules(model)))
 

@@ -11,7 +11,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader, get_dete
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from d2defense.modeling import classification_modules, renewable_modules
+from d2defense.modeling import classification_modules, resettable_modules
 from d2defense.registry import REMOVAL_REGISTRY
 
 from .base import FineTune, RemovalMethod
@@ -60,7 +60,7 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     convolutions = _layers(model.backbone, "backbone.", nn.Conv2d)
     pyramid = {name: layer for name, layer in convolutions.items() if ".fpn_output" in name}
     chosen = pyramid or dict([list(convolutions.items())[-1]])
-    groups = renewable_modules(model)
+    groups = resettable_modules(model)
     for group in classification_modules(model):
         if group != "box_predictor":
             for prefix in groups[group]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from d2defense.modeling import classification_modules
@@ -20,6 +22,8 @@ class Renewal(RemovalMethod):
     the groups that classify proposals where it is empty, with the initialisation of
     ``REMOVAL.SEED``.
     """
+
+    resets_modules: ClassVar[bool] = True
 
     def modules(self, model: nn.Module) -> tuple[str, ...]:
         """The groups that are reset."""

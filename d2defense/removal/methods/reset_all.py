@@ -15,7 +15,7 @@ from .base import RemovalMethod
 class ResetAll(RemovalMethod):
     """Training from scratch: forgets the checkpoint, the floor under every other method."""
 
-    def renewed_tensors(self, model: nn.Module) -> list[str]:
+    def reset_tensors(self, model: nn.Module) -> list[str]:
         """All of them."""
         return list(model.state_dict())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which module carries the backdoor: each reset in turn."""
+"""What the reset of each module recovers."""
 
 from __future__ import annotations
 

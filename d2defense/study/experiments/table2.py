@@ -72,7 +72,7 @@ class Table2(Experiment):
             "object. Recovered: of the objects found that the attack took, the share that the "
             "repair gave back, between the backdoored detector and a clean one of the same kind "
             "and seed. All methods have the same images and, but for ours, which has the schedule "
-            "of `d2defense renew`, the same steps; NAD trains a teacher besides. "
+            "of `d2defense repair`, the same steps; NAD trains a teacher besides. "
             f"The baselines {', '.join(r.title for r in BASELINES)} are measured on the first "
             "seed only.",
             (

@@ -68,7 +68,7 @@ class Table3(Experiment):
         return Section(
             self.title,
             f"Repairs of {plan.main_kind.title}. Each of the first four rows adds to the one above "
-            "it; the last two have the schedule of `d2defense renew`.",
+            "it; the last two have the schedule of `d2defense repair`.",
             (
                 Table(
                     "table3",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a suspicious checkpoint to a repaired one."""
+"""Fine-tuning a suspicious checkpoint by a removal method, into a folder of its own."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ DEFAULT_METHOD = "patch_augmentation"
 
 
 @dataclass(frozen=True)
-class Renewal:
-    """What a renewal did.
+class FineTuned:
+    """What was done to a checkpoint.
 
     Attributes:
         output_dir: Detectron2 output folder of the repaired checkpoint.
-        modules: module groups that were reset; empty for vanilla fine-tuning.
+        modules: module groups that were reset.
         seconds: wall clock of the fine-tuning.
     """
 
@@ -48,7 +48,7 @@ class Renewal:
 
 
 @dataclass(frozen=True)
-class RenewalOptions:
+class FineTuningOptions:
     """How a checkpoint is fine-tuned.
 
     Attributes:
@@ -66,13 +66,13 @@ class RenewalOptions:
     keep_every: int = 0
 
 
-def renew(
+def fine_tune(
     source: CheckpointSource,
     dataset: DatasetSource,
     output_dir: Path,
-    options: RenewalOptions | None = None,
+    options: FineTuningOptions | None = None,
     device: str | None = None,
-) -> Renewal:
+) -> FineTuned:
     """Fine-tune a checkpoint on the defender's set; the original stays untouched.
 
     Args:
@@ -89,8 +89,8 @@ def renew(
         ValueError: an unknown method, module group or override, or an output folder that is the
             checkpoint's own.
     """
-    options = options or RenewalOptions()
-    cfg = run_config(source, dataset, output_dir, options, device)
+    options = options or FineTuningOptions()
+    cfg = fine_tuning_config(source, dataset, output_dir, options, device)
     output_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log_to_file(output_dir / "log.txt"):
@@ -103,17 +103,17 @@ def renew(
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
     _publish_config(source.config, output_dir / CONFIG_NAME)
-    return Renewal(output_dir, trainer.modules, time.perf_counter() - start)
+    return FineTuned(output_dir, trainer.modules, time.perf_counter() - start)
 
 
-def run_config(
+def fine_tuning_config(
     source: CheckpointSource,
     dataset: DatasetSource,
     output_dir: Path,
-    options: RenewalOptions,
+    options: FineTuningOptions,
     device: str | None = None,
 ) -> CfgNode:
-    """The configuration of a fine-tuning run; arguments and errors as of :func:`renew`."""
+    """The configuration of a fine-tuning run; arguments and errors as of :func:`fine_tune`."""
     if output_dir.resolve() == source.weights.parent.resolve():
         raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
     REMOVAL_REGISTRY.get(options.method)

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repair a backdoored detector with a small clean labelled set, and say what that changed.
 
-Fine-tunes the whole model with photometric distortion, random flip and random patches on objects
-that keep their labels. --method renewal is the paper's targeted renewal fine-tuning instead: it
-resets the module groups that a scan names, without patches. The original stays untouched. The
-output folder is a Detectron2 output folder with report.html and report.json, which compare the
-checkpoint before and after.
+Scans the checkpoint, fine-tunes all of it by a removal method, scans and measures it again, and
+prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
+with report.html and report.json, which say more.
 
-    d2defense renew downloads/model --dataset synth_signs_defender \\
-        --test-dataset synth_signs_val --output runs/renewed
-    d2defense renew downloads/model --scan runs/scan/model --dataset-json defender.json \\
-        --image-root images/ --output runs/renewed
+    d2defense repair downloads/model --dataset synth_signs_defender \\
+        --test-dataset synth_signs_val --output runs/repaired
+    d2defense repair downloads/model --scan runs/scan/model --dataset-json defender.json \\
+        --image-root images/ --output runs/repaired
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING
 from .arguments import (
     add_common_arguments,
     add_dataset_arguments,
+    add_part_group,
     configure_logging,
     dataset_source,
     defense_config,
@@ -31,33 +30,38 @@ from .arguments import (
 if TYPE_CHECKING:
     from d2defense.checkpoint import CheckpointSource
     from d2defense.data.source import DatasetSource
-    from d2defense.workflows.renew import RenewalOptions
+    from d2defense.workflows.fine_tuning import FineTuningOptions
 
-NAME = "renew"
+NAME = "repair"
 HELP = "repair a backdoored checkpoint with a small clean set"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    from d2defense.registry import REMOVAL_REGISTRY
+    from d2defense.workflows.fine_tuning import DEFAULT_METHOD
+
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="output folder or weights file")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new checkpoint")
-    parser.add_argument(
-        "--modules",
-        nargs="+",
-        metavar="NAME",
-        help="module groups that renewal resets (those that the scan names)",
-    )
     parser.add_argument(
         "--scan",
         type=Path,
         metavar="RESULT",
         help="result.json of a scan of this checkpoint, or its folder (scan it first)",
     )
-    parser.add_argument(
+    methods = add_part_group(parser, REMOVAL_REGISTRY, "all of them fine-tune the whole detector")
+    methods.add_argument(
         "--method",
+        choices=REMOVAL_REGISTRY.choices(),
         metavar="NAME",
-        help="patch_augmentation (ours), renewal (the paper's), vanilla, reset_all, fine_pruning or"
-        " nad (renewal if --modules is given, else patch_augmentation)",
+        help=f"one of these (renewal if --modules is given, else {DEFAULT_METHOD})",
+    )
+    methods.add_argument(
+        "--modules",
+        nargs="+",
+        metavar="NAME",
+        help="module groups that renewal resets (those whose outputs the trigger moves most, by the"
+        " scan)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(
@@ -80,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Renew the checkpoint; 0, or 2 after one line on why it could not be."""
+    """Repair the checkpoint; 0, or 2 after one line on why it could not be."""
     from d2defense.checkpoint import find_checkpoints
     from d2defense.memory import keep_freed_memory
 
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         if source.error:
             raise source.error
         if args.no_report:
-            _renew(args, source, dataset)
+            _fine_tune(args, source, dataset)
         else:
             _repair(args, source, dataset, test)
     except ValueError as error:
@@ -103,23 +107,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _renew(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
+def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
     from d2defense.workflows.evidence import load_evidence
-    from d2defense.workflows.renew import renew
+    from d2defense.workflows.fine_tuning import fine_tune
 
     options = _options(args)
     if options.modules is None and args.scan:
         evidence = load_evidence(args.scan, source)
         options = replace(options, modules=evidence["dominant_modules"] or None)
-    renewal = renew(source, dataset, args.output, options, args.device)
-    print(f"{renewal.output_dir}: {options.method} in {renewal.seconds:.0f} s")
+    done = fine_tune(source, dataset, args.output, options, args.device)
+    print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s")
 
 
-def _options(args: argparse.Namespace) -> RenewalOptions:
-    from d2defense.workflows.renew import DEFAULT_METHOD, RenewalOptions
+def _options(args: argparse.Namespace) -> FineTuningOptions:
+    from d2defense.workflows.fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
     method = args.method or ("renewal" if args.modules else DEFAULT_METHOD)
-    return RenewalOptions(args.modules, method, args.seed, args.opts)
+    return FineTuningOptions(args.modules, method, args.seed, args.opts)
 
 
 def _repair(
@@ -130,12 +134,12 @@ def _repair(
 ) -> None:
     from d2defense.attacks import Trigger
     from d2defense.detection import ScanSettings, calibration_from_config
-    from d2defense.workflows.repair import format_repair, repair
+    from d2defense.workflows.repair import format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
     settings = ScanSettings.from_config(cfg)
     calibration = calibration_from_config(cfg, settings)
-    repaired = repair(
+    repaired = repair_checkpoint(
         source,
         dataset,
         test,
