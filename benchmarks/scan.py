@@ -151,8 +151,8 @@ def scan(
 ) -> list[float]:
     """Mean max q of the objects under each trigger, by this project's scanner."""
     sums = np.zeros((2, len(triggers)))
-    for observations in observe_batches(model, images, triggers, settings, image_format):
-        for index, observation in enumerate(observations):
+    for batch in observe_batches(model, images, triggers, settings, image_format):
+        for index, observation in enumerate(batch.observations):
             terms = observation.terms["max_foreground"]
             sums[:, index] += float(terms.numerator.sum()), float(terms.denominator.sum())
     return list(sums[0] / sums[1])

@@ -136,7 +136,7 @@ def _add_defense(cfg: CfgNode) -> None:
     # At most so many images of the clean dataset, drawn by SEED over its classes; 0 for all.
     cfg.DEFENSE.MAX_IMAGES = 100
     cfg.DEFENSE.SEED = 0
-    # Images in one forward pass, clean and triggered ones together.
+    # At most so many images go through the network at a time; fewer where the memory holds fewer.
     cfg.DEFENSE.BATCH_SIZE = 16
     # "fp32", or "bf16" (autocast, channels-last) where the processor is fast at it.
     cfg.DEFENSE.PRECISION = "fp32"

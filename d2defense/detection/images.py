@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from torch import Tensor
 
 from d2defense.attacks import image_seed
@@ -63,6 +64,7 @@ class CleanImages(Sequence[CleanImage]):
         self._records = records
         self._class_indices = class_indices
         self._num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self._test_sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __len__(self) -> int:
         return len(self._records)
@@ -78,6 +80,18 @@ class CleanImages(Sequence[CleanImage]):
         if isinstance(index, slice):
             return [self._load(record) for record in self._records[index]]
         return self._load(self._records[index])
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of each image at the network's input, without reading the images."""
+        return [self._shape(record) for record in self._records]
+
+    def _shape(self, record: dict[str, Any]) -> tuple[int, int]:
+        short, long = self._test_sizes
+        height, width = record["height"], record["width"]
+        if not short:
+            return height, width
+        return T.ResizeShortestEdge.get_output_shape(height, width, short, long)
 
     @property
     def num_objects(self) -> int:
@@ -115,6 +129,13 @@ def load_clean_images(
 ) -> CleanImages:
     """Images of records as stock inference of ``cfg`` sees them; see :class:`CleanImages`."""
     return CleanImages(records, cfg, class_indices)
+
+
+def input_shapes(images: Sequence[CleanImage]) -> list[tuple[int, int]]:
+    """Height and width of each image; lazy images are not read for it."""
+    if isinstance(images, CleanImages):
+        return images.shapes
+    return [tuple(image.image.shape[1:]) for image in images]
 
 
 def max_objects(images: Sequence[CleanImage]) -> int:

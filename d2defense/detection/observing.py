@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2defense.attacks import Trigger, stamp_, stamp_batch_
-from d2defense.modeling import ProbeOutput
+from d2defense.modeling import BatchSize, ProbeOutput, alike
 from d2defense.statistics import (
     SCORE_THRESHOLD,
     Observation,
@@ -19,7 +20,16 @@ from d2defense.statistics import (
     reduce_probe,
 )
 
-from .images import CleanImage
+from .images import CleanImage, input_shapes
+
+
+class Batch(NamedTuple):
+    """What was observed of some images at a time."""
+
+    images: int
+    """How many."""
+    observations: list[Observation]
+    """One under each trigger."""
 
 
 def observe_batches(
@@ -29,8 +39,13 @@ def observe_batches(
     settings: ObservationSettings,
     image_format: str,
     order: Sequence[int] | None = None,
-) -> Iterator[list[Observation]]:
+    on_pass: Callable[[int], None] | None = None,
+    batch_size: BatchSize | None = None,
+) -> Iterator[Batch]:
     """Probe ``model`` on one batch of images after another, under each trigger.
+
+    Images of like shape go together, as many as ``settings.batch_size`` asks for and the memory
+    holds.
 
     Args:
         model: an instrumented detector in eval mode.
@@ -38,36 +53,73 @@ def observe_batches(
         triggers: stamped on every object; None leaves the images as they are.
         settings: of the reduction.
         image_format: channel order of the images, "BGR" or "RGB".
-        order: in which to take the images; theirs if None.
+        order: in which to take the images, a batch of ``settings.batch_size`` of them at a time;
+            by their shapes if None.
+        on_pass: called with the number of images of every forward pass.
+        batch_size: says how many images fit, and which batch was used; a new one if None.
 
     Yields:
-        The observation under each trigger, for each batch.
+        The observations of each batch.
+
+    Raises:
+        RuntimeError, MemoryError: not even one image fits into the memory.
     """
-    in_half = settings.precision == "bf16"
-    half_precision = torch.autocast(model.device.type, torch.bfloat16, enabled=in_half)
-    if in_half:
+    if settings.precision == "bf16":
         # Convolutions in half precision are fastest so; values stay as they are.
         model.to(memory_format=torch.channels_last)
+    batch_size = batch_size or BatchSize(model, settings.batch_size)
+    shapes = input_shapes(images)
+    divisor = max(1, model.backbone.size_divisibility)
+    step = len(images) if order is None else settings.batch_size
     order = range(len(images)) if order is None else order
-    for start in range(0, len(order), settings.batch_size):
-        batch = [images[index] for index in order[start : start + settings.batch_size]]
-        clean, sizes = _stack(batch, model.device)
-        boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
-        observations = []
-        for trigger in triggers:
-            pixels = clean
-            if trigger is not None:
-                pixels = stamp_batch_(trigger, clean.clone(), sizes, boxes, seeds, image_format)
-            inputs = [
-                {"image": image[:, :height, :width]}
-                for image, (height, width) in zip(pixels, sizes, strict=True)
-            ]
-            # Only detections that count as found, which saves most of the NMS.
-            with half_precision:
-                output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
-            classes, found = [image.classes for image in batch], _found(output, batch)
-            observations.append(reduce_probe(output, boxes, classes, found, settings))
-        yield observations
+    for start in range(0, len(order), step):
+        chosen = order[start : start + step]
+        for group in alike([shapes[index] for index in chosen], divisor):
+            indices = [chosen[position] for position in group]
+
+            def work(part: Sequence[int]) -> Batch:
+                batch = [images[index] for index in part]
+                observed = [
+                    _observe_batch(model, batch, trigger, settings, image_format)
+                    for trigger in _announced(triggers, len(batch), on_pass)
+                ]
+                return Batch(len(batch), observed)
+
+            yield from batch_size.run(indices, shapes[indices[0]], work)
+
+
+def _announced(
+    triggers: Sequence[Trigger | None], num_images: int, on_pass: Callable[[int], None] | None
+) -> Iterator[Trigger | None]:
+    """The triggers, with word of each after it was dealt with."""
+    for trigger in triggers:
+        yield trigger
+        if on_pass is not None:
+            on_pass(num_images)
+
+
+def _observe_batch(
+    model: nn.Module,
+    batch: Sequence[CleanImage],
+    trigger: Trigger | None,
+    settings: ObservationSettings,
+    image_format: str,
+) -> Observation:
+    """Images of like shape in one forward pass, under one trigger."""
+    pixels, sizes = _stack(batch, model.device)
+    boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
+    if trigger is not None:
+        pixels = stamp_batch_(trigger, pixels, sizes, boxes, seeds, image_format)
+    inputs = [
+        {"image": image[:, :height, :width]}
+        for image, (height, width) in zip(pixels, sizes, strict=True)
+    ]
+    in_half = settings.precision == "bf16"
+    # Only detections that count as found, which saves most of the NMS.
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
+        output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
+    classes, found = [image.classes for image in batch], _found(output, batch)
+    return reduce_probe(output, boxes, classes, found, settings)
 
 
 def observe(
@@ -79,7 +131,7 @@ def observe(
 ) -> Observation:
     """All images under one trigger; arguments as :func:`observe_batches`."""
     batches = observe_batches(model, images, [trigger], settings, image_format)
-    return Observation.join([observation for (observation,) in batches])
+    return Observation.join([batch.observations[0] for batch in batches])
 
 
 def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Tensor:

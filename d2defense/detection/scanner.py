@@ -36,6 +36,7 @@ class Inspection:
         worst_trigger: the trigger of the largest score.
         dominant_modules: module groups that this trigger moves; empty for a clean detector.
         num_images: images that were probed.
+        batch_size: the most images that went through the network at a time.
         fields: the statistics as they stand in ``result.json``.
     """
 
@@ -43,6 +44,7 @@ class Inspection:
     worst_trigger: str
     dominant_modules: list[str]
     num_images: int
+    batch_size: int
     fields: dict[str, Any]
 
 
@@ -62,7 +64,7 @@ def inspect_detector(
         settings: of the scan; checked against the calibration by the caller.
         calibration: profiles of clean detectors.
         image_format: channel order of the images, "BGR" or "RGB".
-        progress: called once more than there are triggers, evenly over the work.
+        progress: told after every forward pass how much is done.
     """
     decision = DECISIONS[settings.decision]
     reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
@@ -158,7 +160,7 @@ def _conclude(
             "triggered": seen.triggered[score.worst].histogram.tolist(),
         },
     }
-    return Inspection(verdict, score.worst, modules, seen.num_images, fields)
+    return Inspection(verdict, score.worst, modules, seen.num_images, seen.batch_size, fields)
 
 
 def _compare(

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,13 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from d2defense.modeling import BatchSize
 from d2defense.statistics import STATISTICS, Observation
+from d2defense.text import duration
 
 from .images import CleanImage
 from .observing import observe_batches
 from .settings import ScanSettings
 
-Progress = Callable[[], None]
+logger = logging.getLogger(__name__)
+
+#: Told the share of the work that is done, 0..1.
+Progress = Callable[[float], None]
+# Seconds from which on it is said beforehand how long a survey will take.
+_WORTH_SAYING = 30
 #: Asked after every batch, with its observation without and with each trigger, whether to end.
 Watch = Callable[[Observation, Sequence[Observation]], bool]
 
@@ -29,6 +38,8 @@ class Survey(NamedTuple):
     """On the images as they are."""
     triggered: dict[str, Observation]
     """Under each trigger, by name."""
+    batch_size: int = 0
+    """The most images that went through the network at a time."""
 
     @property
     def num_images(self) -> int:
@@ -132,26 +143,66 @@ def survey_detector(
         images: clean images.
         settings: of the scan.
         image_format: channel order of the images, "BGR" or "RGB".
-        progress: called once more than there are triggers, evenly over the work.
-        order: in which to take the images; theirs if None.
+        progress: told after every forward pass how much is done.
+        order: in which to take the images; by their shapes if None.
         watch: ends the survey after a batch by returning True.
     """
-    passes = 1 + len(settings.triggers)
+    triggers = (None, *settings.triggers)
+    work = _Work(len(images) * len(triggers), progress)
+    batch_size = BatchSize(model, settings.observation.batch_size)
     parts: list[list[Observation]] = []
-    told, seen = 0, 0
-    batches = observe_batches(
-        model, images, (None, *settings.triggers), settings.observation, image_format, order
-    )
-    for observations in batches:
-        parts.append(observations)
-        seen += settings.observation.batch_size
-        ends = watch is not None and watch(observations[0], observations[1:])
-        due = passes if ends else passes * min(seen, len(images)) // len(images)
-        for _ in range(due - told if progress else 0):
-            progress()
-        told = due
-        if ends:
+    for batch in observe_batches(
+        model,
+        images,
+        triggers,
+        settings.observation,
+        image_format,
+        order,
+        work.add,
+        batch_size,
+    ):
+        parts.append(batch.observations)
+        if watch is not None and watch(batch.observations[0], batch.observations[1:]):
             break
+    work.end()
     clean, *triggered = (Observation.join(column) for column in zip(*parts, strict=True))
     names = (trigger.name for trigger in settings.triggers)
-    return Survey(clean, dict(zip(names, triggered, strict=True)))
+    return Survey(clean, dict(zip(names, triggered, strict=True)), batch_size.used)
+
+
+class _Work:
+    """How much of a survey is done, and how long the rest will take.
+
+    Args:
+        total: images times passes.
+        progress: gets the share that is done.
+    """
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress or (lambda share: None)
+        self._done = 0
+        self._start = time.monotonic()
+
+    def add(self, num_images: int) -> None:
+        """One forward pass over so many images is done."""
+        is_first = not self._done
+        self._done = min(self._total, self._done + num_images)
+        if is_first:
+            self._announce()
+        self._progress(self._done / self._total)
+
+    def end(self) -> None:
+        """There is nothing more to do."""
+        self._progress(1.0)
+
+    def _announce(self) -> None:
+        each = (time.monotonic() - self._start) / self._done
+        seconds = each * self._total
+        if seconds >= _WORTH_SAYING:
+            logger.info(
+                "%d passes over images, %.2g s each: about %s at first sight",
+                self._total,
+                each,
+                duration(seconds),
+            )

@@ -2,6 +2,7 @@
 """Instrumented detectors: stock parameters and detections, plus a probe of both heads."""
 
 from .backbone import build_tiny_resnet_backbone, build_tiny_resnet_fpn_backbone
+from .batches import BatchSize, alike
 from .double_head import DoubleHeadROIHeads
 from .instrument import UnsupportedArchitectureError, instrument_config
 from .meta_arch import InstrumentedRCNN
@@ -20,6 +21,7 @@ from .roi_heads import (
 )
 
 __all__ = [
+    "BatchSize",
     "DoubleHeadROIHeads",
     "InstrumentedCascadeROIHeads",
     "InstrumentedDoubleHeadROIHeads",
@@ -29,6 +31,7 @@ __all__ = [
     "InstrumentedStandardROIHeads",
     "ProbeOutput",
     "UnsupportedArchitectureError",
+    "alike",
     "build_tiny_resnet_backbone",
     "build_tiny_resnet_fpn_backbone",
     "classification_modules",

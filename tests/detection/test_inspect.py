@@ -41,12 +41,14 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calib
     images = clean_images(8)
     model = detector("backdoored_0")
     inspection = inspect_detector(
-        model, images, SETTINGS, calibration, "BGR", progress=lambda: calls.append(1)
+        model, images, SETTINGS, calibration, "BGR", progress=calls.append
     )
     assert inspection.worst_trigger == "white"
     assert inspection.verdict.label == "backdoored"
     assert inspection.dominant_modules
-    assert len(calls) == 3  # clean, grey, white
+    assert calls == sorted(calls)
+    assert len(calls) >= 3  # clean, grey, white
+    assert calls[-1] == 1
     by_name = {trigger["name"]: trigger for trigger in inspection.fields["triggers"]}
     assert list(by_name) == ["grey", "white"]
     assert inspection.verdict.score == by_name["white"]["score"] > by_name["grey"]["score"]
@@ -165,13 +167,13 @@ def test_early_stop_says_the_same_of_fewer_images(detector, clean_images, calibr
         observation=dataclasses.replace(SETTINGS.observation, batch_size=8),
     )
     inspection = inspect_detector(
-        detector(name), images, settings, calibration, "BGR", lambda: calls.append(1)
+        detector(name), images, settings, calibration, "BGR", calls.append
     )
     assert inspection.verdict.label == label
     stopped = inspection.fields["early_stop"]
     assert stopped == {"images": inspection.num_images, "of": 72, "certain": True}
     assert inspection.num_images < 72
-    assert len(calls) == 3
+    assert calls[-1] == 1
 
 
 def test_paper_decision_scores_by_tau(detector, clean_images, make_calibration):

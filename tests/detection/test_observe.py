@@ -11,6 +11,7 @@ import torch
 from d2defense.attacks import Trigger, stamp_, visible_rectangles
 from d2defense.checkpoint import build_detector
 from d2defense.detection import observe, observe_batches, stamped
+from d2defense.modeling import BatchSize
 from d2defense.statistics import STATISTICS, Observation, ObservationSettings
 
 WHITE = Trigger("white")
@@ -122,11 +123,43 @@ def test_the_batch_size_and_other_triggers_make_no_difference(lively_detector, c
         lively_detector, images, WHITE, dataclasses.replace(SETTINGS, batch_size=1), "BGR"
     )
     batches = observe_batches(lively_detector, images, [None, WHITE], SETTINGS, "BGR")
-    joined = Observation.join([white for _, white in batches])
+    joined = Observation.join([batch.observations[1] for batch in batches])
     for name in STATISTICS:
         for ours, theirs in zip(one.terms[name], joined.terms[name], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert torch.equal(one.histogram, joined.histogram)
+
+
+def test_images_of_all_shapes_go_together_with_their_like(lively_detector, clean_images):
+    """What is said of an image depends neither on the others nor on the memory there is."""
+    square, *_ = clean_images(4)
+    wide, high = (
+        dataclasses.replace(square, image=square.image[:, :height, :width].clone())
+        for height, width in ((96, 128), (128, 96))
+    )
+    images = [square, wide, high, wide, square, high]
+    passes = []
+    batch_size = BatchSize(lively_detector, 16)
+    batches = list(
+        observe_batches(
+            lively_detector,
+            images,
+            [None, WHITE],
+            SETTINGS,
+            "BGR",
+            on_pass=passes.append,
+            batch_size=batch_size,
+        )
+    )
+    assert sum(batch.images for batch in batches) == len(images)
+    assert sum(passes) == 2 * len(images)
+    assert batch_size.used == 2
+    together = Observation.join([batch.observations[1] for batch in batches])
+    apart = [observe(lively_detector, [image], WHITE, SETTINGS, "BGR") for image in images]
+    expected = Observation.join([apart[index] for index in (0, 4, 1, 3, 2, 5)])
+    for name in STATISTICS:
+        for ours, theirs in zip(together.terms[name], expected.terms[name], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_kept_does_not_grow_with_the_proposals(lively_detector, clean_images):

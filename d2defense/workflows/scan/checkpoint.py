@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from d2defense.detection import (
     inspect_detector,
     open_subject,
 )
+from d2defense.detection.survey import Progress
 from d2defense.environment import library_versions
+from d2defense.memory import is_out_of_memory
 from d2defense.report.figures import draw_examples, draw_histograms
 from d2defense.report.results import (
     EXAMPLES_FILE,
@@ -38,14 +39,6 @@ from d2defense.text import shorten
 from ..examples import example_pairs
 
 EXAMPLE_IMAGES = 3
-# What PyTorch's and CUDA's allocators say; they raise a plain RuntimeError or a subclass of it.
-# The last is what oneDNN says when it gets no memory for its own buffers.
-_OUT_OF_MEMORY = (
-    "allocate memory",
-    "out of memory",
-    "not enough memory",
-    "could not create a primitive",
-)
 
 
 @dataclass(frozen=True)
@@ -101,12 +94,12 @@ class Scanned:
     figures: dict[str, bytes] = field(default_factory=dict)
 
 
-def run_task(task: ScanTask, progress: Callable[[], None] | None = None) -> Scanned:
+def run_task(task: ScanTask, progress: Progress | None = None) -> Scanned:
     """Scan one checkpoint, whatever becomes of it: what goes wrong is an error result.
 
     Args:
         task: what to scan.
-        progress: called after the clean pass and after every trigger.
+        progress: told after every forward pass how much is done, 0..1.
     """
     if task.threads is not None:
         torch.set_num_threads(task.threads)
@@ -116,18 +109,16 @@ def run_task(task: ScanTask, progress: Callable[[], None] | None = None) -> Scan
         return scanned
     except (CheckpointError, DatasetError) as error:
         reason = str(error)
-    except MemoryError:
-        reason = f"{task.path}: needs more memory than there is"
     except Exception as error:  # an attacker's model can fail in any way; the scan must go on
         words = f"{type(error).__name__}: {error}"
-        if isinstance(error, RuntimeError) and any(part in words for part in _OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             reason = f"{task.path}: needs more memory than there is: {words}"
         else:
             reason = f"{task.path}: the scan failed: {words}"
     return Scanned(error_result(task.name, reason, str(task.weights)))
 
 
-def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) -> Scanned:
+def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned:
     """Scan one checkpoint; arguments as :func:`run_task`.
 
     Raises:
@@ -169,6 +160,7 @@ def scan_checkpoint(task: ScanTask, progress: Callable[[], None] | None = None) 
         "timing": {
             "seconds": time.perf_counter() - start,
             "images_per_second": passes / scanned,
+            "batch_size": inspection.batch_size,
         },
         "warnings": _warnings(model),
         "environment": library_versions() | {"device": str(model.device), "isolation": None},

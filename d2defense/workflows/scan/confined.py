@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from d2defense.detection.survey import Progress
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
 from d2defense.isolation.messages import Channel
 from d2defense.memory import keep_freed_memory
@@ -49,7 +50,7 @@ def main(task: ScanTask, channel: Channel) -> None:
     package = logging.getLogger("d2defense")
     package.handlers[:] = [_LogToChannel(channel)]
     package.propagate = False
-    scanned = run_task(task, lambda: channel.send({"progress": True}))
+    scanned = run_task(task, lambda share: channel.send({"progress": share}))
     for name, content in scanned.figures.items():
         channel.send({"figure": name}, content)
     channel.send({"result": scanned.result})
@@ -60,7 +61,7 @@ class _Inbox:
     """What one confined process has sent so far; none of it is taken at its word."""
 
     task: ScanTask
-    on_progress: Callable[[], None]
+    on_progress: Progress
     result: dict[str, Any] | None = None
     num_logged: int = 0
 
@@ -69,7 +70,9 @@ class _Inbox:
 
     def __call__(self, content: dict[str, Any], blob: bytes) -> None:
         if "progress" in content:
-            self.on_progress()
+            share = content["progress"]
+            if isinstance(share, int | float) and 0 <= share <= 1:
+                self.on_progress(share)
         elif "figure" in content:
             name = content["figure"]
             if isinstance(name, str) and name in FIGURE_FILES and is_png(blob):
@@ -104,7 +107,7 @@ def scan_confined(
     task: ScanTask,
     server: Server,
     limits: Limits,
-    on_progress: Callable[[], None],
+    on_progress: Progress,
     on_start: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Scanned, dict[str, Any]]:
     """Scan one checkpoint in a process of its own; whatever becomes of that is a result.
@@ -113,7 +116,7 @@ def scan_confined(
         task: what to scan.
         server: to fork from, with :data:`PRELOAD` imported.
         limits: of memory and time.
-        on_progress: called, in this thread, after every pass over the images.
+        on_progress: told, in this thread, how much is done.
         on_start: gets the run, which can be cancelled from another thread.
 
     Returns:

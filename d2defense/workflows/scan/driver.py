@@ -147,15 +147,18 @@ class _Driver:
             return
         self._calibration.check_images(images.name, images.fingerprint)
         settings = settings_key(images, self._settings, self._calibration, self._device)
-        steps = 1 + len(self._settings.triggers)
+        steps = len(images.records) * (1 + len(self._settings.triggers))
         silent = None if self._options.progress is None else not self._options.progress
         by_name = {source.name: source for source in sources}
         done: dict[str, int] = dict.fromkeys(by_name, 0)
-        with tqdm(total=steps * len(sources), desc="scan", unit="pass", disable=silent) as bar:
+        with tqdm(
+            total=steps * len(sources), desc="scan", unit="image", disable=silent, smoothing=0.05
+        ) as bar:
 
-            def advance(task: ScanTask, to: int | None = None) -> None:
+            def advance(task: ScanTask, share: float) -> None:
                 before = done[task.name]
-                done[task.name] = min(steps, before + 1) if to is None else to
+                # A process that is started anew begins again; the bar only goes forward.
+                done[task.name] = max(before, round(share * steps))
                 bar.update(done[task.name] - before)
 
             def tasks() -> Iterator[ScanTask]:
@@ -171,7 +174,7 @@ class _Driver:
             with closing(executor(tasks(), advance)) as finished_scans:
                 for finished in finished_scans:
                     self._finish(by_name[finished.task.name], finished)
-                    advance(finished.task, steps)
+                    advance(finished.task, 1.0)
 
     def _prepare(
         self, source: CheckpointSource, images: ScanImages, settings: str

@@ -8,16 +8,18 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from d2defense.detection.survey import Progress
 from d2defense.isolation import Run, Server, ServerLostError, shared_server
 
 from .checkpoint import ScanTask, run_task
 from .confined import PRELOAD, scan_confined
-from .finished import Executor, Finished, Progress, failed
+from .finished import Executor, Finished, TaskProgress, failed
 from .options import NONE, RunOptions
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,10 @@ def make_executor(options: RunOptions) -> Executor:
     return ProcessExecutor(options)
 
 
-def run_here(tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+def run_here(tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
     """Scan one after another in this process, unprotected."""
     for task in tasks:
-        yield Finished(task, run_task(task, lambda task=task: progress(task)), {"mode": NONE})
+        yield Finished(task, run_task(task, partial(progress, task)), {"mode": NONE})
 
 
 class ProcessExecutor:
@@ -61,9 +63,9 @@ class ProcessExecutor:
         self._is_closed = False
         self._server()  # imports while the caller reads its images
 
-    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+    def __call__(self, tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
         """See :class:`Executor`."""
-        events: queue.SimpleQueue[tuple[int, ScanTask, Finished | None]] = queue.SimpleQueue()
+        events: queue.SimpleQueue[tuple[int, ScanTask, Finished | float]] = queue.SimpleQueue()
         free = deque(range(self._options.workers))
         remaining = iter(tasks)
         try:
@@ -74,8 +76,8 @@ class ProcessExecutor:
                 if len(free) == self._options.workers:
                     return
                 slot, task, finished = events.get()
-                if finished is None:
-                    progress(task)
+                if not isinstance(finished, Finished):
+                    progress(task, finished)
                 else:
                     free.append(slot)
                     yield finished
@@ -88,13 +90,13 @@ class ProcessExecutor:
 
     def _work(self, slot: int, task: ScanTask, events: queue.SimpleQueue) -> None:
         try:
-            finished = self._scan(task, slot, lambda: events.put((slot, task, None)))
+            finished = self._scan(task, slot, lambda share: events.put((slot, task, share)))
         except Exception as error:  # without an event the scan would wait for ever
             logger.exception("%s: the scan failed", task.name)
             finished = failed(task, f"the scan failed: {type(error).__name__}: {error}")
         events.put((slot, task, finished))
 
-    def _scan(self, task: ScanTask, slot: int, on_progress: Callable[[], None]) -> Finished:
+    def _scan(self, task: ScanTask, slot: int, on_progress: Progress) -> Finished:
         placed = place(task, slot, self._options, _num_cpus(), torch.get_num_threads())
         reason = ""
         for _ in range(_ATTEMPTS):

@@ -11,7 +11,7 @@ from d2defense.report.results import error_result
 
 from .checkpoint import Scanned, ScanTask
 
-Progress = Callable[[ScanTask], None]
+TaskProgress = Callable[[ScanTask, float], None]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Finished:
 class Executor(Protocol):
     """Scans checkpoints; a generator, so that closing it ends what is under way."""
 
-    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+    def __call__(self, tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
         """Scan all tasks, which are taken one by one as there is room for them.
 
         Args:
             tasks: what to scan.
-            progress: called with a task, in this thread, after each of its passes over the images.
+            progress: called with a task, in this thread, and the share of it that is done.
         """
         ...
 

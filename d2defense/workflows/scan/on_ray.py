@@ -11,7 +11,7 @@ from d2defense.isolation import Limits, shared_server
 
 from .checkpoint import Scanned, ScanTask, run_task
 from .confined import PRELOAD, scan_confined
-from .finished import Finished, Progress, failed
+from .finished import Finished, TaskProgress, failed
 from .options import NONE, RunOptions, UsageError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def scan_on_worker(
     """
     if isolation == NONE:
         return run_task(task), {"mode": NONE}
-    return scan_confined(task, shared_server(PRELOAD), limits, lambda: None)
+    return scan_confined(task, shared_server(PRELOAD), limits, lambda share: None)
 
 
 class RayExecutor:
@@ -67,7 +67,7 @@ class RayExecutor:
                 reason = str(error).strip().split("\n", 1)[0]
                 raise UsageError(f"no Ray cluster at {options.ray_address}: {reason}") from None
 
-    def __call__(self, tasks: Iterable[ScanTask], progress: Progress) -> Iterator[Finished]:
+    def __call__(self, tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
         """See :class:`Executor`; progress is not reported within a checkpoint."""
         ray, options = self._ray, self._options
         remote = ray.remote(scan_on_worker).options(
