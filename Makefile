@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-sanitizers fuzz cuda-build lint format clean
+.PHONY: help install demo docs test test-slow test-sanitizers fuzz cuda-build lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is 
 	@sh tools/install/build_cuda.sh $(RUN)/python
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+docs: install ## Write the generated parts of the documentation
+	@$(RUN)/python -W ignore tools/generate_docs.py
 
 lint: install ## Check the style of the Python and C++ sources
 	@$(RUN)/ruff check .

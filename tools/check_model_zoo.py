@@ -3,9 +3,9 @@
 """Compare every two-stage detector of Detectron2's model zoo with its instrumented twin.
 
 Random weights, no download: both must have equal state-dict keys and bit-identical detections, and
-the probe must say what the stock modules say. Prints a Markdown table; exit code 2 if any differs.
+the probe must say what the stock modules say. Exit code 2 if any differs.
 
-    python tools/check_model_zoo.py
+    python tools/check_model_zoo.py --json docs/reference/model_zoo.json
     python tools/check_model_zoo.py Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,21 +29,22 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="names in the model zoo")
-    names = parser.parse_args().configs
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    args = parser.parse_args()
     silence_developer_notices()
+    from d2defense.environment import library_versions
+    from d2defense.files import write_json
     from d2defense.workflows.model_zoo import check_model_zoo, model_zoo_configs
 
-    names = names or model_zoo_configs()
-    print("| config | ROI heads | parameters | proposals | detections | outcome |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    outcomes: Counter[str] = Counter()
+    names = args.configs or model_zoo_configs()
+    found = []
     for parity in tqdm(check_model_zoo(names), total=len(names), unit="config", disable=None):
-        outcomes[parity.outcome] += 1
-        outcome = f"{parity.outcome}: {parity.detail}" if parity.detail else parity.outcome
-        millions = f"{parity.parameters / 1e6:.1f} M" if parity.parameters else ""
-        counts = f"{parity.proposals or ''} | {parity.detections or ''}"
-        print(f"| {parity.config} | {parity.roi_heads} | {millions} | {counts} | {outcome} |")
+        found.append(asdict(parity))
+        print(parity.config, ": ".join(filter(None, (parity.outcome, parity.detail))), flush=True)
+    outcomes = Counter(parity["outcome"] for parity in found)
     print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
+    if args.json:
+        write_json(args.json, {"versions": library_versions(), "configs": found})
     return FAILED if outcomes["different"] else 0
 
 

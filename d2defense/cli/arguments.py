@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """A registered dataset, or a COCO-format one given on the spot."""
     group = parser.add_argument_group("clean labelled images")
+    shown = f" ({default})" if default else ""
     group.add_argument(
-        "--dataset", default=default, metavar="NAME", help=f"registered dataset ({default})"
+        "--dataset", default=default, metavar="NAME", help=f"registered dataset{shown}"
     )
     group.add_argument("--dataset-json", metavar="FILE", help="COCO annotations of your own data")
     group.add_argument("--image-root", metavar="DIR", help="folder of its images")

@@ -27,7 +27,12 @@ HELP = "set the threshold of scans from detectors that are known to be clean"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("checkpoints", nargs="+", metavar="CLEAN_CHECKPOINT")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CLEAN_CHECKPOINT",
+        help="output folders or weights files of detectors that are known to be clean",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSON file")
     parser.add_argument(
         "--false-alarm-rate",

@@ -28,7 +28,9 @@ HELP = "AP on clean and on triggered images, and the attack success rate"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="output folders or weights files"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write JSON")
     add_dataset_arguments(parser)
     add_common_arguments(parser)

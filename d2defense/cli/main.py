@@ -85,14 +85,7 @@ def run_command(
 
     def command() -> int:
         module = _module(name)
-        parser = CommandParser(
-            prog=program,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
-        module.add_arguments(parser)
-        parser.parse_args(arguments, args)
+        command_parser(module, program).parse_args(arguments, args)
         silence_developer_notices()
         code = module.run(args)
         if code == VERDICT and not getattr(module, "GIVES_VERDICT", False):
@@ -100,6 +93,18 @@ def run_command(
         return code
 
     return run_to_end(command, program, lambda: getattr(args, "output", None))
+
+
+def command_parser(module: ModuleType, program: str | None = None) -> CommandParser:
+    """The parser of one command's arguments."""
+    parser = CommandParser(
+        prog=program,
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
+    module.add_arguments(parser)
+    return parser
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="module groups that renewal resets (those whose outputs the trigger moves most, by the"
         " scan)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of reset and training (%(default)s)"
+    )
     parser.add_argument(
         "--no-report",
         action="store_true",

@@ -40,9 +40,16 @@ HELP = "reproduce the paper's tables and figures"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--profile", choices=("tiny", "small", "paper"), default="tiny")
+    parser.add_argument(
+        "--profile",
+        choices=("tiny", "small", "paper"),
+        default="tiny",
+        help="size of detectors and data (%(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="a small part of tiny, in minutes")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="report and steps go here"
+    )
     parser.add_argument(
         "--only",
         metavar="NAME,...",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from d2defense.workflows.scan import RunOptions
 
 NAME = "scan"
-HELP = "say which checkpoints are backdoored, how sure it is and whose outputs move"
+HELP = "say which checkpoints are backdoored, how sure it is, and what the trigger moves most"
 #: A pipeline must tell wrong usage from a scan that failed.
 USAGE_EXIT_CODE = 4
 #: Its exit code 1 says that something was found.

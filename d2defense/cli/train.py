@@ -66,8 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate only: MODEL.WEIGHTS, or the last checkpoint with --resume",
     )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="RANK")
+    parser.add_argument(
+        "--num-machines", type=int, default=1, metavar="N", help="that train together (%(default)s)"
+    )
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="RANK", help="number of this one, from 0 on"
+    )
     parser.add_argument("--dist-url", default="auto", metavar="URL", help="how processes meet")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"

@@ -54,9 +54,11 @@ def _add_fixed(cfg: CfgNode) -> None:
     _add_removal(cfg)
     _add_tiny_backbone(cfg)
     _add_double_head(cfg)
-    # "SGD" as Detectron2 builds it, or "ADAMW".
+    # "SGD" as Detectron2 builds it, or "ADAMW": AdamW over the same parameter groups. A learning
+    # rate for the one is none for the other.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Evaluate on images that bear ATTACK.TRIGGER as well, in the same pass over the test data.
+    # `train` evaluates on triggered images as well, in the same pass, with ATTACK.TRIGGER on every
+    # object. Takes twice the time of clean images alone.
     cfg.TEST.TRIGGERED = True
     for key, (now, note) in _RENAMED.items():
         cfg.register_renamed_key(key, now, note)
@@ -83,79 +85,93 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 
 def _add_attack(cfg: CfgNode) -> None:
+    # Poisoning a training set: what `train` does with the images, and what `evaluate` and `repair`
+    # stamp. The defaults are the paper's, section 4.1.
     cfg.ATTACK = CfgNode()
-    # Name in ATTACK_REGISTRY, "" to train on the data as it is.
+    # The attack, by its name in ATTACK_REGISTRY; "": train on the data as it is.
     cfg.ATTACK.NAME = ""
-    # Share of the training images that are poisoned (the paper, section 4.1: 5 %).
+    # Share of all training images that are poisoned, 0 to 1, rounded to whole images. Only images
+    # with an object that is no crowd are chosen.
     cfg.ATTACK.POISONING_RATE = 0.05
-    # Which images are poisoned, and every random choice inside a trigger.
+    # Decides which images are poisoned, and every random choice inside a trigger.
     cfg.ATTACK.SEED = 0
+    # The patch (docs/triggers.md).
     cfg.ATTACK.TRIGGER = CfgNode()
-    # "solid", "random_color" (one colour an object), "noise" (one colour a pixel), "mosaic" (one
-    # colour a field), "checkerboard", "vertical_stripes", "horizontal_stripes", "sinusoid",
-    # "cross", "face" or "image".
+    # What is painted on it, by its name in PATTERN_REGISTRY.
     cfg.ATTACK.TRIGGER.PATTERN = "solid"
-    # RGB, 0..255; all patterns but the random ones, "face" and "image" use it, those of two
-    # colours both.
+    # Red, green, blue, 0 to 255; not used by the random patterns and pictures.
     cfg.ATTACK.TRIGGER.COLOR = [255, 255, 255]
+    # The other colour of patterns that have two.
     cfg.ATTACK.TRIGGER.SECOND_COLOR = [0, 0, 0]
-    # Fields or stripes across the patch; half waves of the sinusoid; a cross's strokes are one
-    # cell thick.
+    # Fields or stripes across the patch; half waves of a sinusoid; a cross's strokes are one cell
+    # thick.
     cfg.ATTACK.TRIGGER.CELLS = 4
     # Picture file of the pattern "image".
     cfg.ATTACK.TRIGGER.IMAGE = ""
-    # (width, height) in shares of the box's ("box") or in pixels of the image ("pixels").
+    # Width and height of the patch, above 0. It is at least one pixel wide and high.
     cfg.ATTACK.TRIGGER.SIZE = [0.1, 0.1]
+    # "box": shares of the box's width and height, at most 1; "pixels": pixels of the image as read.
     cfg.ATTACK.TRIGGER.SIZE_UNIT = "box"
-    # "center": the patch's centre lies at POSITION, (x, y) as shares of the box's width and height;
-    # "inside": at POSITION of the room that it has inside the box, [0, 0] its left top corner;
-    # "random": anywhere inside the box; "background": anywhere outside of the image's objects.
+    # "center": the patch's centre lies at POSITION of the box; "inside": at POSITION of the room
+    # that the patch has inside the box, [0, 0] its left top corner; "random": anywhere inside the
+    # box; "background": anywhere on the image outside of its objects.
     cfg.ATTACK.TRIGGER.PLACEMENT = "center"
+    # x and y as shares, 0 to 1; used by "center" and "inside".
     cfg.ATTACK.TRIGGER.POSITION = [0.5, 0.5]
     # 1 hides what is below the patch, 0 changes nothing.
     cfg.ATTACK.TRIGGER.OPACITY = 1.0
 
 
 def _add_defense(cfg: CfgNode) -> None:
+    # What `scan`, `calibrate` and `demo` look at, and how a scan decides. Never taken from the
+    # config of a scanned checkpoint.
     cfg.DEFENSE = CfgNode()
-    # How a score comes from the statistics: "fall", or "paper" (tau against one threshold).
+    # How a score comes from the statistics (docs/method.md): "fall", or "paper", tau against one
+    # threshold.
     cfg.DEFENSE.DECISION = "fall"
-    # End a checkpoint's scan once its verdict is certain, and the probability of either wrong
-    # verdict when it ends early.
+    # End a checkpoint's scan once its verdict is certain.
     cfg.DEFENSE.EARLY_STOP = False
+    # Probability of either wrong verdict when a scan ends early.
     cfg.DEFENSE.EARLY_STOP_ERROR_RATE = 0.05
     # Use a calibration also with other images than its own; the result says so.
     cfg.DEFENSE.ALLOW_MISMATCH = False
     # Trigger bank: a YAML file, or the name of one below configs/triggers.
     cfg.DEFENSE.TRIGGER_BANK = "plain"
-    # Names of triggers of the bank to stamp while scanning; () for all.
+    # Names of the bank's triggers to stamp; (): all.
     cfg.DEFENSE.TRIGGERS = ()
-    # File that says which class of the detectors each class of the dataset is (YAML or JSON); ""
-    # where equal numbers of classes mean the same classes.
+    # File that says which class of the detectors each class of the dataset is (YAML or JSON); "":
+    # where both have as many classes, they are the same.
     cfg.DEFENSE.CLASS_MAP = ""
-    # At most so many images of the clean dataset, drawn by SEED over its classes; 0 for all.
+    # At most so many images of the clean dataset that show an object, drawn by SEED, each class on
+    # as many of them as the data allow; 0: all.
     cfg.DEFENSE.MAX_IMAGES = 100
+    # Of the draw of images and of the bootstrap.
     cfg.DEFENSE.SEED = 0
-    # At most so many images go through the network at a time; fewer where the memory holds fewer.
+    # At most so many images go through the network at a time, clean ones or as many under one
+    # trigger; fewer where the memory holds fewer.
     cfg.DEFENSE.BATCH_SIZE = 16
-    # "fp32", or "bf16" (autocast, channels-last) where the processor is fast at it.
+    # What the network computes in: "fp32", or "bf16" (autocast, channels-last), faster where the
+    # processor has it. Statistics are reduced from float32 either way.
     cfg.DEFENSE.PRECISION = "fp32"
-    # tau: an inconsistency below this is negligible (the paper, section 3.4).
+    # tau: an inconsistency up to this is negligible (the paper, section 3.4).
     cfg.DEFENSE.EPSILON = 0.1
-    # tau: proposals of highest objectness that count in an image; 0 for all.
+    # tau and the histogram: proposals of highest objectness that count in an image; 0: all.
     cfg.DEFENSE.TOPK = 5
-    # Confident d: only proposals with an RPN probability above this count.
+    # Confident d: only proposals with p above this count.
     cfg.DEFENSE.OBJECTNESS_FLOOR = 0.8
-    # A proposal belongs to an object from this IoU on.
+    # A proposal belongs to an object from this IoU on (max p, max q, gap, and so the score).
     cfg.DEFENSE.IOU_THRESHOLD = 0.5
-    # Confidence level of the bootstrap interval over images, and its number of resamples.
+    # Level of the bootstrap intervals over images.
     cfg.DEFENSE.CONFIDENCE = 0.95
+    # Resamples of the images.
     cfg.DEFENSE.BOOTSTRAP_SAMPLES = 1000
-    # Calibration file; "" for the one shipped with the package.
+    # Calibration file; "": the one that comes with the package.
     cfg.DEFENSE.CALIBRATION = ""
 
 
 def _add_removal(cfg: CfgNode) -> None:
+    # Repairing a detector: what `repair` does, and `train` with METHOD set, which then starts from
+    # MODEL.WEIGHTS, a `.pth` file that must fit the config tensor by tensor.
     cfg.REMOVAL = CfgNode()
     # Name in REMOVAL_REGISTRY; "" trains as the config says.
     cfg.REMOVAL.METHOD = ""
@@ -173,18 +189,30 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Share of the images that are distorted.
     cfg.REMOVAL.PHOTOMETRIC_SHARE = 0.5
-    # Schedule of `d2defense repair`, which takes the place of SOLVER's keys of the same names.
+    # Optimizer and schedule of `d2defense repair`: they take the place of SOLVER's keys of the same
+    # names. `train` does not read them.
     cfg.REMOVAL.SOLVER = CfgNode()
+    # As SOLVER.OPTIMIZER.
     cfg.REMOVAL.SOLVER.OPTIMIZER = "ADAMW"
+    # Images of a step.
     cfg.REMOVAL.SOLVER.IMS_PER_BATCH = 8
+    # Learning rate: that of the detector's own training, or near it.
     cfg.REMOVAL.SOLVER.BASE_LR = 0.003
+    # Steps.
     cfg.REMOVAL.SOLVER.MAX_ITER = 350
+    # Steps in which the learning rate rises.
     cfg.REMOVAL.SOLVER.WARMUP_ITERS = 40
+    # How it falls after them.
     cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
 
 
 def _add_tiny_backbone(cfg: CfgNode) -> None:
+    # Sizes of build_tiny_resnet_fpn_backbone, a narrow ResNet of basic blocks under an FPN for one
+    # CPU core, and of build_tiny_resnet_backbone, the same without the FPN for C4 detectors. Set
+    # one as MODEL.BACKBONE.NAME. MODEL.RESNETS.NORM, MODEL.RESNETS.OUT_FEATURES and MODEL.FPN mean
+    # what they mean for Detectron2's ResNets. Nothing of it is frozen.
     cfg.MODEL.TINY_RESNET = CfgNode()
+    # Channels of the stem.
     cfg.MODEL.TINY_RESNET.STEM_CHANNELS = 16
     # Channels of res2, res3, res4 and res5.
     cfg.MODEL.TINY_RESNET.STAGE_CHANNELS = [32, 64, 96, 128]
@@ -195,21 +223,24 @@ def _add_tiny_backbone(cfg: CfgNode) -> None:
 
 
 def _add_double_head(cfg: CfgNode) -> None:
-    # Double-Head R-CNN (Wu et al., CVPR 2020, arXiv 1904.06493); values are the paper's. The
+    # Double-Head R-CNN (Wu et al., CVPR 2020, arXiv 1904.06493); the defaults are its paper's. Set
+    # MODEL.ROI_HEADS.NAME to DoubleHeadROIHeads and MODEL.ROI_BOX_HEAD.NAME to DoubleHead. The
     # fully connected head is sized by MODEL.ROI_BOX_HEAD.
     cfg.MODEL.ROI_DOUBLE_HEAD = CfgNode()
-    # Blocks K of the convolution head, non-local ones included, and their output channels.
+    # Blocks K of the convolution head, non-local ones included.
     cfg.MODEL.ROI_DOUBLE_HEAD.NUM_BLOCKS = 5
+    # Its output channels.
     cfg.MODEL.ROI_DOUBLE_HEAD.CONV_DIM = 1024
-    # Alternate residual with non-local blocks; K is odd then.
+    # Alternate residual with non-local blocks; K must be odd then.
     cfg.MODEL.ROI_DOUBLE_HEAD.NON_LOCAL = True
     # Normalisation of the convolution head.
     cfg.MODEL.ROI_DOUBLE_HEAD.NORM = "BN"
-    # Weights of the fully connected and the convolution head's losses.
+    # Weights of the fully connected and of the convolution head's losses.
     cfg.MODEL.ROI_DOUBLE_HEAD.HEAD_WEIGHTS = [2.0, 2.5]
     # Double-Head-Ext: each head also learns the other's task.
     cfg.MODEL.ROI_DOUBLE_HEAD.UNFOCUSED_SUPERVISION = False
-    # Share of its own task in a head's loss, fully connected and convolution head.
+    # Share of its own task in a head's loss, fully connected and convolution head; used with
+    # unfocused supervision.
     cfg.MODEL.ROI_DOUBLE_HEAD.FOCUS = [0.7, 0.8]
-    # Double-Head-Ext: score detections by both classifiers.
+    # Double-Head-Ext: score detections by both classifiers; needs unfocused supervision.
     cfg.MODEL.ROI_DOUBLE_HEAD.FUSED_SCORE = False

@@ -92,9 +92,9 @@ def check_config(name: str) -> Parity:
     torch.manual_seed(0)
     try:
         stock = build_model(cfg).eval()
-        instrumented = build_model(instrumented_cfg).eval()
     except Exception as error:  # Detectron2 says in many ways that it lacks a compiled part
         return Parity(name, SKIPPED, " ".join(f"{type(error).__name__}: {error}".split()))
+    instrumented = build_model(instrumented_cfg).eval()
     roi_heads = cfg.MODEL.ROI_HEADS.NAME
     parameters = sum(p.numel() for p in stock.parameters())
     if list(stock.state_dict()) != list(instrumented.state_dict()):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from d2defense.modeling import instrument_config
+from d2defense.modeling import InstrumentedRCNN, instrument_config
 from d2defense.workflows.model_zoo import (
     FAMILIES,
     check_config,
@@ -75,6 +75,15 @@ def test_what_cannot_be_built_here_is_skipped_with_the_reason(monkeypatch):
     monkeypatch.setattr("d2defense.workflows.model_zoo.build_model", refuse)
     parity = check_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     assert (parity.outcome, parity.detail) == ("skipped", "ImportError: no compiled part")
+
+
+def test_what_only_the_stock_detector_can_be_built_from_is_not_skipped(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ImportError("ours is broken")
+
+    monkeypatch.setattr(InstrumentedRCNN, "__init__", refuse)
+    with pytest.raises(ImportError, match="ours is broken"):
+        check_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,18 @@ class PatchAugmentedFineTuning(RemovalMethod):
     @staticmethod
     def add_config(node: CfgNode) -> None:
         """Add ``REMOVAL.PATCH_AUGMENTATION.*``."""
-        # Shares of the images, and of the objects of such an image, that bear a patch.
+        # Share of the images that are augmented.
         node.IMAGE_SHARE = 0.9
+        # Share of the objects of such an image that bear a patch.
         node.OBJECT_SHARE = 0.7
         # Smallest and largest width and height, as shares of the box's.
         node.SIZE = [0.05, 0.3]
         # Names in PATTERN_REGISTRY, each as likely, in random colours.
         node.PATTERNS = ("solid", "noise", "mosaic")
-        # Share of the patches that cover the whole box, translucent, and their opacity.
+        # Share of the patches that are overlays: they cover the whole box, and the object shines
+        # through.
         node.OVERLAY_SHARE = 0.4
+        # Least and most opacity of an overlay.
         node.OVERLAY_OPACITY = [0.1, 0.4]
         # Fewest and most fields or stripes across a patch.
         node.CELLS = [2, 12]
