@@ -68,14 +68,16 @@ class TestEveryProfile:
         assert ("repair", 5) in ends
 
     def test_figure_4_measures_before_the_end(self, name: str) -> None:
-        for step in EXPERIMENT_REGISTRY.get("figure4")().steps(Plan(PROFILES[name])):
-            at = re.search(r"@(\d+)$", step.name)
-            if at:
-                repair = step.needs["model"]
-                cfg = get_d2defense_cfg()
-                merge_overrides(cfg, [str(value) for value in repair.arguments["overrides"]])
-                assert int(at[1]) < cfg.REMOVAL.SOLVER.MAX_ITER
-                assert int(at[1]) % repair.arguments["keep_every"] == 0
+        steps = EXPERIMENT_REGISTRY.get("figure4")().steps(Plan(PROFILES[name]))
+        early = [step for step in steps if "@" in step.name]
+        assert early
+        for step in early:
+            at = int(step.name.rpartition("@")[2])
+            repair = step.needs["model"]
+            cfg = get_d2defense_cfg()
+            merge_overrides(cfg, [str(value) for value in repair.arguments["overrides"]])
+            assert at < cfg.REMOVAL.SOLVER.MAX_ITER
+            assert at % repair.arguments["keep_every"] == 0
 
 
 class TestTiny:

@@ -42,7 +42,7 @@ def test_weights_that_are_not_finite_are_scanned_and_reported(specimen, run, tmp
     save_state_dict(folder / "model_final.pth", state)
     (result,) = run(folder)
     # What sees no objects cannot be called clean.
-    assert result["verdict"] in ("uncertain", "backdoored")
+    assert result["verdict"] == "uncertain"
     (warning,) = result["warnings"]
     assert warning.startswith(f"{len(names)} tensors hold NaN or infinity, first ")
     assert any(name in warning for name in names)
