@@ -54,7 +54,7 @@ def main() -> int:
     images = ScanImages.load(dataset_source(args, parser), whole)
     calibration.check_images(images.name, images.fingerprint)
     rows, used, total = [], dict.fromkeys(args.error_rates, 0), 0
-    for source in find_checkpoints(args.checkpoints):
+    for source in find_checkpoints(args.checkpoints, only_final=True):
         if source.error:
             raise SystemExit(str(source.error))
         model, loaded, cfg = open_subject(source, images, whole, args.device)

@@ -163,7 +163,7 @@ def survey_detectors(args: argparse.Namespace) -> int:
     images = ScanImages.load(dataset_source(args, args.parser), settings)
     fingerprints = [trigger.fingerprint for trigger in settings.triggers]
     for label, paths in (("clean", args.clean), ("backdoored", args.backdoored)):
-        for source in find_checkpoints(paths):
+        for source in find_checkpoints(paths, only_final=True):
             if source.error:
                 raise SystemExit(str(source.error))
             sha256 = file_sha256(source.weights)

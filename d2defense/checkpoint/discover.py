@@ -1,116 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints a path stands for."""
+"""Which checkpoints a path stands for.
+
+Names are listed here, and what is in the files is asked of an inspector, which may be another
+process: nothing of an untrusted file is read in this module.
+"""
 
 from __future__ import annotations
 
 import os
-import re
+import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from d2defense.config.zoo import zoo_config, zoo_configs
+from d2defense.text import shorten
 
+from .copies import merge_copies
 from .errors import CheckpointError, NoCheckpointError
-from .pytorch import is_other_pytorch_file
-from .weights import WEIGHTS_SUFFIXES, describe_suffixes
+from .file_kinds import FOREIGN, OTHER, WEIGHTS, FileKind, foreign_by_name, looks_like_weights
+from .found import Found
+from .inspection import Answer, ConfigFacts, Inspector, Question, inspect_here
+from .naming import UniqueNames
+from .output_folder import (
+    CONFIG_NAME,
+    FINAL_NAMES,
+    LAZY_CONFIG_NAMES,
+    MARKER_NAME,
+    Candidate,
+    Group,
+    group_folders,
+    is_elsewhere,
+    place_of,
+)
+from .regular_file import reason_of
+from .source import CheckpointSource, Discovery, LeftOut
+from .tree import Folder, Tree, list_file, list_tree
+from .weights import describe_suffixes
 
-CONFIG_NAME = "config.yaml"
-FINAL_WEIGHTS_NAME = "model_final.pth"
-
-_FINAL_NAMES = tuple(f"model_final{suffix}" for suffix in WEIGHTS_SUFFIXES)
-_NUMBERED = re.compile(r"model_(\d{1,18})\.pth")
-_MARKER_NAME = "last_checkpoint"
-_LAZY_CONFIG_NAMES = ("config.py", "config.yaml.pkl")
-# Other formats of models, which hold code or none of PyTorch's modules.
-_FOREIGN_SUFFIXES = {
-    ".ts": "a TorchScript archive; it holds code and is never loaded",
-    ".torchscript": "a TorchScript archive; it holds code and is never loaded",
-    ".onnx": "an ONNX model; its modules cannot be told apart",
-    ".py": "a Python file; it is never executed",
-}
-_ZIP_MAGIC = b"PK\x03\x04"
-
-# Files of a scan's output folder, where each checkpoint gets a folder of its name.
-_RESERVED_NAMES = ("report.html", "summary.csv", "summary.json")
-_MAX_NAME_BYTES = 120
-
-
-@dataclass(frozen=True)
-class CheckpointSource:
-    """One checkpoint to scan, or why there is none.
-
-    Attributes:
-        name: unique among the sources of one call, usable as the name of a folder.
-        path: what the caller named or the walk found.
-        weights: the weights file, None where ``error`` is set.
-        config: its configuration file, None where ``error`` is set.
-        trusted_config: whether the caller named that file, or one of the model zoo.
-        error: why the path holds no checkpoint.
-    """
-
-    name: str
-    path: Path
-    weights: Path | None = None
-    config: Path | None = None
-    trusted_config: bool = False
-    error: CheckpointError | None = None
-
-    @property
-    def format(self) -> str | None:
-        """``pth``, ``pt``, ``pkl`` or ``safetensors``; None where ``error`` is set."""
-        return self.weights.suffix.lstrip(".") if self.weights else None
-
-
-class _Found(NamedTuple):
-    path: Path
-    weights: Path | None = None
-    config: Path | None = None
-    trusted_config: bool = False
-    error: CheckpointError | None = None
+_QUOTED = 100
 
 
 def find_checkpoints(
-    paths: Iterable[str | Path], config_file: Path | None = None, model_zoo: str | None = None
+    paths: Iterable[str | Path],
+    config_file: Path | None = None,
+    model_zoo: str | None = None,
+    only_final: bool = False,
 ) -> list[CheckpointSource]:
-    """The checkpoints below ``paths``, in their order, each once.
+    """The sources of :func:`discover`, whose files are looked at in this process."""
+    return discover(paths, config_file, model_zoo, only_final).sources
 
-    A path is a weights file, or a folder to search at any depth. A folder with ``config.yaml`` is a
-    Detectron2 output folder and stands for one checkpoint: ``model_final``, else the file that
-    ``last_checkpoint`` names, else the newest ``model_<iteration>.pth``. In any other folder each
-    weights file is a checkpoint, unless it is known to hold something else (predictions, the state
-    of an optimizer). Symbolic links to folders are not followed, and files must lie, with links
-    resolved, inside the path that the caller named.
+
+def discover(
+    paths: Iterable[str | Path],
+    config_file: Path | None = None,
+    model_zoo: str | None = None,
+    only_final: bool = False,
+    inspector: Inspector = inspect_here,
+) -> Discovery:
+    """All weights at and below ``paths``, in their order, each set of weights once.
+
+    A path is a weights file, or a folder to search at any depth. Whatever a usual reader could load
+    weights from is found by its bytes, whatever could be weights by its name. The config of weights
+    is the ``config.yaml`` beside them, or in the next folder above that has one. Of files of the
+    same bytes and config, one is a source, which names the others; a file that holds several sets
+    of weights is as many sources. Symbolic links to folders are not followed, and files must lie,
+    with links resolved, inside the path that the caller named.
 
     Args:
         paths: files and folders.
-        config_file: configuration of checkpoints that have no ``config.yaml`` beside them.
+        config_file: configuration of checkpoints that have no ``config.yaml``; trusted.
         model_zoo: name of a config of the installed Detectron2's model zoo, to the same end.
+        only_final: take of each output folder only the weights that Detectron2's conventions
+            choose (``model_final``, else what ``last_checkpoint`` names, else the newest
+            ``model_<iteration>.pth``), and of each file what Detectron2 loads.
+        inspector: looks at the files.
 
     Returns:
-        The sources. A path that holds no checkpoint comes back as one with an ``error``.
+        The sources, those with an ``error`` among them: paths that hold no checkpoint, weights that
+        cannot be scanned, and what cannot be looked at. What else was passed over.
 
     Raises:
         ValueError: both ``config_file`` and ``model_zoo``, or a name that is not in the zoo.
     """
-    finder = _Finder(_fallback_config(config_file, model_zoo))
-    sources: list[CheckpointSource] = []
-    seen: set[Path] = set()
-    names = set(_RESERVED_NAMES)
-    for path in map(Path, paths):
-        try:
-            expanded = list(finder.expand(path))
-        except (OSError, RuntimeError, ValueError) as error:  # a name too long, no permission, ...
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            expanded = [_Found(path, error=CheckpointError(path, reason))]
-        for found in expanded:
-            key = (found.weights or found.path).absolute()
-            if key in seen:
-                continue
-            seen.add(key)
-            sources.append(CheckpointSource(_unique_name(found.path, names), *found))
-    return sources
+    fallback = _fallback_config(config_file, model_zoo)
+    given = [_list(Path(path)) for path in paths]
+    questions = list(dict.fromkeys(q for one in given for q in _questions(one)))
+    answers = dict(zip(questions, inspector(questions), strict=True))
+    found: list[Found] = []
+    left_out: list[LeftOut] = []
+    seen: set[str] = set()
+    for one in given:
+        finder = _Finder(one, answers, fallback, only_final)
+        for each in finder.find():
+            key = os.path.abspath(each.weights or each.path)
+            if key not in seen:
+                seen.add(key)
+                found.append(each)
+        left_out += finder.left_out
+    names = UniqueNames()
+    sources = [
+        source
+        for each in merge_copies(found, inspector)
+        for source in each.sources(names, only_final)
+    ]
+    return Discovery(sources, list(dict.fromkeys(left_out)))
 
 
 def _fallback_config(config_file: Path | None, model_zoo: str | None) -> Path | None:
@@ -127,179 +121,285 @@ def _fallback_config(config_file: Path | None, model_zoo: str | None) -> Path | 
 
 
 @dataclass(frozen=True)
+class _Given:
+    """A path that the caller named, with what is below it.
+
+    Attributes:
+        path: as named.
+        tree: its names; of a file, its own and its config's.
+        is_file: whether the caller named a file.
+        error: why there is nothing.
+    """
+
+    path: Path
+    tree: Tree = field(default_factory=lambda: Tree(Path()))
+    is_file: bool = False
+    error: str | None = None
+
+
+def _list(path: Path) -> _Given:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return _Given(path, list_tree(path))
+        beside = list_file(path, (CONFIG_NAME, *LAZY_CONFIG_NAMES))
+        return _Given(path, Tree(path.parent, [beside]), is_file=True)
+    except FileNotFoundError:
+        return _Given(path, error="no such file or folder")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return _Given(path, error=reason_of(error))
+
+
+def _questions(given: _Given) -> Iterator[Question]:
+    for folder in given.tree.folders:
+        for name, entry in folder.files.items():
+            if name == CONFIG_NAME:
+                yield Question("config", entry.path)
+            elif name == MARKER_NAME:
+                yield Question("marker", entry.path)
+            elif not given.is_file or entry.path == given.path:
+                yield Question("kind", entry.path)
+
+
 class _Finder:
-    """Finds checkpoints; ``fallback`` is the config of those that have none beside them."""
+    """Decides what one given path stands for."""
 
-    fallback: Path | None
+    def __init__(
+        self,
+        given: _Given,
+        answers: dict[Question, Answer],
+        fallback: Path | None,
+        only_final: bool,
+    ) -> None:
+        self._given = given
+        self._root = given.tree.root
+        self._answers = answers
+        self._fallback = fallback
+        self._only_final = only_final
+        self._files = {
+            entry.path: entry for folder in given.tree.folders for entry in folder.files.values()
+        }
+        #: What was passed over.
+        self.left_out: list[LeftOut] = []
 
-    def expand(self, path: Path) -> Iterator[_Found]:
-        if not path.exists():
-            yield _Found(path, error=CheckpointError(path, "no such file or folder"))
-        elif path.is_file():
-            yield self._named_file(path)
-        elif path.is_dir():
-            yield from self._named_folder(path)
+    def find(self) -> Iterator[Found]:
+        """What there is, in the order of the walk."""
+        given = self._given
+        if given.error is not None:
+            yield _failed(given.path, given.error)
+        elif given.is_file:
+            yield self._named_file()
         else:
-            yield _Found(path, error=CheckpointError(path, "a pipe, a socket or a device"))
+            found = list(self._in_folders())
+            found += [_failed(path, reason) for path, reason in given.tree.problems]
+            if not found:
+                is_empty = not any(f.files or f.broken or f.folders for f in given.tree.folders[:1])
+                reason = (
+                    "the folder is empty"
+                    if is_empty
+                    else f"no checkpoint in this folder ({describe_suffixes()})"
+                )
+                found = [Found(given.path, error=NoCheckpointError(given.path, reason))]
+            yield from found
 
-    def _named_file(self, path: Path) -> _Found:
-        reason = _FOREIGN_SUFFIXES.get(path.suffix)
-        if reason is None and path.suffix not in WEIGHTS_SUFFIXES:
-            reason = f"not a weights file ({describe_suffixes()})"
-        if reason is not None:
-            return _Found(path, error=CheckpointError(path, reason))
-        return self._with_config(path, path, None)
+    def _named_file(self) -> Found:
+        path, (folder,) = self._given.path, self._given.tree.folders
+        kind = self._answers[Question("kind", path)]
+        if reason := foreign_by_name(path):
+            return _failed(path, reason)
+        if isinstance(kind, CheckpointError):
+            return _failed(path, kind.reason)
+        if kind.kind != WEIGHTS:
+            return _failed(path, kind.reason or f"not a weights file ({describe_suffixes()})")
+        candidate = Candidate(path, folder.files[path.name].inode, kind)
+        group = Group(folder, [candidate])
+        warnings = self._name_weights(group)
+        found = self._found(candidate, path, path.name, group)
+        found.warnings = warnings
+        return found
 
-    def _named_folder(self, root: Path) -> Iterator[_Found]:
-        unreadable: list[OSError] = []
-        found = False
-        for current, folders, files in os.walk(root, onerror=unreadable.append):
-            folders.sort()
-            here = list(self._folder(Path(current), sorted(files), root))
-            if here:
-                found = True
-                # What lies below an output folder (inference/, TensorBoard's events) belongs to it.
-                if CONFIG_NAME in files or any(name in files for name in _FINAL_NAMES):
-                    folders.clear()
-                yield from here
-        for error in unreadable:
-            found = True
-            yield _Found(
-                Path(error.filename),
-                error=CheckpointError(error.filename, f"cannot be read: {error.strerror}"),
-            )
-        if not found:
-            reason = (
-                f"no checkpoint in this folder ({describe_suffixes()})"
-                if any(root.iterdir())
-                else "the folder is empty"
-            )
-            yield _Found(root, error=NoCheckpointError(root, reason))
+    def _in_folders(self) -> Iterator[Found]:
+        groups = self._groups()
+        closed: list[Path] = []
+        for group in groups:
+            inside = next((p for p in closed if group.folder.path.is_relative_to(p)), None)
+            if inside is not None:
+                self._pass_over(group.candidates, f"below {inside}; only final weights are scanned")
+                continue
+            yield from self._in_group(group)
+            # What lies below an output folder (inference/, TensorBoard's events) belongs to it.
+            if self._only_final and group.candidates and (group.has_config or group.final):
+                closed.append(group.folder.path)
 
-    def _folder(self, folder: Path, files: list[str], root: Path) -> Iterator[_Found]:
-        """The checkpoints directly in ``folder``."""
-        names = [*files, *(n for n in _FINAL_NAMES if n not in files and (folder / n).is_dir())]
-        weights = [folder / name for name in names if Path(name).suffix in WEIGHTS_SUFFIXES]
-        if CONFIG_NAME not in files:
-            yield from (
-                _Found(folder / name, error=CheckpointError(folder / name, reason))
-                for name in files
-                if (reason := _foreign_model(folder / name)) is not None
-            )
-        try:
-            chosen = _chosen(folder, weights, files)
-        except CheckpointError as error:
-            yield _Found(folder, error=error)
+    def _groups(self) -> list[Group]:
+        """The folders with weights or a config, in the order of the walk."""
+        groups: dict[Path, Group] = {}
+        for folder, home in group_folders(self._given.tree.folders, self._hands_down):
+            group = groups.setdefault(home.path, Group(home))
+            group.candidates += self._candidates(folder)
+        return list(groups.values())
+
+    def _hands_down(self, folder: Folder) -> bool:
+        """Whether a folder has a config that could be that of weights below it."""
+        facts = self._answers.get(Question("config", folder.path / CONFIG_NAME))
+        return isinstance(facts, ConfigFacts) and facts.is_detectron2
+
+    def _candidates(self, folder: Folder) -> Iterator[Candidate]:
+        """The weights directly in a folder, and what cannot be looked at."""
+        for name in FINAL_NAMES:
+            if name in folder.folders:
+                yield Candidate(folder.path / name, problem="is not a regular file")
+        for name, entry in folder.files.items():
+            if name in (CONFIG_NAME, MARKER_NAME):
+                continue
+            kind = self._answers[Question("kind", entry.path)]
+            if isinstance(kind, CheckpointError):
+                yield Candidate(entry.path, problem=kind.reason)
+            elif kind.kind != OTHER:
+                yield Candidate(entry.path, entry.inode, kind)
+            elif kind.reason:
+                self.left_out.append(LeftOut(entry.path, kind.reason))
+        for name, broken in folder.broken.items():
+            if name in (CONFIG_NAME, MARKER_NAME):
+                continue
+            is_named_so = looks_like_weights(name) or looks_like_weights(broken.target)
+            if is_named_so or (broken.target and not broken.leads_out):
+                yield Candidate(broken.path, problem=broken.reason)
+            elif broken.leads_out:
+                self.left_out.append(LeftOut(broken.path, f"{broken.reason}; it is not followed"))
+
+    def _in_group(self, group: Group) -> Iterator[Found]:
+        folder = group.folder
+        warnings = self._name_weights(group)
+        bad_marker = list(self._marker(group))
+        yield from bad_marker
+        config = self._answers.get(Question("config", folder.path / CONFIG_NAME))
+        if not group.candidates:
+            broken = folder.problem(CONFIG_NAME)
+            if broken is not None and CONFIG_NAME not in folder.folders:
+                yield _failed(folder.path, f"{CONFIG_NAME} {broken.reason}")
+            elif isinstance(config, CheckpointError):
+                yield _failed(folder.path, f"{CONFIG_NAME}: {config.reason}")
+            elif not bad_marker and isinstance(config, ConfigFacts) and config.is_detectron2:
+                yield _failed(
+                    folder.path, f"no weights file ({describe_suffixes()}) beside {CONFIG_NAME}"
+                )
             return
-        if chosen is not None:
-            yield self._with_config(chosen, folder, root)
-            return
-        candidates = [path for path in weights if not is_other_pytorch_file(path)]
-        if (newest := _newest(candidates)) is not None:
-            yield self._with_config(newest, folder, root)
-        elif len(candidates) == 1:
-            yield self._with_config(candidates[0], folder, root)
-        elif candidates:
-            for path in candidates:
-                yield self._with_config(path, path, root)
-        elif CONFIG_NAME in files and _is_detectron2_config(folder / CONFIG_NAME):
-            reason = f"no weights file ({describe_suffixes()}) beside {CONFIG_NAME}"
-            yield _Found(folder, error=CheckpointError(folder, reason))
-
-    def _with_config(self, weights: Path, path: Path, root: Path | None) -> _Found:
-        """The checkpoint ``weights``, reported as ``path``, with its config.
-
-        ``root`` is the folder that the caller named; None where it was the file itself, which may
-        be a link to anywhere.
-        """
-        config = weights.parent / CONFIG_NAME
-        try:
-            _check_file(weights, root, path)
-            if os.path.lexists(config):
-                _check_file(config, root or weights.parent, path)
-            elif self.fallback is not None:
-                config = self.fallback
+        primary = group.primary
+        chosen = group.candidates
+        if self._only_final:
+            here = [c for c in chosen if c.path.parent == folder.path] or chosen
+            chosen = here if primary is None else [primary]
+        found = []
+        for candidate in sorted(chosen, key=lambda candidate: candidate is not primary):
+            if candidate is primary:
+                name, path = os.path.basename(os.path.abspath(folder.path)), folder.path
+            elif group.has_config:
+                parts = candidate.path.relative_to(folder.path).parts
+                name = "_".join((os.path.basename(os.path.abspath(folder.path)), *parts))
+                path = candidate.path
             else:
-                raise CheckpointError(path, _no_config(weights, path))
-        except CheckpointError as error:
-            return _Found(path, error=error)
-        return _Found(path, weights, config, config is self.fallback)
+                name, path = candidate.path.name, candidate.path
+            found.append(self._found(candidate, path, name, group))
+        others = [c for c in group.candidates if not any(c is each for each in chosen)]
+        self._pass_over(others, f"not the final weights of {folder.path}")
+        found[0].left_out = tuple(str(candidate.path) for candidate in others)
+        found[0].warnings = warnings
+        yield from found
+
+    def _found(self, candidate: Candidate, path: Path, name: str, group: Group) -> Found:
+        """A candidate with its config, reported as ``path``."""
+        what = "it" if candidate.path == path else candidate.path.name
+        found = Found(path, name, candidate.path, inode=candidate.inode, kind=candidate.kind)
+        broken = group.folder.problem(CONFIG_NAME)
+        if candidate.problem is not None:
+            found.fail(f"{what} {candidate.problem}")
+        elif candidate.kind is not None and candidate.kind.kind == FOREIGN:
+            reason = candidate.kind.reason
+            found.fail(reason if path == candidate.path else f"{what}: {reason}")
+        elif broken is not None:
+            found.fail(f"{CONFIG_NAME} {broken.reason}")
+        elif group.has_config:
+            found.config = group.folder.path / CONFIG_NAME
+        elif self._fallback is not None:
+            found.config, found.trusted_config = self._fallback, True
+        else:
+            found.fail(_no_config(group.folder, what))
+            found.lacks_config = True
+        return found
+
+    def _name_weights(self, group: Group) -> tuple[str, ...]:
+        """Follow ``MODEL.WEIGHTS`` of a group's config; what is to be said of it."""
+        folder = group.folder.path
+        facts = self._answers.get(Question("config", folder / CONFIG_NAME))
+        if not isinstance(facts, ConfigFacts) or not facts.weights:
+            return ()
+        name = facts.weights.partition("?")[0]
+        for base in (folder, self._root):
+            place = place_of(name, base, self._root)
+            if place in self._files:
+                group.configured = place
+                self._promote(group, place)
+                return ()
+        if not is_elsewhere(name):
+            return ()
+        return (
+            f"its config names other weights, which were not scanned: MODEL.WEIGHTS is "
+            f"{shorten(name, _QUOTED)!r}",
+        )
+
+    def _marker(self, group: Group) -> Iterator[Found]:
+        """Follow ``last_checkpoint`` of a group; an error if it leads where nobody may look."""
+        path = group.folder.path / MARKER_NAME
+        broken = group.folder.broken.get(MARKER_NAME)
+        answer = self._answers.get(Question("marker", path))
+        if broken is not None or isinstance(answer, CheckpointError):
+            reason = f"it {broken.reason}" if broken is not None else answer.reason
+            yield from self._bad_marker(group, path, reason)
+        if type(answer) is not str:
+            return
+        place = place_of(answer, group.folder.path, self._root) if answer else None
+        if place in self._files:
+            group.marker = place
+            self._promote(group, place)
+        elif answer and place is None:
+            yield from self._bad_marker(
+                group, path, f"it names weights outside of {self._root}, which were not scanned"
+            )
+        else:
+            reason = f"it names {shorten(answer, _QUOTED)!r}, which is not here"
+            if self._only_final and group.final is None:
+                yield from self._bad_marker(group, path, reason)
+            else:
+                self.left_out.append(LeftOut(path, reason))
+
+    def _bad_marker(self, group: Group, path: Path, reason: str) -> Iterator[Found]:
+        if self._only_final and group.final is not None:
+            self.left_out.append(LeftOut(path, reason))
+        else:
+            yield _failed(path, reason)
+
+    def _promote(self, group: Group, path: Path) -> None:
+        """Take a file for weights that something names as such."""
+        if any(candidate.path == path for candidate in group.candidates):
+            return
+        if not path.is_relative_to(group.folder.path):
+            return
+        kind = self._answers.get(Question("kind", path))
+        if isinstance(kind, FileKind):
+            entry = self._files[path]
+            group.candidates.append(Candidate(path, entry.inode, FileKind(WEIGHTS)))
+
+    def _pass_over(self, candidates: list[Candidate], reason: str) -> None:
+        self.left_out += [LeftOut(candidate.path, reason) for candidate in candidates]
 
 
-def _chosen(folder: Path, weights: list[Path], files: list[str]) -> Path | None:
-    """The weights that Detectron2's conventions choose in an output folder."""
-    names = {path.name: path for path in weights}
-    final = [names[name] for name in _FINAL_NAMES if name in names]
-    if final:
-        return final[0]
-    marker = folder / _MARKER_NAME
-    if marker.name in files and marker.is_file():
-        name = marker.read_bytes()[:256].decode("utf-8", errors="replace").strip()
-        path = names.get(Path(name).name)
-        if path is None:
-            raise CheckpointError(folder, f"{_MARKER_NAME} names {name!r}, which is not here")
-        return path
-    return None
+def _failed(path: Path, reason: str) -> Found:
+    return Found(path, error=CheckpointError(path, reason))
 
 
-def _newest(weights: list[Path]) -> Path | None:
-    """The last of a run's numbered checkpoints; None if there are other weights."""
-    numbers = [_NUMBERED.fullmatch(path.name) for path in weights]
-    if not weights or not all(numbers):
-        return None
-    return max(zip(numbers, weights, strict=True), key=lambda pair: int(pair[0].group(1)))[1]
-
-
-def _no_config(weights: Path, path: Path) -> str:
-    lazy = next((n for n in _LAZY_CONFIG_NAMES if os.path.lexists(weights.parent / n)), None)
+def _no_config(folder: Folder, what: str) -> str:
+    lazy = next((name for name in LAZY_CONFIG_NAMES if name in folder), None)
     if lazy is not None:
         return f"no {CONFIG_NAME}; {lazy} is a LazyConfig, which would have to be executed"
-    return f"no {CONFIG_NAME} beside {'it' if weights == path else weights.name}"
-
-
-def _foreign_model(path: Path) -> str | None:
-    """Why a file is a model that cannot be scanned; None for other files.
-
-    Other programs use the same endings, so only zip archives count.
-    """
-    if path.suffix not in (".ts", ".torchscript") or not path.is_file() or path.is_symlink():
-        return None
-    with open(path, "rb") as stream:
-        return _FOREIGN_SUFFIXES[path.suffix] if stream.read(4) == _ZIP_MAGIC else None
-
-
-def _is_detectron2_config(path: Path) -> bool:
-    """Whether a ``config.yaml`` without weights is worth a word: other programs use the name."""
-    if not path.is_file() or path.is_symlink():
-        return True
-    with open(path, "rb") as stream:
-        start = stream.read(1 << 16)
-    return not start.strip() or re.search(rb"^(MODEL|_BASE_)\s*:", start, re.MULTILINE) is not None
-
-
-def _check_file(file: Path, root: Path | None, path: Path) -> None:
-    """Check that a file is one, and lies inside ``root`` with links resolved.
-
-    Raises:
-        CheckpointError: it is not; it names ``path``.
-    """
-    name = "it" if file == path else file.name
-    if not file.exists():
-        raise CheckpointError(path, f"{name} is a link to nothing")
-    if root is not None and not file.resolve().is_relative_to(root.resolve()):
-        raise CheckpointError(path, f"{name} is a link that leads out of {root}")
-    if not file.is_file():
-        raise CheckpointError(path, f"{name} is not a regular file")
-
-
-def _unique_name(path: Path, taken: set[str]) -> str:
-    """A folder name for the results of ``path``: its own, made safe and told apart by a number."""
-    stem = path.absolute().name or "checkpoint"
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).strip(".")
-    # File systems limit names in bytes, and a number may follow.
-    safe = safe.encode()[:_MAX_NAME_BYTES].decode(errors="ignore") or "checkpoint"
-    name, number = safe, 2
-    while name in taken:
-        name, number = f"{safe}_{number}", number + 1
-    taken.add(name)
-    return name
+    return f"no {CONFIG_NAME} beside {what}"

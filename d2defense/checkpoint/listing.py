@@ -7,17 +7,21 @@ from collections.abc import Sequence
 
 from d2defense.text import printable
 
-from .discover import CheckpointSource
+from .source import CheckpointSource, LeftOut
 
 
-def format_sources(sources: Sequence[CheckpointSource]) -> str:
-    """One line a checkpoint: name, format, weights and config, or why it cannot be scanned."""
+def format_sources(sources: Sequence[CheckpointSource], left_out: Sequence[LeftOut] = ()) -> str:
+    """One line a checkpoint: name, format, weights and config, or why it cannot be scanned.
+
+    Below them, files of the same bytes and what is left out.
+    """
     rows = [("name", "format", "weights", "config")]
     for source in sources:
         if source.error is not None:
             rows.append((source.name, "error", str(source.error), ""))
         else:
-            rows.append((source.name, source.format, str(source.weights), str(source.config)))
+            weights = str(source.weights) + (f": {source.member}" if source.member else "")
+            rows.append((source.name, source.format or "-", weights, str(source.config)))
     rows = [tuple(printable(cell) for cell in row) for row in rows]
     # An error's line is as long as it must be; it would only push the configs out of sight.
     fitting = [row for row in rows if row[1] != "error"]
@@ -28,4 +32,12 @@ def format_sources(sources: Sequence[CheckpointSource]) -> str:
         + f"  {row[3]}"
         for row in rows
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    text = "\n".join(line.rstrip() for line in lines)
+    notes = [f"the same as {source.name}: {copy}" for source in sources for copy in source.copies]
+    notes += format_left_out(left_out)
+    return "\n".join([text, *(["", *map(printable, notes)] if notes else [])])
+
+
+def format_left_out(left_out: Sequence[LeftOut]) -> list[str]:
+    """One line each."""
+    return [printable(f"left out: {path}: {reason}") for path, reason in left_out]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,9 @@ from typing import BinaryIO
 from d2defense.files import open_readable
 
 from .errors import CheckpointError
+
+#: Larger files are not read: the largest detectors with their optimizers have some 24 GB.
+MAX_WEIGHTS_BYTES = 32 << 30
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -64,3 +68,19 @@ def identity(stream: BinaryIO) -> tuple[int, ...]:
     """What tells whether an open file is still the one that it was."""
     status = os.fstat(stream.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        CheckpointError: it is no regular file, cannot be read, or is longer than weights can be.
+    """
+    with open_regular(path) as stream:
+        size = file_bytes(stream)
+        if size > MAX_WEIGHTS_BYTES:
+            raise CheckpointError(path, f"has {size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+        try:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(path, f"cannot be read: {reason_of(error)}") from None

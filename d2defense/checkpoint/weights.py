@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from d2defense.files import write_bytes
 
-from .errors import CheckpointError
 from .pytorch import read_pytorch
 from .safetensors_file import read_safetensors
 from .weight_sets import Contents, WeightsFile
@@ -26,24 +24,22 @@ _READERS: dict[str, Callable[[Path], Contents]] = {
     ".safetensors": read_safetensors,
 }
 
-#: Endings of files that hold weights.
+#: Usual endings of files that hold weights.
 WEIGHTS_SUFFIXES = tuple(_READERS)
 
 
 def read_contents(path: Path) -> Contents:
     """Check a weights file and see which sets of weights it holds, without loading them.
 
-    Its ending says which format it is, as for Detectron2 itself; what the bytes look like does not
-    count, so that the reader that a user trusts and this one cannot be made to disagree.
+    Its ending says which format it is, as for Detectron2 itself, which reads with PyTorch whatever
+    is no ``.pkl``; what the bytes look like does not count, so that the reader that a user trusts
+    and this one cannot be made to disagree.
 
     Raises:
-        CheckpointError: an unknown ending, unreadable, truncated, or holds code.
+        CheckpointError: unreadable, truncated, or holds code.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise CheckpointError(path, f"not a weights file ({describe_suffixes()})")
-    return reader(path)
+    return _READERS.get(path.suffix, read_pytorch)(path)
 
 
 def weight_sets(path: Path) -> tuple[str | None, ...]:
@@ -95,12 +91,6 @@ def load_state_dict(path: Path, member: str | None = None) -> dict[str, Tensor]:
 def describe_suffixes() -> str:
     """The endings of weights files, for messages."""
     return ", ".join(f"*{suffix}" for suffix in WEIGHTS_SUFFIXES)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_state_dict(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> Path:

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     dataset = dataset_source(args, args.parser)
     test = _test_source(args)
-    (source, *more) = find_checkpoints([args.checkpoint])
+    (source, *more) = find_checkpoints([args.checkpoint], only_final=True)
     if more:
         args.parser.error(f"{args.checkpoint}: holds several checkpoints; name one")
     try:

@@ -25,7 +25,7 @@ from .output import STDOUT, json_output, print_json
 from .settings import add_decision_arguments, add_settings_arguments, settings_config
 
 if TYPE_CHECKING:
-    from d2defense.checkpoint import CheckpointSource
+    from d2defense.checkpoint import CheckpointSource, Discovery
     from d2defense.workflows.scan import RunOptions
 
 NAME = "scan"
@@ -74,6 +74,12 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="or one of Detectron2's model zoo, such as "
         "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+    )
+    group.add_argument(
+        "--only-final",
+        action="store_true",
+        help="scan of each output folder only model_final, else its last checkpoint; what is left "
+        "out is listed",
     )
     group.add_argument("--list", action="store_true", help="show what would be scanned, and end")
 
@@ -148,6 +154,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.report.table import format_table, summarize
     from d2defense.workflows.scan import UsageError, scan
 
+    found = _find(args)
     parser = args.parser
     options = _run_options(args)
     dataset = dataset_source(args, parser)
@@ -159,23 +166,21 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         parser.error(str(error))
     try:
         results = scan(
-            args.checkpoints,
+            found,
             dataset,
             args.output,
             settings,
             calibration,
             args.device,
             options,
-            args.config_file,
-            args.model_zoo,
         )
     except (CalibrationError, UsageError) as error:
         parser.error(str(error))
     if not args.quiet:
-        print(format_table(results))
+        print(format_table(results, found.left_out))
         print(f"\nreport: {args.output / 'report.html'}")
     if args.json:
-        print_json(summarize(results), args.json, stream)
+        print_json(summarize(results, found.left_out), args.json, stream)
     return exit_code(results)
 
 
@@ -202,18 +207,26 @@ def _run_options(args: argparse.Namespace) -> RunOptions:
 def _list(args: argparse.Namespace, stream: TextIO) -> int:
     """Show what the paths stand for; 0 if there is a checkpoint to scan, else 3."""
     from d2defense.checkpoint import format_sources
+
+    found = _find(args)
+    if args.json:
+        content = {
+            "checkpoints": [_listed(source) for source in found.sources],
+            "left_out": [{"path": str(path), "reason": why} for path, why in found.left_out],
+        }
+        print_json(content, args.json, stream)
+    if args.json != STDOUT and not args.quiet:
+        print(format_sources(*found))
+    return 0 if any(source.error is None for source in found.sources) else 3
+
+
+def _find(args: argparse.Namespace) -> Discovery:
     from d2defense.workflows.scan import UsageError, find_sources
 
     try:
-        sources = find_sources(args.checkpoints, args.config_file, args.model_zoo)
+        return find_sources(args.checkpoints, args.config_file, args.model_zoo, args.only_final)
     except UsageError as error:
         args.parser.error(str(error))
-    listed = [_listed(source) for source in sources]
-    if args.json:
-        print_json({"checkpoints": listed}, args.json, stream)
-    if args.json != STDOUT and not args.quiet:
-        print(format_sources(sources))
-    return 0 if any(source.error is None for source in sources) else 3
 
 
 def _listed(source: CheckpointSource) -> dict[str, Any]:
@@ -223,5 +236,9 @@ def _listed(source: CheckpointSource) -> dict[str, Any]:
         "weights": source.weights and str(source.weights),
         "config": source.config and str(source.config),
         "format": source.format,
+        "member": source.member,
+        "copies": list(source.copies),
+        "left_out": list(source.left_out),
+        "warnings": list(source.warnings),
         "error": source.error and str(source.error),
     }

@@ -32,6 +32,10 @@ class Source(Protocol):
     def trusted_config(self) -> bool:
         """Whether the user vouches for the configuration file."""
 
+    @property
+    def member(self) -> str | None:
+        """Which of the file's sets of weights; the one that Detectron2 loads if None."""
+
 
 class Subject(NamedTuple):
     """What is scanned."""
@@ -60,7 +64,11 @@ def open_subject(
         ClassMapError: the class map does not fit dataset and detector.
     """
     model, cfg = build_detector(
-        source.weights, source.config, device, trusted_config=source.trusted_config
+        source.weights,
+        source.config,
+        device,
+        trusted_config=source.trusted_config,
+        member=source.member,
     )
     classes = class_indices(images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map)
     return Subject(model, load_clean_images(images.records, cfg, classes), cfg)

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2defense.attacks import PoisoningDatasetMapper
-from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
-from d2defense.checkpoint.weights import file_sha256
+from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.regular_file import file_sha256
 from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.environment import library_versions
 from d2defense.files import write_json

@@ -307,6 +307,9 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     speed = timing.get("images_per_second")
     rows = [
         ("Path", checkpoint.get("path")),
+        ("Weights within the file", checkpoint.get("member")),
+        ("The same bytes", ", ".join(checkpoint.get("copies") or []) or None),
+        ("Left out", ", ".join(checkpoint.get("left_out") or []) or None),
         ("Config", checkpoint.get("config")),
         ("SHA-256", checkpoint.get("sha256")),
         ("Format", checkpoint.get("format")),

@@ -39,6 +39,9 @@ SUMMARY_FIELDS = (
     "objects_found_clean",
     "objects_found_triggered",
     "path",
+    "member",
+    "copies",
+    "left_out",
     "sha256",
     "seconds",
     "warnings",
@@ -57,12 +60,12 @@ def describe_counts(counts: dict[str, int]) -> str:
     return ", ".join(parts) or "nothing scanned"
 
 
-def format_table(results: Sequence[Result]) -> str:
-    """The terminal's table: what needs attention first, errors and warnings below, then counts.
+def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]] = ()) -> str:
+    """The terminal's table: what needs attention first, errors and notes below, then counts.
 
     Control characters in names are shown escaped, so that a file name cannot drive the terminal.
     """
-    rows, errors, warnings = [], [], []
+    rows, errors, warnings, notes = [], [], [], []
     for result in by_severity(results):
         name = text.shorten(result["name"], _NAME_WIDTH)
         found = statistic_of_worst_trigger(result, "objects_found")
@@ -89,6 +92,8 @@ def format_table(results: Sequence[Result]) -> str:
         if result["error"]:
             errors.append(f"{name}: {text.printable(result['error'])}")
         warnings += [f"{name}: warning: {text.printable(line)}" for line in result["warnings"]]
+        copies = (result["checkpoint"] or {}).get("copies") or []
+        notes += [f"{name}: the same bytes: {text.printable(path)}" for path in copies]
     parts = []
     if rows:
         headers = (
@@ -103,8 +108,10 @@ def format_table(results: Sequence[Result]) -> str:
         )
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
         parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
-    if errors or warnings:
-        parts.append("\n".join(errors + warnings))
+    notes += [text.printable(f"left out: {path}: {reason}") for path, reason in left_out]
+    for lines in (errors + warnings, notes):
+        if lines:
+            parts.append("\n".join(lines))
     parts.append(describe_counts(count_verdicts(results)))
     return "\n\n".join(parts)
 
@@ -130,6 +137,9 @@ def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "objects_found_clean": found.get("clean"),
                 "objects_found_triggered": found.get("triggered"),
                 "path": checkpoint.get("path"),
+                "member": checkpoint.get("member"),
+                "copies": list(checkpoint.get("copies") or []),
+                "left_out": list(checkpoint.get("left_out") or []),
                 "sha256": checkpoint.get("sha256"),
                 "seconds": (result["timing"] or {}).get("seconds"),
                 "warnings": list(result["warnings"]),
@@ -139,26 +149,38 @@ def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def summarize(results: Sequence[Result]) -> dict[str, Any]:
-    """What ``summary.json`` holds: counts by verdict, the exit code, and one entry a result."""
+def summarize(
+    results: Sequence[Result], left_out: Sequence[tuple[Path, str]] = ()
+) -> dict[str, Any]:
+    """What ``summary.json`` holds: counts by verdict, the exit code, and one entry a result.
+
+    Args:
+        results: of a scan.
+        left_out: paths that were passed over, and why.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "counts": count_verdicts(results),
         "exit_code": exit_code(results),
         "results": summary_rows(results),
+        "left_out": [{"path": str(path), "reason": reason} for path, reason in left_out],
     }
 
 
-def write_summary_json(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
+def write_summary_json(
+    path: str | os.PathLike[str],
+    results: Sequence[Result],
+    left_out: Sequence[tuple[Path, str]] = (),
+) -> Path:
     """Write :func:`summarize` as JSON."""
-    return files.write_json(path, summarize(results))
+    return files.write_json(path, summarize(results, left_out))
 
 
 def _csv_cell(name: str, value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
-        value = (" | " if name == "warnings" else " ").join(map(str, value))
+        value = (" " if name == "dominant_modules" else " | ").join(map(str, value))
     if isinstance(value, str):
         value = text.printable(value)
         # Spreadsheets run cells that start like a formula; a quote keeps them text.
@@ -168,8 +190,8 @@ def _csv_cell(name: str, value: Any) -> Any:
 
 
 def write_summary_csv(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
-    """Write :func:`summary_rows` as CSV: no data is an empty cell, lists are separated
-    by spaces, warnings by ` | `.
+    """Write :func:`summary_rows` as CSV: no data is an empty cell, modules are separated by
+    spaces, paths and warnings by ` | `.
 
     Text that a spreadsheet would take for a formula gets a leading ``'``.
     """

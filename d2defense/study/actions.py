@@ -23,7 +23,7 @@ from d2defense.checkpoint import (
     build_detector,
     find_checkpoints,
 )
-from d2defense.checkpoint.discover import FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.output_folder import FINAL_WEIGHTS_NAME
 from d2defense.config import config_root, get_d2defense_cfg, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.data.split import split_coco
@@ -314,7 +314,7 @@ def dataset_source(
 
 
 def _source(path: Path | str) -> CheckpointSource:
-    (source,) = find_checkpoints([path])
+    (source,) = find_checkpoints([path], only_final=True)
     if source.error:
         raise source.error
     return source

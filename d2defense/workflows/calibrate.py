@@ -45,7 +45,7 @@ def calibrate(
         CalibrationError: too few checkpoints.
     """
     check_false_alarm_rate(false_alarm_rate)
-    sources = find_checkpoints(paths)
+    sources = find_checkpoints(paths, only_final=True)
     images = ScanImages.load(dataset, settings)
     profiles = []
     for source in tqdm(sources, desc="calibrate", unit="model", disable=None):

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.attacks import Trigger
-from d2defense.checkpoint import CheckpointSource, build_detector, find_checkpoints
+from d2defense.checkpoint import CheckpointSource, build_detector
 from d2defense.data import DatasetSource
 from d2defense.detection import (
     Calibration,
@@ -27,7 +27,7 @@ from d2defense.report.html import write_repair_report
 from .examples import example_pairs, make_example
 from .fine_tuning import fine_tune
 from .repair import measure_detector
-from .scan import scan
+from .scan import find_sources, scan
 from .specimens import specimens_root
 
 CLEAN = "clean_0"
@@ -76,19 +76,21 @@ def run_demo(
         CheckpointError: a specimen is missing or damaged.
     """
     say(f"Scanning the specimens with images of {DEFENDER.name} ...")
-    sources = find_checkpoints([specimens_root()])
-    results = scan([specimens_root()], DEFENDER, output_dir / "scan", settings, calibration, device)
+    found = find_sources([specimens_root()], only_final=True)
+    sources = found.sources
+    results = scan(found, DEFENDER, output_dir / "scan", settings, calibration, device)
     suspicious = _source(sources, REPAIRED)
     scanned = next(result for result in results if result["name"] == REPAIRED)
     say(f"Renewing {REPAIRED} with {DEFENDER.name} ...")
     renewal = fine_tune(suspicious, DEFENDER, output_dir / "renewed", device=device)
     say("Scanning the repaired checkpoint ...")
+    found = find_sources([renewal.output_dir], only_final=True)
+    (repaired,) = found.sources
     (scanned_again,) = scan(
-        [renewal.output_dir], DEFENDER, output_dir / "scan_renewed", settings, calibration, device
+        found, DEFENDER, output_dir / "scan_renewed", settings, calibration, device
     )
     say(f"Measuring it before and after on {VALIDATION.name} ...")
     VALIDATION.load()
-    (repaired,) = find_checkpoints([renewal.output_dir])
     models = {
         name: build_detector(source.weights, source.config, device)
         for name, source in (

@@ -45,7 +45,7 @@ def evaluate(
     dataset.load()
     name = dataset.ensure()
     results = []
-    for source in find_checkpoints(paths):
+    for source in find_checkpoints(paths, only_final=True):
         try:
             if source.error:
                 raise source.error

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
 from d2defense.checkpoint.config import read_config_file
-from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import add_part_config, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.devices import resolve_device

@@ -27,7 +27,7 @@ from d2defense.report.html import REPORT_FILE, write_repair_report
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
 from .fine_tuning import FineTuned, FineTuningOptions, fine_tune, fine_tuning_config
-from .scan import scan
+from .scan import find_sources, scan
 
 SUMMARY_FILE = "report.json"
 SCAN_BEFORE, SCAN_AFTER = "scan_before", "scan_after"
@@ -103,7 +103,7 @@ def repair_checkpoint(
     fine_tuned = fine_tune(source, defender, output_dir, options, device)
     say("Scanning and measuring the repaired checkpoint ...")
     after = _scan_one(output_dir, measured, output_dir / SCAN_AFTER, settings, calibration, device)
-    (repaired,) = find_checkpoints([output_dir / "model_final.pth"])
+    (repaired,) = find_checkpoints([output_dir / "model_final.pth"], only_final=True)
     summary = {
         "checkpoint": source.name,
         "output": str(output_dir),
@@ -176,7 +176,8 @@ def _scan_one(
     calibration: Calibration,
     device: str | None,
 ) -> dict[str, Any]:
-    (result,) = scan([path], dataset, output_dir, settings, calibration, device)
+    found = find_sources([path], only_final=True)
+    (result,) = scan(found, dataset, output_dir, settings, calibration, device)
     return result
 
 

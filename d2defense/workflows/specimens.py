@@ -19,7 +19,7 @@ from tqdm import tqdm
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
-from d2defense.checkpoint.discover import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings

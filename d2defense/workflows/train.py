@@ -23,7 +23,7 @@ from detectron2.utils.logger import setup_logger
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import load_weights
-from d2defense.checkpoint.discover import CONFIG_NAME
+from d2defense.checkpoint.output_folder import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.data import ensure_dataset
 from d2defense.devices import resolve_device

@@ -7,13 +7,18 @@ import re
 import pytest
 import torch
 
-from d2defense.checkpoint import CheckpointError, find_checkpoints, format_sources
+from d2defense.checkpoint import CheckpointError, discover, find_checkpoints, format_sources
 
 FILES = ("config.yaml", "model_final.pth")
 
 
 def only(path):
     (source,) = find_checkpoints([path])
+    return source
+
+
+def only_final(path):
+    (source,) = find_checkpoints([path], only_final=True)
     return source
 
 
@@ -34,12 +39,29 @@ def test_weights_file_with_its_config(output_folder):
     assert source.config == folder / "config.yaml"
 
 
-def test_output_folder_stands_for_its_final_weights(output_folder):
+def test_all_weights_of_an_output_folder_are_found(output_folder):
+    folder = output_folder(
+        "model", *FILES, "model_0000249.pth", "model_best.pth", last_checkpoint="model_0000249.pth"
+    )
+    assert [(source.name, source.weights.name) for source in find_checkpoints([folder])] == [
+        ("model", "model_final.pth"),
+        ("model_model_0000249.pth", "model_0000249.pth"),
+        ("model_model_best.pth", "model_best.pth"),
+    ]
+
+
+def test_final_weights_alone_stand_for_an_output_folder_where_asked_for(output_folder):
     folder = output_folder(
         "model", *FILES, "model_0000249.pth", last_checkpoint="model_0000249.pth"
     )
-    source = only(folder)
+    output_folder("model/inference", *FILES)
+    found = discover([folder], only_final=True)
+    (source,) = found.sources
     assert (source.name, source.weights) == ("model", folder / "model_final.pth")
+    assert source.left_out == (str(folder / "model_0000249.pth"),)
+    assert {path for path, _ in found.left_out} == {
+        folder / "model_0000249.pth", folder / "inference" / "model_final.pth",
+    }  # fmt: skip
 
 
 def test_unfinished_run_stands_for_its_last_checkpoint(output_folder):
@@ -47,7 +69,10 @@ def test_unfinished_run_stands_for_its_last_checkpoint(output_folder):
         "model", "config.yaml", "model_0000249.pth", "model_0000499.pth",
         last_checkpoint="model_0000249.pth\n",
     )  # fmt: skip
-    assert only(folder).weights == folder / "model_0000249.pth"
+    first, second = find_checkpoints([folder])
+    assert (first.name, first.weights) == ("model", folder / "model_0000249.pth")
+    assert second.weights == folder / "model_0000499.pth"
+    assert only_final(folder).weights == folder / "model_0000249.pth"
 
 
 def test_single_weights_file_needs_no_marker(output_folder):
@@ -55,17 +80,83 @@ def test_single_weights_file_needs_no_marker(output_folder):
     assert only(folder).weights == folder / "downloaded.pth"
 
 
-@pytest.mark.parametrize("named", ["model_9.pth", "/etc/passwd", "..", "", "\udcff"])
-def test_last_checkpoint_that_names_nothing_here_is_an_error(output_folder, named):
-    folder = output_folder("model", "config.yaml", "a.pth", "b.pth")
-    (folder / "last_checkpoint").write_bytes(named.encode("utf-8", "surrogateescape"))
-    assert_error(only(folder), "last_checkpoint")
+@pytest.mark.parametrize("named", ["model_9.pth", "sub/model_9.pth", "", ".", "a\x1b.pth"])
+def test_last_checkpoint_that_names_nothing_here_is_mentioned(output_folder, named):
+    folder = output_folder("model", "config.yaml", "a.pth", "b.pth", last_checkpoint=named)
+    found = discover([folder])
+    assert [source.weights.name for source in found.sources] == ["a.pth", "b.pth"]
+    (note,) = found.left_out
+    assert note.path == folder / "last_checkpoint"
+    assert "which is not here" in note.reason
+    assert note.reason.isprintable()
+    error, *_ = find_checkpoints([folder], only_final=True)
+    assert_error(error, "last_checkpoint: it names .*which is not here")
 
 
-def test_last_checkpoint_cannot_lead_out_of_the_folder(output_folder):
-    outside = output_folder("outside", "secret.pth")
-    folder = output_folder("model", "config.yaml", last_checkpoint=str(outside / "secret.pth"))
-    assert_error(only(folder), "last_checkpoint")
+@pytest.mark.parametrize(
+    "named", ["/etc/passwd", "..", "../other.pth", "{folder}/../x.pth", "https://example.org/x.pth"]
+)
+def test_last_checkpoint_that_leads_out_is_an_error_beside_what_is_here(output_folder, named):
+    folder = output_folder("model", *FILES)
+    (folder / "last_checkpoint").write_text(named.format(folder=folder))
+    error, scanned = find_checkpoints([folder])
+    assert scanned.weights == folder / "model_final.pth"
+    assert_error(error, "it names weights outside of .*, which were not scanned")
+    assert error.path == folder / "last_checkpoint"
+
+
+def test_last_checkpoint_through_a_link_that_leads_out_is_not_read(output_folder, tmp_path):
+    (tmp_path / "secret").write_text("password")
+    folder = output_folder("model", *FILES)
+    (folder / "last_checkpoint").symlink_to(tmp_path / "secret")
+    found = discover([folder])
+    assert "password" not in format_sources(*found)
+    assert_error(found.sources[0], "it is a link that leads out of ")
+    assert found.sources[1].weights == folder / "model_final.pth"
+
+
+def test_last_checkpoint_may_name_a_folder_too(output_folder):
+    folder = output_folder("model", "config.yaml", last_checkpoint="run/model_0000249.pth")
+    output_folder("model/run", "model_0000249.pth", "model_0000499.pth")
+    output_folder("model/old", "model_0000249.pth")
+    sources = find_checkpoints([folder])
+    assert [source.name for source in sources] == [
+        "model", "model_old_model_0000249.pth", "model_run_model_0000499.pth",
+    ]  # fmt: skip
+    assert sources[0].weights == folder / "run" / "model_0000249.pth"
+    assert {source.config for source in sources} == {folder / "config.yaml"}
+    assert only_final(folder).weights == folder / "run" / "model_0000249.pth"
+
+
+@pytest.mark.parametrize("base", ["", "./", "model/", "{root}/model/"])
+def test_weights_of_the_config_in_a_folder_below(output_folder, tmp_path, base):
+    named = f"{base.format(root=tmp_path)}weights/best.pth?matching_heuristics=True"
+    config = f"MODEL: {{WEIGHTS: '{named}'}}"
+    folder = output_folder("model", "a.pth", "b.pth", **{"config.yaml": config})
+    output_folder("model/weights", "best.pth")
+    sources = find_checkpoints([tmp_path])
+    assert [source.name for source in sources] == ["model", "model_a.pth", "model_b.pth"]
+    assert sources[0].weights == folder / "weights" / "best.pth"
+    assert sources[0].warnings == ()
+
+
+@pytest.mark.parametrize(
+    "named", ["https://example.org/x.pth", "/home/alice/x.pth", "../x.pth", "gone.pth"]
+)
+def test_weights_of_the_config_that_are_not_here_are_a_warning(output_folder, named):
+    content = f"MODEL: {{WEIGHTS: '{named}'}}"
+    folder = output_folder("model", "model_final.pth", **{"config.yaml": content})
+    for path in (folder, folder / "model_final.pth"):
+        (warning,) = only(path).warnings
+        assert f"MODEL.WEIGHTS is '{named}'" in warning
+        assert "were not scanned" in warning
+
+
+@pytest.mark.parametrize("named", ["", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])
+def test_weights_that_trainings_start_from_are_no_warning(output_folder, named):
+    content = f"MODEL: {{WEIGHTS: '{named}'}}"
+    folder = output_folder("model", "model_final.pth", **{"config.yaml": content})
+    assert only(folder).warnings == ()
 
 
 def test_folder_of_folders_in_order_at_any_depth(output_folder, tmp_path):
@@ -77,10 +168,16 @@ def test_folder_of_folders_in_order_at_any_depth(output_folder, tmp_path):
     assert all(source.error is None for source in sources)
 
 
-def test_folders_inside_an_output_folder_belong_to_it(output_folder):
+def test_a_checkpoint_below_a_checkpoint_is_found(output_folder):
     folder = output_folder("model", *FILES)
-    output_folder("model/inference", *FILES)
-    assert only(folder).weights == folder / "model_final.pth"
+    output_folder("model/best", *FILES)
+    output_folder("model/best/ema", "model_final.pth")
+    sources = find_checkpoints([folder])
+    assert [(source.name, source.config) for source in sources] == [
+        ("model", folder / "config.yaml"),
+        ("best", folder / "best" / "config.yaml"),
+        ("best_ema_model_final.pth", folder / "best" / "config.yaml"),
+    ]
 
 
 def test_broken_folder_does_not_hide_its_neighbours(output_folder, tmp_path):
@@ -127,13 +224,19 @@ def test_newest_checkpoint_of_a_run_without_a_marker(output_folder):
     names = [f"model_{number}.pth" for number in ("0000999", "0010000", "0002000")]
     folder = output_folder("model", "config.yaml", *names)
     torch.save([{"instances": []}], folder / "instances_predictions.pth")
-    assert only(folder).weights == folder / "model_0010000.pth"
+    first, *others = find_checkpoints([folder])
+    assert (first.name, first.weights) == ("model", folder / "model_0010000.pth")
+    assert [source.weights.name for source in others] == names[::2]
+    assert only_final(folder).weights == folder / "model_0010000.pth"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
 def test_final_weights_of_each_format(output_folder, suffix):
     folder = output_folder("model", "config.yaml", f"model_final{suffix}", "other.pth")
-    assert only(folder).weights == folder / f"model_final{suffix}"
+    first, other = find_checkpoints([folder])
+    assert (first.name, first.weights) == ("model", folder / f"model_final{suffix}")
+    assert (other.name, other.weights) == ("model_other.pth", folder / "other.pth")
+    assert only_final(folder).weights == folder / f"model_final{suffix}"
 
 
 def test_config_file_where_none_lies_beside(output_folder, tmp_path):
@@ -185,8 +288,8 @@ def test_models_that_cannot_be_scanned_are_not_passed_over(output_folder, tmp_pa
     (folder / "damaged.pth").write_bytes(b"?")
     (folder / "empty.pkl").write_bytes(b"")
     sources = find_checkpoints([folder])
-    assert [source.path.name for source in sources] == ["model.ts", "damaged.pth", "empty.pkl"]
-    assert_error(sources[0], "TorchScript archive")
+    assert [source.path.name for source in sources] == ["damaged.pth", "empty.pkl", "model.ts"]
+    assert_error(sources[2], "TorchScript archive")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +383,7 @@ def test_symbolic_link_named_by_the_caller_is_followed(output_folder, tmp_path):
 
 def test_link_to_itself(tmp_path):
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    assert_error(only(tmp_path / "self"), "no such file or folder")
+    assert_error(only(tmp_path / "self"), "Too many levels of symbolic links")
 
 
 def test_each_checkpoint_comes_once(output_folder, tmp_path, monkeypatch):

@@ -212,9 +212,13 @@ def test_a_whole_training_checkpoint(tmp_path):
     assert equal(load_state_dict(tmp_path / "model.pth"), module.state_dict())
 
 
-def test_unknown_ending(tmp_path):
-    (tmp_path / "model.bin").write_bytes(b"")
-    refused(tmp_path / "model.bin", r"not a weights file \(\*\.pth, ")
+@pytest.mark.parametrize("name", ["model.bin", "model.pth.tar", "model.PTH", "x.ckpt", "x"])
+def test_other_endings_are_read_as_detectron2_reads_them(tmp_path, name):
+    state = {"a": torch.arange(3.0)}
+    torch.save({"model": state}, tmp_path / name)
+    assert torch.equal(load_state_dict(tmp_path / name)["a"], state["a"])
+    (tmp_path / name).write_bytes(b"")
+    refused(tmp_path / name, "not a readable PyTorch checkpoint: the file is empty")
 
 
 def test_names_of_tensors_that_are_no_numbers():

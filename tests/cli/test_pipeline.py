@@ -15,6 +15,7 @@ from pathlib import Path
 
 import portalocker
 import pytest
+import torch
 
 from d2defense.report.results import load_results, validate_result
 
@@ -117,7 +118,8 @@ def test_json_alone_on_standard_output(d2defense, zoo, own_data, tmp_path):
 
 def test_list_shows_what_would_be_scanned(d2defense, zoo, tmp_path):
     (tmp_path / "zoo" / "bad\x1b[31m").mkdir()
-    shutil.copy(zoo / "clean_0" / "model_final.pth", tmp_path / "zoo" / "bad\x1b[31m" / "x.pth")
+    content = (zoo / "clean_0" / "model_final.pth").read_bytes()
+    (tmp_path / "zoo" / "bad\x1b[31m" / "x.pth").write_bytes(content + b"?")
     outcome = d2defense("scan", zoo, "--list")
     assert outcome.code == 0
     assert str(zoo / "clean_0" / "model_final.pth") in outcome.out
@@ -131,6 +133,54 @@ def test_list_shows_what_would_be_scanned(d2defense, zoo, tmp_path):
         d2defense("scan", zoo, "--list", "--json", "-", "--config-file", config).out
     )["checkpoints"]
     assert [one["error"] for one in listed] == [None] * 3
+
+
+def test_all_weights_of_a_folder_are_scanned_and_what_cannot_be_is_an_error(
+    d2defense, specimen, own_data, tmp_path
+):
+    folder = tmp_path / "zoo" / "model"
+    shutil.copytree(specimen("clean_0"), folder)
+    shutil.copy(specimen("backdoored_0") / "model_final.pth", folder / "model_best.pth")
+    shutil.copy(folder / "model_final.pth", folder / "model_0000999.pth")
+    arguments = ["scan", folder, *own_data, "--output", tmp_path / "out", *HERE, *QUICK]
+    outcome = d2defense(*arguments, "--json", tmp_path / "all.json")
+    assert outcome.code == 1
+    results = json.loads((tmp_path / "all.json").read_text())["results"]
+    assert [(r["name"], r["verdict"]) for r in results] == [
+        ("model_model_best.pth", "backdoored"), ("model", "clean"),
+    ]  # fmt: skip
+    assert results[1]["copies"] == [str(folder / "model_0000999.pth")]
+    assert f"the same bytes: {folder / 'model_0000999.pth'}" in outcome.out
+    # The old way passes over the backdoored weights, and says so.
+    outcome = d2defense(*arguments, "--only-final", "--json", tmp_path / "final.json")
+    assert outcome.code == 0
+    summary = json.loads((tmp_path / "final.json").read_text())
+    passed_over = [str(folder / f"model_{name}.pth") for name in ("0000999", "best")]
+    assert [entry["path"] for entry in summary["left_out"]] == passed_over
+    result = json.loads((tmp_path / "out" / "model" / "result.json").read_text())
+    assert result["checkpoint"]["left_out"] == passed_over
+    assert f"left out: {passed_over[1]}" in outcome.out
+    # Weights under another name, without a config.
+    (tmp_path / "zoo" / "b").mkdir()
+    shutil.copy(folder / "model_best.pth", tmp_path / "zoo" / "b" / "model_final.pth?dl=1")
+    (folder / "model_best.pth").unlink()
+    outcome = d2defense("scan", tmp_path / "zoo", *arguments[2:])
+    assert outcome.code == 2
+    assert "no config.yaml beside model_final.pth?dl=1" in outcome.out
+
+
+def test_a_second_set_of_weights_in_a_file_is_scanned(d2defense, specimen, own_data, tmp_path):
+    folder = shutil.copytree(specimen("clean_0"), tmp_path / "model")
+    ema = torch.load(specimen("backdoored_0") / "model_final.pth", weights_only=True)["model"]
+    main = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    torch.save({"model": main, "ema_state": ema}, folder / "model_final.pth")
+    arguments = ["scan", folder, *own_data, "--output", tmp_path / "out", *HERE, *QUICK]
+    assert d2defense(*arguments).code == 1
+    results = {result["name"]: result for result in load_results(tmp_path / "out")}
+    assert {name: result["verdict"] for name, result in results.items()} == {
+        "model": "clean", "model_ema_state": "backdoored",
+    }  # fmt: skip
+    assert results["model_ema_state"]["checkpoint"]["member"] == "ema_state"
 
 
 def test_nothing_to_scan(d2defense, own_data, tmp_path):

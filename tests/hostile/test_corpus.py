@@ -46,7 +46,7 @@ def errors_of(path) -> list[CheckpointError]:
             errors.append(source.error)
             continue
         try:
-            build_detector(source.weights, source.config, "cpu")
+            build_detector(source.weights, source.config, member=source.member)
         except CheckpointError as error:
             errors.append(error)
     return errors

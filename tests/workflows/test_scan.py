@@ -12,7 +12,7 @@ from d2defense.checkpoint import load_state_dict, save_state_dict
 from d2defense.detection import ScanSettings, load_calibration, select_triggers
 from d2defense.isolation import Limits
 from d2defense.report.results import load_results
-from d2defense.workflows.scan import RunOptions, executors, scan
+from d2defense.workflows.scan import RunOptions, executors, find_sources, scan
 from d2defense.workflows.scan.options import NONE
 
 
@@ -25,7 +25,8 @@ def run(make_coco_dataset, sign_scenes, tmp_path):
     def run(folder, **options):
         chosen = RunOptions(isolation=NONE, figures=False, **options)
         output = tmp_path / "out"
-        results = scan([folder], dataset, output, settings, load_calibration(), "cpu", chosen)
+        found = find_sources([folder])
+        results = scan(found, dataset, output, settings, load_calibration(), "cpu", chosen)
         assert results == load_results(output)
         return results
 

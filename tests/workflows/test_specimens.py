@@ -17,7 +17,7 @@ from d2defense.detection import ScanSettings, load_calibration
 from d2defense.evaluation import evaluate_detector
 from d2defense.report.results import load_results, validate_result
 from d2defense.workflows import specimens
-from d2defense.workflows.scan import scan
+from d2defense.workflows.scan import find_sources, scan
 
 NAMES = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
 WEIGHTS_LIMIT = 2_000_000
@@ -78,9 +78,8 @@ def test_a_scan_tells_all_six_apart(specimen, tmp_path):
     # A third of the images of a default scan, all triggers.
     settings = ScanSettings(max_images=32, bootstrap_samples=200)
     dataset = DatasetSource("synth_signs_defender")
-    results = scan(
-        [specimens.specimens_root()], dataset, tmp_path, settings, load_calibration(), "cpu"
-    )
+    found = find_sources([specimens.specimens_root()])
+    results = scan(found, dataset, tmp_path, settings, load_calibration(), "cpu")
     assert {result["name"]: result["verdict"] for result in results} == {
         name: name.split("_")[0] for name in NAMES
     }

@@ -55,6 +55,7 @@ class ScanTask:
         calibration: scores of clean detectors.
         device: of the model; the config's choice if None.
         trusted_config: whether the user vouches for the configuration file.
+        member: which of the file's sets of weights; the one that Detectron2 loads if None.
         config_files: files and folders that it builds upon, if it does.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
@@ -69,6 +70,7 @@ class ScanTask:
     calibration: Calibration
     device: str | None = None
     trusted_config: bool = False
+    member: str | None = None
     config_files: tuple[Path, ...] = ()
     figures: bool = True
     threads: int | None = None

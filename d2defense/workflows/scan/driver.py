@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from d2defense.checkpoint import CheckpointSource, NoCheckpointError, find_checkpoints
+from d2defense.checkpoint import CheckpointSource, Discovery
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.files import write_bytes, write_json
@@ -23,8 +23,8 @@ from d2defense.text import shorten
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor
 from .lock import output_lock
-from .options import RunOptions, UsageError
-from .resume import CheckpointFiles, finished_result, scan_key, settings_key
+from .options import RunOptions
+from .resume import CheckpointFiles, finished_result, place_facts, scan_key, settings_key
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +32,22 @@ Result = dict[str, Any]
 
 
 def scan(
-    paths: Iterable[str | Path],
+    found: Discovery,
     dataset: DatasetSource,
     output_dir: Path,
     settings: ScanSettings,
     calibration: Calibration,
     device: str | None = None,
     options: RunOptions | None = None,
-    config_file: Path | None = None,
-    model_zoo: str | None = None,
 ) -> list[Result]:
-    """Scan every checkpoint below ``paths`` and write the results to ``output_dir``.
+    """Scan every checkpoint that was found and write the results to ``output_dir``.
 
     A checkpoint that cannot be scanned becomes an error result; the others go on. Each result is
     on disk as soon as it is known. Checkpoints that an earlier scan into the same folder finished,
     with the same images, settings and versions, are not scanned again.
 
     Args:
-        paths: checkpoints or folders of them (:func:`find_checkpoints`).
+        found: what :func:`find_sources` finds.
         dataset: clean labelled images.
         output_dir: gets ``<name>/result.json`` with figures, ``summary.csv``, ``summary.json`` and
             ``report.html``, the last three when the scan is over.
@@ -57,53 +55,27 @@ def scan(
         calibration: scores of clean detectors.
         device: of the models; their configs' choice if None.
         options: how to carry it out; the defaults if None.
-        config_file: of checkpoints that have none beside them.
-        model_zoo: name of a config of Detectron2's model zoo for them.
 
     Returns:
-        The results in the order of ``paths``, as they stand in the files.
+        The results in the order of the sources, as they stand in the files.
 
     Raises:
-        UsageError: another scan is writing to ``output_dir``, or it cannot be written to; the
-            config cannot be found; Ray is asked for and cannot be used.
+        UsageError: another scan is writing to ``output_dir``, or it cannot be written to; Ray is
+            asked for and cannot be used.
         CalibrationError: the calibration holds for other images.
     """
     options = options or RunOptions()
     output_dir = Path(output_dir)
-    sources = find_sources(paths, config_file, model_zoo)
     with output_lock(output_dir):
         for name in (*SUMMARY_FILES, REPORT_FILE):
             # A scan that is cut short must not leave the summary of another one.
             (output_dir / name).unlink(missing_ok=True)
         driver = _Driver(output_dir, settings, calibration, device, options)
-        results = driver.scan(sources, dataset)
+        results = driver.scan(found.sources, dataset)
         write_summary_csv(output_dir / "summary.csv", results)
-        write_summary_json(output_dir / "summary.json", results)
-        write_scan_report(output_dir, {source.name for source in sources})
+        write_summary_json(output_dir / "summary.json", results, found.left_out)
+        write_scan_report(output_dir, {source.name for source in found.sources})
     return results
-
-
-def find_sources(
-    paths: Iterable[str | Path], config_file: Path | None = None, model_zoo: str | None = None
-) -> list[CheckpointSource]:
-    """What a scan of ``paths`` would scan; arguments as :func:`scan`.
-
-    Returns:
-        Checkpoints, and paths that hold none with an error; nothing at all if every path is a
-        folder without checkpoints.
-
-    Raises:
-        UsageError: the config cannot be found.
-    """
-    if config_file is not None and not Path(config_file).is_file():
-        raise UsageError(f"{config_file}: no such config file")
-    try:
-        sources = find_checkpoints(paths, config_file, model_zoo)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if all(isinstance(source.error, NoCheckpointError) for source in sources):
-        return []
-    return sources
 
 
 class _Driver:
@@ -188,7 +160,7 @@ class _Driver:
         except OSError as error:
             self._fail(source, f"{source.path}: cannot be read: {error.strerror}")
             return None
-        key = scan_key(files, settings)
+        key = scan_key(files, source, settings)
         self._files[source.name], self._keys[source.name] = files, key
         folder = self._output_dir / source.name
         known = None
@@ -209,6 +181,7 @@ class _Driver:
             calibration=self._calibration,
             device=self._device,
             trusted_config=source.trusted_config,
+            member=source.member,
             config_files=files.config_files,
             figures=self._options.figures,
         )
@@ -219,7 +192,9 @@ class _Driver:
         files = self._files[source.name]
         if not files.are_unchanged(source):
             result, figures = error_result(source.name, _changed(source)), {}
+        warnings = [*source.warnings, *result["warnings"]]
         result = result | {
+            "warnings": warnings,
             "name": source.name,
             "checkpoint": files.facts,
             "scan_key": self._keys[source.name],
@@ -244,7 +219,9 @@ class _Driver:
             )
 
     def _fail(self, source: CheckpointSource, reason: str) -> None:
-        self._write(source, error_result(source.name, reason, str(source.weights or source.path)))
+        result = error_result(source.name, reason, str(source.weights or source.path))
+        result["checkpoint"] |= place_facts(source)
+        self._write(source, result | {"warnings": list(source.warnings)})
 
     def _write(self, source: CheckpointSource, result: Result) -> None:
         write_json(self._output_dir / source.name / RESULT_FILE, result)

@@ -49,6 +49,7 @@ class CheckpointFiles:
             "sha256": file_sha256(source.weights),
             "config_sha256": file_sha256(source.config),
             "size_bytes": source.weights.stat().st_size,
+            **place_facts(source),
         }
         return cls(facts, *_config_files(source), versions)
 
@@ -58,6 +59,15 @@ class CheckpointFiles:
             return self.versions == _versions(source)
         except OSError:
             return False
+
+
+def place_facts(source: CheckpointSource) -> dict[str, Any]:
+    """What ``checkpoint`` of a result says of the place of a checkpoint among others."""
+    return {
+        "member": source.member,
+        "copies": list(source.copies),
+        "left_out": list(source.left_out),
+    }
 
 
 def _config_files(source: CheckpointSource) -> tuple[str | None, tuple[Path, ...]]:
@@ -97,11 +107,16 @@ def settings_key(
     return _digest(content)
 
 
-def scan_key(files: CheckpointFiles, settings: str) -> str:
+def scan_key(files: CheckpointFiles, source: CheckpointSource, settings: str) -> str:
     """What identifies the scan of one checkpoint: its files and :func:`settings_key`."""
     facts = files.facts
     return _digest(
-        [facts["sha256"], facts["config_sha256"], files.bases, facts["format"], settings]
+        [
+            *(facts[key] for key in ("sha256", "config_sha256", "format", "member")),
+            files.bases,
+            source.warnings,
+            settings,
+        ]
     )
 
 
