@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from d2defense.ops.validation import check_devices
+
 try:
     from d2defense import _C
 except ImportError:
@@ -43,6 +45,15 @@ def _fake_inconsistency(
     num_bins: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """Shapes and types alone, for tracing; the order is that of the schema."""
+    check_devices(
+        objectness_logits,
+        class_logits=class_logits,
+        proposal_boxes=proposal_boxes,
+        proposal_offsets=proposal_offsets,
+        target_boxes=target_boxes,
+        target_offsets=target_offsets,
+        target_classes=target_classes,
+    )
     groups = proposal_offsets.shape[0] - 1
     targets = target_boxes.shape[0]
     new = objectness_logits.new_empty

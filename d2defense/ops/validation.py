@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the inconsistency operator's arguments, for the reference in Python.
+"""Checks of the inconsistency operator's arguments, for the reference and for tracing.
 
 ``csrc/inconsistency.cpp`` makes the same ones for the compiled operator.
 """
@@ -60,19 +60,15 @@ def check_arguments(
     _check_type("objectness_logits", objectness_logits, _LOGIT_TYPES)
     _check_type("class_logits", class_logits, (objectness_logits.dtype,))
     _check_type("target_classes", target_classes, (torch.int64,))
-    for name, tensor in (
-        ("class_logits", class_logits),
-        ("proposal_boxes", proposal_boxes),
-        ("proposal_offsets", proposal_offsets),
-        ("target_boxes", target_boxes),
-        ("target_offsets", target_offsets),
-        ("target_classes", target_classes),
-    ):
-        if tensor.device != objectness_logits.device:
-            raise ValueError(
-                f"{name} must be on {objectness_logits.device} like objectness_logits, "
-                f"got {tensor.device}"
-            )
+    check_devices(
+        objectness_logits,
+        class_logits=class_logits,
+        proposal_boxes=proposal_boxes,
+        proposal_offsets=proposal_offsets,
+        target_boxes=target_boxes,
+        target_offsets=target_offsets,
+        target_classes=target_classes,
+    )
     _check_offsets("proposal_offsets", proposal_offsets, proposals)
     _check_offsets("target_offsets", target_offsets, targets)
     if target_offsets.shape != proposal_offsets.shape:
@@ -93,6 +89,20 @@ def check_arguments(
         raise ValueError(f"iou_threshold must be above 0 and at most 1, got {iou_threshold}")
     if not 0 <= num_bins <= 2**20:
         raise ValueError(f"num_bins must lie in 0 .. {2**20}, got {num_bins}")
+
+
+def check_devices(objectness_logits: torch.Tensor, **others: torch.Tensor) -> None:
+    """Raise if another argument of ``inconsistency`` is not where ``objectness_logits`` is.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    for name, tensor in others.items():
+        if tensor.device != objectness_logits.device:
+            raise ValueError(
+                f"{name} must be on {objectness_logits.device} like objectness_logits, "
+                f"got {tensor.device}"
+            )
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:

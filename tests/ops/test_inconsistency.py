@@ -157,8 +157,12 @@ def test_topk_limits_tau_and_the_histogram_alone(make_problem):
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_every_instruction_set_agrees_with_the_reference(instruction_set):
-    if instruction_set not in build_info()["instruction_sets"]:
+    info = build_info()
+    compiled = info["instruction_sets"]
+    if instruction_set not in compiled:
         pytest.skip(f"compiled without {instruction_set}")
+    if compiled.index(instruction_set) > compiled.index(info["instruction_set"]):
+        pytest.skip(f"this process has nothing beyond {info['instruction_set']}")
     code = (
         "import sys, pytest\n"
         "from d2defense.ops import build_info\n"
@@ -174,8 +178,6 @@ def test_every_instruction_set_agrees_with_the_reference(instruction_set):
         text=True,
         check=False,
     )
-    if "AssertionError" in outcome.stderr:
-        pytest.skip(f"this processor has no {instruction_set}")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
