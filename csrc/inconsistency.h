@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fused inconsistency operator: from the logits of the two heads of a detector to every
-// statistic of their disagreement, in one pass over the logits.
+// The kernels of the fused inconsistency operator: from the logits of the two heads of a detector
+// to every statistic of their disagreement, in one pass over the logits.
 //
 // For proposal i with objectness logit o_i and class logits z_i (background last):
 //   p_i = sigmoid(o_i), q_i = 1 - softmax(z_i)[background], d_i = p_i - q_i, s_i = |d_i|
@@ -11,52 +11,21 @@
 // lists all of it; d2defense/ops/reference.py says the same in PyTorch.
 //
 // Arithmetic (proposal_score.h): exponentials and their sum over the classes in float, the rest
-// in double. Sums over proposals are taken in an order that depends on the shapes alone, and all
-// else that is accumulated (counts, maxima) does not depend on an order: the same bits always.
+// in double. Sums over proposals are taken in an order that the shapes and the offsets decide
+// alone, and all else that is accumulated (counts, maxima) does not depend on an order: the same
+// bits always.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 
 #include <cstdint>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace d2defense {
 
-// tau_sum, tau_count, confident_sum, confident_count, score_max, nonfinite, histogram,
-// target_objectness, target_foreground, target_true_class, target_matches, unmatched_foreground
-using InconsistencyTensors = std::tuple<
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor,
-    at::Tensor>;
-
-// Calls the kernel of the inputs' device through the dispatcher. Throws c10::ValueError or
-// c10::TypeError naming the argument that is wrong.
-InconsistencyTensors inconsistency(
-    const at::Tensor& objectness_logits,
-    const at::Tensor& class_logits,
-    const at::Tensor& proposal_boxes,
-    const at::Tensor& proposal_offsets,
-    const at::Tensor& target_boxes,
-    const at::Tensor& target_offsets,
-    const at::Tensor& target_classes,
-    double epsilon,
-    int64_t topk,
-    double objectness_floor,
-    double iou_threshold,
-    int64_t num_bins);
-
-// What a kernel reads; checked, and contiguous but for class_logits.
+// What a kernel reads; checked, all of it on the kernel's device, and contiguous but for
+// class_logits.
 struct InconsistencyInputs {
   at::ScalarType logit_type;
   const void* objectness_logits;
@@ -105,23 +74,10 @@ std::vector<std::string> compiled_instruction_sets();
 std::string chosen_instruction_set();
 
 #ifdef WITH_CUDA
-// What the checks on the device found, in the order of importance.
-enum class DeviceFault : int32_t {
-  kNone = 0,
-  kProposalOffsetsStart,
-  kProposalOffsetsDecrease,
-  kProposalOffsetsEnd,
-  kTargetOffsetsStart,
-  kTargetOffsetsDecrease,
-  kTargetOffsetsEnd,
-  kTargetClasses,
-};
-
 // Bytes of workspace that the CUDA kernels need.
 int64_t inconsistency_cuda_workspace(int64_t proposals, int64_t groups);
-// Queues the kernels on the current stream; values that only the device can see are checked
-// there. Returns what is wrong with them, or kNone without waiting while a CUDA graph is captured.
-DeviceFault inconsistency_cuda_kernel(
+// Queues the kernels on the current stream and waits for nothing.
+void inconsistency_cuda_kernel(
     const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, void* workspace);
 
 std::string cuda_version();

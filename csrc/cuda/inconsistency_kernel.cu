@@ -2,9 +2,8 @@
 // The walk over memory on a GPU. The unit of work is a tile: 32 consecutive proposals, one warp.
 // First a few lanes at a time reduce a row of logits, so that loads coalesce; then each lane holds
 // one proposal. A tile writes one partial sum for each group that it touches, and a second kernel
-// adds a group's partial sums in their order. What is accumulated by atomics (maxima and integers)
-// does not depend on an order. Whatever the offsets hold, no access leaves the tensors: they are
-// checked on the device while the work is under way.
+// adds a group's partial sums in an order that the offsets decide. What is accumulated by atomics
+// (maxima and integers) does not depend on an order.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/BFloat16.h>
@@ -46,10 +45,6 @@ __host__ __device__ __forceinline__ int64_t tiles_of(int64_t proposals) {
   return (proposals + kTile - 1) / kTile;
 }
 
-__device__ __forceinline__ int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
 __device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll
   for (int distance = kTile / 2; distance > 0; distance /= 2) {
@@ -88,7 +83,7 @@ __device__ __forceinline__ int64_t group_of(const int64_t* offsets, int64_t grou
       low = middle + 1;
     }
   }
-  return low < groups ? low : groups - 1;
+  return low;
 }
 
 // Sum of a row's exponentials relative to its largest logit, by Lanes neighbouring lanes which all
@@ -162,8 +157,8 @@ __device__ bool match_targets(
     int64_t group,
     bool member,
     const Proposal& proposal) {
-  const int64_t begin = clamp(inputs.target_offsets[group], 0, inputs.targets);
-  const int64_t end = clamp(inputs.target_offsets[group + 1], 0, inputs.targets);
+  const int64_t begin = inputs.target_offsets[group];
+  const int64_t end = inputs.target_offsets[group + 1];
   const bool leader = threadIdx.x % kTile == 0;
   bool unmatched = true;
   for (int64_t target = begin; target < end; ++target) {
@@ -183,7 +178,7 @@ __device__ bool match_targets(
       atomicAdd(outputs.target_matches + target, __popc(lanes));
     }
     const int64_t true_class = inputs.target_classes[target];
-    if (true_class >= 0 && true_class < inputs.classes) {
+    if (true_class >= 0) {
       float probability = 0.0f;
       if (matched) {
         const Logit* logits = static_cast<const Logit*>(inputs.class_logits);
@@ -307,13 +302,14 @@ __device__ __forceinline__ void add(GroupSums& sums, const GroupSums& other) {
 }
 
 // One block a group: each thread adds every kFinishThreads-th partial sum, then the threads' sums
-// are added as a tree. The order depends on the group's rows alone.
+// are added as a tree. Tiles are counted from the first row of all, so where they cut a group, and
+// with it the last bits of its sums, depends on the rows before it.
 __global__ void __launch_bounds__(kFinishThreads) finish_groups(
     const InconsistencyInputs inputs, const InconsistencyOutputs outputs, const Partial* partials) {
   __shared__ GroupSums shared[kFinishThreads];
   const int64_t group = blockIdx.x;
-  const int64_t begin = clamp(inputs.proposal_offsets[group], 0, inputs.proposals);
-  const int64_t end = clamp(inputs.proposal_offsets[group + 1], 0, inputs.proposals);
+  const int64_t begin = inputs.proposal_offsets[group];
+  const int64_t end = inputs.proposal_offsets[group + 1];
   GroupSums sums{};
   if (begin < end) {
     const int64_t last = partial_index((end - 1) / kTile, group);
@@ -349,49 +345,19 @@ __global__ void __launch_bounds__(kFinishThreads) finish_groups(
   }
 }
 
-__device__ __forceinline__ void report(unsigned* fault, DeviceFault found) {
-  atomicMin(fault, static_cast<unsigned>(found));
-}
-
-// Initialises what the tiles add to, and checks what only the device can see.
+// Initialises what the tiles add to.
 __global__ void __launch_bounds__(kThreads)
-    set_up(const InconsistencyInputs inputs, const InconsistencyOutputs outputs, unsigned* fault) {
+    set_up(const InconsistencyInputs inputs, const InconsistencyOutputs outputs) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = first; i < inputs.targets; i += step) {
-    const int64_t true_class = inputs.target_classes[i];
     outputs.target_objectness[i] = 0.0f;
     outputs.target_foreground[i] = 0.0f;
-    outputs.target_true_class[i] = true_class < 0 ? nanf("") : 0.0f;
+    outputs.target_true_class[i] = inputs.target_classes[i] < 0 ? nanf("") : 0.0f;
     outputs.target_matches[i] = 0;
-    if (true_class < -1 || true_class >= inputs.classes) {
-      report(fault, DeviceFault::kTargetClasses);
-    }
   }
   for (int64_t i = first; i < inputs.groups * inputs.num_bins; i += step) {
     outputs.histogram[i] = 0;
-  }
-  for (int64_t i = first; i < inputs.groups; i += step) {
-    if (inputs.proposal_offsets[i] > inputs.proposal_offsets[i + 1]) {
-      report(fault, DeviceFault::kProposalOffsetsDecrease);
-    }
-    if (inputs.target_offsets[i] > inputs.target_offsets[i + 1]) {
-      report(fault, DeviceFault::kTargetOffsetsDecrease);
-    }
-  }
-  if (first == 0) {
-    if (inputs.proposal_offsets[0] != 0) {
-      report(fault, DeviceFault::kProposalOffsetsStart);
-    }
-    if (inputs.proposal_offsets[inputs.groups] != inputs.proposals) {
-      report(fault, DeviceFault::kProposalOffsetsEnd);
-    }
-    if (inputs.target_offsets[0] != 0) {
-      report(fault, DeviceFault::kTargetOffsetsStart);
-    }
-    if (inputs.target_offsets[inputs.groups] != inputs.targets) {
-      report(fault, DeviceFault::kTargetOffsetsEnd);
-    }
   }
 }
 
@@ -413,57 +379,41 @@ void launch_tiles(
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// The fault flag stands before the partial sums.
-constexpr int64_t kFaultBytes = 256;
-
 }  // namespace
 
 int64_t inconsistency_cuda_workspace(int64_t proposals, int64_t groups) {
-  const int64_t partials = tiles_of(proposals) + groups;
-  return kFaultBytes + partials * static_cast<int64_t>(sizeof(Partial));
+  return (tiles_of(proposals) + groups) * static_cast<int64_t>(sizeof(Partial));
 }
 
-DeviceFault inconsistency_cuda_kernel(
+void inconsistency_cuda_kernel(
     const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, void* workspace) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  unsigned* fault = static_cast<unsigned*>(workspace);
-  Partial* partials = reinterpret_cast<Partial*>(static_cast<char*>(workspace) + kFaultBytes);
-  C10_CUDA_CHECK(cudaMemsetAsync(fault, 0xff, sizeof(unsigned), stream));
-
+  Partial* partials = static_cast<Partial*>(workspace);
   constexpr int64_t kMostBlocks = 1024;
-  const int64_t work =
-      std::max({inputs.targets, inputs.groups, inputs.groups * inputs.num_bins, int64_t{1}});
+  const int64_t work = std::max(inputs.targets, inputs.groups * inputs.num_bins);
   const int64_t blocks = std::min(kMostBlocks, (work + kThreads - 1) / kThreads);
-  set_up<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(inputs, outputs, fault);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  if (inputs.groups > 0) {
-    if (inputs.proposals > 0) {
-      switch (inputs.logit_type) {
-        case at::kHalf:
-          launch_tiles<c10::Half>(inputs, outputs, partials, stream);
-          break;
-        case at::kBFloat16:
-          launch_tiles<c10::BFloat16>(inputs, outputs, partials, stream);
-          break;
-        default:
-          launch_tiles<float>(inputs, outputs, partials, stream);
-      }
-    }
-    finish_groups<<<static_cast<unsigned>(inputs.groups), kFinishThreads, 0, stream>>>(
-        inputs, outputs, partials);
+  if (blocks > 0) {
+    set_up<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(inputs, outputs);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
-
-  // A graph that is being captured cannot be waited for.
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
-  if (capture != cudaStreamCaptureStatusNone) {
-    return DeviceFault::kNone;
+  if (inputs.groups == 0) {
+    return;
   }
-  unsigned found = 0;
-  C10_CUDA_CHECK(cudaMemcpyAsync(&found, fault, sizeof(unsigned), cudaMemcpyDeviceToHost, stream));
-  C10_CUDA_CHECK(cudaStreamSynchronize(stream));
-  return found == ~0u ? DeviceFault::kNone : static_cast<DeviceFault>(found);
+  if (inputs.proposals > 0) {
+    switch (inputs.logit_type) {
+      case at::kHalf:
+        launch_tiles<c10::Half>(inputs, outputs, partials, stream);
+        break;
+      case at::kBFloat16:
+        launch_tiles<c10::BFloat16>(inputs, outputs, partials, stream);
+        break;
+      default:
+        launch_tiles<float>(inputs, outputs, partials, stream);
+    }
+  }
+  finish_groups<<<static_cast<unsigned>(inputs.groups), kFinishThreads, 0, stream>>>(
+      inputs, outputs, partials);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 std::string cuda_version() {

@@ -26,7 +26,7 @@ class ProbeOutput:
             background last. There is one but for Cascade R-CNN (one a stage) and Double-Head-Ext
             (convolution head, fully connected head).
         proposal_offsets: int64 Tensor of shape (G + 1,); image g owns rows
-            ``proposal_offsets[g] .. proposal_offsets[g + 1]``.
+            ``proposal_offsets[g] .. proposal_offsets[g + 1]``. On the CPU.
         image_sizes: (height, width) of each image as the network saw it.
         detections: stock detections of each image in the same pixels (``pred_boxes``, ``scores``,
             ``pred_classes``), or None where they were not asked for.
@@ -96,7 +96,7 @@ class ProbeOutput:
             proposal_boxes=boxes.float(),
             objectness_logits=torch.cat([x.objectness_logits for x in proposals]).float(),
             classifier_logits=tuple(logits.float() for logits in classifier_logits),
-            proposal_offsets=counts.cumsum(0).to(boxes.device),
+            proposal_offsets=counts.cumsum(0),
             image_sizes=[x.image_size for x in proposals],
             detections=detections,
         )

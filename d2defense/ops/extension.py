@@ -47,12 +47,12 @@ def _fake_inconsistency(
     """Shapes and types alone, for tracing; the order is that of the schema."""
     check_devices(
         objectness_logits,
-        class_logits=class_logits,
-        proposal_boxes=proposal_boxes,
-        proposal_offsets=proposal_offsets,
-        target_boxes=target_boxes,
-        target_offsets=target_offsets,
-        target_classes=target_classes,
+        class_logits,
+        proposal_boxes,
+        proposal_offsets,
+        target_boxes,
+        target_offsets,
+        target_classes,
     )
     groups = proposal_offsets.shape[0] - 1
     targets = target_boxes.shape[0]

@@ -36,6 +36,8 @@ def inconsistency(
     flows through it. It calls ``torch.ops.d2defense.inconsistency``; where the compiled extension
     is missing, it warns once and calls :func:`inconsistency_reference`.
 
+    Logits and boxes are on one device, offsets and classes on the CPU whatever the device.
+
     Args:
         objectness_logits: Tensor of shape (N,), float32, float16 or bfloat16: the RPN's logit of
             each proposal, inside a group in descending order.
@@ -55,7 +57,7 @@ def inconsistency(
         num_bins: bins of the histogram of s; 0 = none.
 
     Returns:
-        :class:`InconsistencyResult`, on the device of the inputs.
+        :class:`InconsistencyResult`, on the device of the logits.
 
     Raises:
         ValueError: wrong shape, device or value, among them offsets that decrease or do not end

@@ -59,6 +59,7 @@ def inconsistency_reference(
         groups=proposal_offsets.shape[0] - 1,
         target_classes=target_classes,
         num_bins=num_bins,
+        device=objectness_logits.device,
     )
     proposal_edges, target_edges = proposal_offsets.tolist(), target_offsets.tolist()
     for group in range(len(proposal_edges) - 1):
@@ -105,15 +106,15 @@ def inconsistency_reference(
     return result
 
 
-def _empty_result(groups: int, target_classes: torch.Tensor, num_bins: int) -> InconsistencyResult:
-    device = target_classes.device
-
+def _empty_result(
+    groups: int, target_classes: torch.Tensor, num_bins: int, device: torch.device
+) -> InconsistencyResult:
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
     targets = target_classes.shape[0]
     true_class = zeros(targets, dtype=torch.float32)
-    true_class[target_classes < 0] = float("nan")
+    true_class[(target_classes < 0).to(device)] = float("nan")
     return InconsistencyResult(
         tau_sum=zeros(groups, dtype=torch.float64),
         tau_count=zeros(groups, dtype=torch.int64),

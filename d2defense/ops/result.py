@@ -43,3 +43,14 @@ class InconsistencyResult(NamedTuple):
     """(M,) int32: proposals whose IoU with the target is at least ``iou_threshold``."""
     unmatched_foreground: torch.Tensor
     """(G,) int64: proposals with q > 0.5 whose IoU with every target is below 0.1."""
+
+    def to_cpu(self) -> InconsistencyResult:
+        """Copy everything to the CPU at once, without gradients: a GPU is waited for once."""
+        # Larger elements first, so that each field starts where its type can be read.
+        order = sorted(range(len(self)), key=lambda i: -self[i].element_size())
+        fields = {i: self[i].detach().contiguous() for i in order}
+        parts = [field.view(-1).view(torch.uint8) for field in fields.values()]
+        joined = torch.cat(parts).cpu().split([len(part) for part in parts])
+        for part, (i, field) in zip(joined, fields.items(), strict=True):
+            fields[i] = part.view(field.dtype).view(field.shape)
+        return InconsistencyResult(*(fields[i] for i in range(len(self))))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the inconsistency operator's arguments, for the reference and for tracing.
 
-``csrc/inconsistency.cpp`` makes the same ones for the compiled operator.
+``csrc/arguments.cpp`` makes the same ones for the compiled operator.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def check_arguments(
     _check_type("target_classes", target_classes, (torch.int64,))
     check_devices(
         objectness_logits,
-        class_logits=class_logits,
-        proposal_boxes=proposal_boxes,
-        proposal_offsets=proposal_offsets,
-        target_boxes=target_boxes,
-        target_offsets=target_offsets,
-        target_classes=target_classes,
+        class_logits,
+        proposal_boxes,
+        proposal_offsets,
+        target_boxes,
+        target_offsets,
+        target_classes,
     )
     _check_offsets("proposal_offsets", proposal_offsets, proposals)
     _check_offsets("target_offsets", target_offsets, targets)
@@ -91,18 +91,31 @@ def check_arguments(
         raise ValueError(f"num_bins must lie in 0 .. {2**20}, got {num_bins}")
 
 
-def check_devices(objectness_logits: torch.Tensor, **others: torch.Tensor) -> None:
-    """Raise if another argument of ``inconsistency`` is not where ``objectness_logits`` is.
+def check_devices(
+    objectness_logits: torch.Tensor,
+    class_logits: torch.Tensor,
+    proposal_boxes: torch.Tensor,
+    proposal_offsets: torch.Tensor,
+    target_boxes: torch.Tensor,
+    target_offsets: torch.Tensor,
+    target_classes: torch.Tensor,
+) -> None:
+    """Raise unless logits and boxes are on one device, and offsets and classes on the CPU.
 
     Raises:
         ValueError: the message names the argument.
     """
-    for name, tensor in others.items():
-        if tensor.device != objectness_logits.device:
-            raise ValueError(
-                f"{name} must be on {objectness_logits.device} like objectness_logits, "
-                f"got {tensor.device}"
-            )
+    device, cpu = objectness_logits.device, torch.device("cpu")
+    for name, tensor, wanted in (
+        ("class_logits", class_logits, device),
+        ("proposal_boxes", proposal_boxes, device),
+        ("target_boxes", target_boxes, device),
+        ("proposal_offsets", proposal_offsets, cpu),
+        ("target_offsets", target_offsets, cpu),
+        ("target_classes", target_classes, cpu),
+    ):
+        if tensor.device != wanted:
+            raise ValueError(f"{name} must be on {wanted}, got {tensor.device}")
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:

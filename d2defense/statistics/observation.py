@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from d2defense.modeling import ProbeOutput
-from d2defense.ops import InconsistencyResult, inconsistency
+from d2defense.ops import inconsistency
 
 from .terms import (
     Terms,
@@ -127,7 +127,6 @@ def reduce_probe(
         found: bool Tensor of shape (M,): which objects of all images were detected.
         settings: of the reduction.
     """
-    device = output.proposal_boxes.device
     offsets = torch.tensor([0] + [len(each) for each in boxes]).cumsum(0)
     known = output.class_logits.shape[1] - 1
     target_classes = torch.cat(list(classes))
@@ -136,16 +135,15 @@ def reduce_probe(
         output.class_logits,
         output.proposal_boxes,
         output.proposal_offsets,
-        torch.cat(list(boxes)).to(device),
-        offsets.to(device),
-        torch.where(target_classes < known, target_classes, -1).to(device),
+        torch.cat(list(boxes)).to(output.proposal_boxes.device),
+        offsets,
+        torch.where(target_classes < known, target_classes, -1),
         epsilon=settings.epsilon,
         topk=settings.topk,
         objectness_floor=settings.objectness_floor,
         iou_threshold=settings.iou_threshold,
         num_bins=settings.num_bins,
-    )
-    result = InconsistencyResult(*(part.cpu() for part in result))
+    ).to_cpu()
     of_targets = {
         "gap": gap_terms(result),
         "objects_found": target_mean_terms(found),
@@ -183,4 +181,4 @@ def all_proposals_tau_terms(output: ProbeOutput, settings: ObservationSettings) 
         offsets.new_zeros(0),
         epsilon=settings.epsilon,
     )
-    return Terms(*(part.cpu() for part in tau_terms(result)))
+    return tau_terms(result.to_cpu())

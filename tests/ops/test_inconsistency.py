@@ -196,6 +196,30 @@ def test_the_number_of_threads_leaves_no_trace_in_the_result(make_problem):
             assert first.numpy().tobytes() == other.numpy().tobytes(), name
 
 
+def test_a_group_gives_the_same_bits_wherever_it_stands(make_problem):
+    problem = make_problem([7, 5000, 3], [1, 4, 0], classes=20)
+    alone = {
+        **{name: problem[name][7:5007] for name in ("objectness_logits", "class_logits")},
+        "proposal_boxes": problem["proposal_boxes"][7:5007],
+        "proposal_offsets": torch.tensor([0, 5000]),
+        "target_boxes": problem["target_boxes"][1:],
+        "target_offsets": torch.tensor([0, 4]),
+        "target_classes": problem["target_classes"][1:],
+    }
+    together, single = inconsistency(**problem), inconsistency(**alone)
+    for name in ("tau_sum", "confident_sum"):
+        assert getattr(together, name)[1] == getattr(single, name)[0], name
+
+
+def test_offsets_and_classes_may_have_any_strides(make_problem, assert_agrees):
+    problem = make_problem([9, 4], [2, 3])
+    expected = inconsistency_reference(**problem)
+    for name in ("proposal_offsets", "target_offsets", "target_classes"):
+        problem[name] = problem[name].repeat_interleave(2)[::2]
+        assert not problem[name].is_contiguous()
+    assert_agrees(inconsistency(**problem), expected)
+
+
 @pytest.mark.slow
 def test_more_than_two_to_the_31_logits():
     proposals, classes = 2**31 // 81 + 1000, 80

@@ -19,6 +19,8 @@ WRONG_TENSORS = {
     "class_logits of one dimension": ("class_logits", lambda t: t[:, 0], ValueError),
     "class_logits elsewhere": ("class_logits", lambda t: t.to("meta"), ValueError),
     "proposal_boxes elsewhere": ("proposal_boxes", lambda t: t.to("meta"), ValueError),
+    "proposal_offsets elsewhere": ("proposal_offsets", lambda t: t.to("meta"), ValueError),
+    "target_offsets elsewhere": ("target_offsets", lambda t: t.to("meta"), ValueError),
     "target_classes elsewhere": ("target_classes", lambda t: t.to("meta"), ValueError),
     "proposal_boxes with five columns": (
         "proposal_boxes",

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from d2defense.ops import InconsistencyResult, extension_available, inconsistency
 
@@ -43,6 +44,19 @@ def test_logits_that_require_gradients_are_read_without_them(make_problem):
     result = inconsistency(**problem)
     assert same(result, expected)
     assert not any(tensor.requires_grad for tensor in result)
+
+
+def test_tracing_for_a_gpu_takes_offsets_and_classes_on_the_cpu(make_problem):
+    problem = make_problem([9, 4], [2, 1])
+    with FakeTensorMode() as mode:
+        traced = {
+            name: torch.empty(tensor.shape, device="cuda")
+            if tensor.is_floating_point()
+            else mode.from_tensor(tensor)
+            for name, tensor in problem.items()
+        }
+        result = inconsistency(**traced)
+    assert {tensor.device.type for tensor in result} == {"cuda"}
 
 
 def test_compiles_without_a_graph_break(make_problem):
