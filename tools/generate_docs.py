@@ -22,7 +22,7 @@ from pages.options import options
 from pages.parts import parts
 from pages.settings import settings
 from pages.specimens import specimens
-from pages.study import augmentations, recovery
+from pages.study import recovery
 
 from d2defense.cli.ending import FAILED, run_to_end
 from d2defense.files import write_text
@@ -47,7 +47,6 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     }
     blocks = {
         "recovery": recovery(tables),
-        "augmentations": augmentations(tables),
         "specimens": specimens(),
     }
 

@@ -35,24 +35,13 @@ def recovery(tables: Path) -> str:
     return table(("recovered", *METHODS.values()), rows, numbers=True)
 
 
-def augmentations(tables: Path) -> str:
-    """Table 3: repairs with and without a reset and patches, Faster R-CNN FPN."""
-    columns = ("AP, clean", "AP, triggered", "ASR", "recovered")
-    rows = [
-        [row["repair"], *(_spread(row, column) for column in columns)]
-        for row in _rows(tables / "table3.csv")
-    ]
-    return table(("repair", *columns), rows, numbers=True)
-
-
 def _rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
 def _spread(row: Mapping[str, str], column: str) -> str:
-    """Mean and standard deviation; of AP with one digit, of shares with two."""
-    digits = 1 if column.startswith("AP") else 2
-    text = f"{float(row[column]):.{digits}f}"
+    """Mean and standard deviation."""
+    text = f"{float(row[column]):.2f}"
     deviation = row[f"{column}: sd"]
-    return f"{text} ± {float(deviation):.{digits}f}" if deviation else text
+    return f"{text} ± {float(deviation):.2f}" if deviation else text
