@@ -58,7 +58,9 @@ def main() -> int:
         if source.error:
             raise SystemExit(str(source.error))
         model, loaded, cfg = open_subject(source, images, whole, args.device)
-        full = inspect_detector(model, loaded, whole, calibration, cfg.INPUT.FORMAT)
+        full = inspect_detector(
+            model, loaded, whole, calibration, cfg.INPUT.FORMAT, fingerprint=images.fingerprint
+        )
         row = {
             "checkpoint": source.name,
             "all images": f"{full.verdict.label} {full.verdict.score:.3f}",
@@ -66,7 +68,9 @@ def main() -> int:
         total += full.num_images
         for rate in args.error_rates:
             early = dataclasses.replace(whole, early_stop=True, early_stop_error_rate=rate)
-            seen = inspect_detector(model, loaded, early, calibration, cfg.INPUT.FORMAT)
+            seen = inspect_detector(
+                model, loaded, early, calibration, cfg.INPUT.FORMAT, fingerprint=images.fingerprint
+            )
             row[f"early at {rate:g}"] = f"{seen.verdict.label} {seen.verdict.score:.3f}"
             row[f"images at {rate:g}"] = f"{seen.num_images} of {full.num_images}"
             used[rate] += seen.num_images

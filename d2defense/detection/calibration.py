@@ -123,6 +123,15 @@ class Calibration:
             minimum_deviation=self._decision.minimum_deviation,
         )
 
+    def found_on(self, fingerprint: str) -> float | None:
+        """Share of the objects that its clean detectors find on images of this fingerprint.
+
+        None where it was made on others.
+        """
+        if fingerprint != self.fingerprint:
+            return None
+        return float(np.mean([profile.clean["objects_found"] for profile in self.profiles]))
+
     @property
     def threshold(self) -> float:
         """Of scans with all of its triggers."""

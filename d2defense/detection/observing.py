@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from d2defense.statistics import (
     Observation,
     ObservationSettings,
     found_objects,
+    found_terms,
+    object_rank_terms,
     reduce_probe,
 )
 
@@ -118,8 +121,13 @@ def _observe_batch(
     # Only detections that count as found, which saves most of the NMS.
     with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
         output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
-    classes, found = [image.classes for image in batch], _found(output, batch)
-    return reduce_probe(output, boxes, classes, found, settings)
+    classes = [image.classes for image in batch]
+    observed = reduce_probe(output, boxes, classes, _found(output, batch), settings)
+    if trigger is not None:
+        return observed
+    found = found_terms(_found(output, batch, of_any_class=True), list(map(len, boxes)))
+    ability = {"found_any_class": found, "object_rank": object_rank_terms(output, boxes)}
+    return replace(observed, ability=ability)
 
 
 def observe(
@@ -154,13 +162,13 @@ def _stack(
     return torch.stack(padded).to(device), sizes
 
 
-def _found(output: ProbeOutput, batch: Sequence[CleanImage]) -> Tensor:
+def _found(output: ProbeOutput, batch: Sequence[CleanImage], of_any_class: bool = False) -> Tensor:
     """Whether each object has a detection, of its own class where that is known; bool (M,)."""
     detections = output.detections
     objects = [len(image.boxes) for image in batch]
     return found_objects(
         torch.cat([image.boxes for image in batch]),
-        torch.cat([image.classes for image in batch]),
+        None if of_any_class else torch.cat([image.classes for image in batch]),
         torch.cat([found.pred_boxes.tensor for found in detections]).cpu(),
         torch.cat([found.pred_classes for found in detections]).cpu(),
         torch.cat([found.scores for found in detections]).cpu(),

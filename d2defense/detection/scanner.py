@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from d2defense.modeling import classification_modules
 from d2defense.statistics import STATISTICS, Observation
 
+from .ability import Ability
 from .bootstrap import Bootstrap, percentile_interval
 from .calibration import Calibration
 from .dominant import dominant_modules
@@ -55,6 +56,7 @@ def inspect_detector(
     calibration: Calibration,
     image_format: str,
     progress: Progress | None = None,
+    fingerprint: str = "",
 ) -> Inspection:
     """Scan a detector with clean images.
 
@@ -65,6 +67,8 @@ def inspect_detector(
         calibration: profiles of clean detectors.
         image_format: channel order of the images, "BGR" or "RGB".
         progress: told after every forward pass how much is done.
+        fingerprint: of the images; where the calibration was made on the same, what its clean
+            detectors find on them is what the images allow.
     """
     decision = DECISIONS[settings.decision]
     reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
@@ -76,7 +80,13 @@ def inspect_detector(
     seen = survey_detector(model, images, settings, image_format, progress, order, watch)
     stopped = certain[0] if certain else None
     inspection = _conclude(
-        seen, settings, decision, reference, stopped, classification_modules(model)
+        seen,
+        settings,
+        decision,
+        reference,
+        calibration.found_on(fingerprint),
+        stopped,
+        classification_modules(model),
     )
     if settings.early_stop:
         inspection.fields["early_stop"] = {
@@ -125,6 +135,7 @@ def _conclude(
     settings: ScanSettings,
     decision: Decision,
     reference: Reference,
+    allowed: float | None,
     certain: str | None,
     modules_of_classification: Sequence[str],
 ) -> Inspection:
@@ -134,7 +145,15 @@ def _conclude(
         seen.clean, seen.triggered, decision, reference.baseline, bootstrap, settings.confidence
     )
     ceiling = decision.ceiling(profile.clean, reference.baseline)
-    verdict = decide(score.value, score.interval, reference, ceiling, certain)
+    ability = Ability.of(seen.clean, allowed)
+    verdict = decide(
+        score.value,
+        score.interval,
+        reference,
+        ceiling,
+        ability,
+        certain,
+    )
     triggers = [
         {
             "name": name,
@@ -153,6 +172,10 @@ def _conclude(
         )
     fields = {
         "clean": {name: _number(value) for name, value in profile.clean.items()},
+        "ability": {
+            name: _number(value) if isinstance(value, float) else value
+            for name, value in asdict(ability).items()
+        },
         "triggers": triggers,
         "histogram": {
             "edges": torch.linspace(0, 1, settings.observation.num_bins + 1).tolist(),

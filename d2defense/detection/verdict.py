@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .ability import Ability
 from .reference import Reference
 
 CLEAN = "clean"
@@ -13,12 +14,18 @@ UNCERTAIN = "uncertain"
 ERROR = "error"
 
 
+# A weak detector's objects are near the edge of being lost; more than this share of what it could
+# lose must go before that is held against it.
+_WEAK_SHARE = 0.5
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a scan concludes.
 
     Attributes:
         label: "clean", "backdoored" or "uncertain".
+        reason: why, in one sentence.
         score: of the checkpoint.
         interval: bootstrap confidence interval of the score over images.
         threshold: of the calibration.
@@ -26,6 +33,7 @@ class Verdict:
     """
 
     label: str
+    reason: str
     score: float
     interval: tuple[float, float]
     threshold: float
@@ -37,27 +45,57 @@ def decide(
     interval: tuple[float, float],
     reference: Reference,
     ceiling: float,
+    ability: Ability,
     certain: str | None = None,
 ) -> Verdict:
     """Compare a score with what clean detectors score.
 
     The verdict is certain where the whole confidence interval lies on one side of the threshold.
-    Only a detector that could have scored above the threshold can be called clean: one that does
-    not see the objects in the first place, because its config shrinks the images or because it
-    was trained for others, cannot lose them either.
+    Only a detector that could have scored above the threshold, and that does on the clean images
+    what detectors do, can be called clean: one that does not see the objects in the first place,
+    because its config shrinks the images or because it was trained for others, cannot lose them
+    either. A weak one is no suspect for losing a few more.
 
     Args:
         score: of the checkpoint.
         interval: its confidence interval.
         reference: what clean detectors do under the same triggers.
         ceiling: the score that the detector would have if every object vanished.
+        ability: what it does with the images as they are.
         certain: the verdict of a sequential test, which takes the place of the interval's.
     """
     threshold = reference.threshold
+    label, reason = _judge(interval, threshold, ceiling, ability, certain)
+    return Verdict(label, reason, score, interval, threshold, reference.p_value(score))
+
+
+def _judge(
+    interval: tuple[float, float],
+    threshold: float,
+    ceiling: float,
+    ability: Ability,
+    certain: str | None,
+) -> tuple[str, str]:
     low, high = interval
-    label = UNCERTAIN
+    obstacle = ability.obstacle()
+    if obstacle:
+        return UNCERTAIN, obstacle
     if certain == BACKDOORED or (certain is None and low > threshold):
-        label = BACKDOORED
-    elif threshold < ceiling and (certain == CLEAN or (certain is None and high <= threshold)):
-        label = CLEAN
-    return Verdict(label, score, interval, threshold, reference.p_value(score))
+        if ability.is_weak and not low > _WEAK_SHARE * ceiling:
+            return UNCERTAIN, (
+                f"it finds only {ability.found_any_class:.0%} of the objects without any trigger, "
+                "and loses no more under one than a weak clean detector may: calibrate on "
+                "detectors of its kind, or give images that it was trained for"
+            )
+        return BACKDOORED, "it reacts to a trigger far more than clean detectors do"
+    if not threshold < ceiling:
+        return UNCERTAIN, (
+            "it sees so little on the clean images that it has nothing to lose: give images of the "
+            "kind that it was trained for"
+        )
+    if certain == CLEAN or (certain is None and high <= threshold):
+        obstacle = ability.obstacle_to_clean()
+        if obstacle:
+            return UNCERTAIN, obstacle
+        return CLEAN, "it reacts to none of the triggers that were tried"
+    return UNCERTAIN, "the score's interval includes the threshold: more images would tell"

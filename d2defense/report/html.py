@@ -286,10 +286,11 @@ def _summary(result: Result) -> str:
     bounds = text.interval(result["score_interval"])
     words = {
         "backdoored": f"The score {score} {bounds} lies above the threshold {threshold}.",
-        "uncertain": f"The interval {bounds} of the score {score} includes the threshold "
-        f"{threshold}: more images would tell.",
+        "uncertain": f"The score is {score} {bounds}, the threshold {threshold}.",
         "clean": f"The score {score} {bounds} lies below the threshold {threshold}.",
     }.get(result["verdict"], "")
+    if result.get("reason"):
+        words += f" Reason: {result['reason']}."
     if result["verdict"] != "clean":
         if result["worst_trigger"]:
             words += f" Worst trigger: {result['worst_trigger']}."

@@ -106,6 +106,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "dataset": None,
         "settings": {},
         "verdict": "error",
+        "reason": None,
         "score": None,
         "score_interval": None,
         "threshold": None,
@@ -114,6 +115,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "worst_trigger": None,
         "dominant_modules": [],
         "clean": None,
+        "ability": None,
         "triggers": [],
         "histogram": None,
         "early_stop": None,
@@ -133,6 +135,8 @@ def read_result(path: Path) -> Result:
     try:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
+        # Keys that results of before 0.2 lack.
+        result = {"reason": None, "ability": None} | result
     except OSError as reason:
         return error_result(
             path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)

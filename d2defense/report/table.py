@@ -29,6 +29,7 @@ _NAME_WIDTH = 40
 SUMMARY_FIELDS = (
     "name",
     "verdict",
+    "reason",
     "score",
     "score_low",
     "score_high",
@@ -89,6 +90,8 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
                 else text.DASH,
             )
         )
+        if result["verdict"] == "uncertain" and result.get("reason"):
+            errors.append(f"{name}: uncertain: {text.printable(result['reason'])}")
         if result["error"]:
             errors.append(f"{name}: {text.printable(result['error'])}")
         warnings += [f"{name}: warning: {text.printable(line)}" for line in result["warnings"]]
@@ -127,6 +130,7 @@ def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             {
                 "name": result["name"],
                 "verdict": result["verdict"],
+                "reason": result.get("reason"),
                 "score": result["score"],
                 "score_low": low,
                 "score_high": high,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured of a detector on images: sums per image, and which objects were found."""
 
+from .ability import found_terms, object_rank_terms
 from .found import (
     IOU_THRESHOLD,
     SCORE_THRESHOLD,
@@ -51,10 +52,12 @@ __all__ = [
     "confident_d",
     "confident_d_terms",
     "found_objects",
+    "found_terms",
     "gap",
     "gap_terms",
     "mean_foreground",
     "mean_objectness",
+    "object_rank_terms",
     "reduce_probe",
     "target_mean_terms",
     "tau",

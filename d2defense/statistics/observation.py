@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.config import CfgNode
@@ -93,21 +93,29 @@ class Observation:
     Attributes:
         terms: of every statistic of :data:`STATISTICS`, by name, each of shape (G,).
         histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals.
+        ability: of images as they are, terms that say what the detector can do with them:
+            ``found_any_class`` and ``object_rank``, each of shape (G,); empty under a trigger.
     """
 
     terms: dict[str, Terms]
     histogram: Tensor
+    ability: dict[str, Terms] = field(default_factory=dict)
 
     @classmethod
     def join(cls, parts: Sequence[Observation]) -> Observation:
         """The images of several observations, one after another."""
         return cls(
-            {
-                name: Terms(*map(torch.cat, zip(*(p.terms[name] for p in parts), strict=True)))
-                for name in parts[0].terms
-            },
+            _join_terms([part.terms for part in parts]),
             torch.stack([part.histogram for part in parts]).sum(0),
+            _join_terms([part.ability for part in parts]),
         )
+
+
+def _join_terms(parts: Sequence[dict[str, Terms]]) -> dict[str, Terms]:
+    return {
+        name: Terms(*map(torch.cat, zip(*(part[name] for part in parts), strict=True)))
+        for name in parts[0]
+    }
 
 
 def reduce_probe(

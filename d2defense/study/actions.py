@@ -167,11 +167,17 @@ def scan(
     source = _source(workplace.folder / model["checkpoint"])
     detector, clean, detector_cfg = open_subject(source, images, scan_settings, workplace.device)
     inspection = inspect_detector(
-        detector, clean, scan_settings, calibration, detector_cfg.INPUT.FORMAT
+        detector,
+        clean,
+        scan_settings,
+        calibration,
+        detector_cfg.INPUT.FORMAT,
+        fingerprint=images.fingerprint,
     )
     verdict = inspection.verdict
     return {
         "verdict": verdict.label,
+        "reason": verdict.reason,
         "score": verdict.score,
         "threshold": verdict.threshold,
         "worst_trigger": inspection.worst_trigger,

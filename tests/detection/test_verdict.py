@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from d2defense.detection.ability import Ability
 from d2defense.detection.bootstrap import Bootstrap
 from d2defense.detection.dominant import dominant_modules
 from d2defense.detection.score import FALL, checkpoint_score
@@ -17,6 +19,17 @@ from d2defense.statistics import Observation, Terms
 @pytest.fixture
 def reference(make_calibration):
     return make_calibration(((0.05, 0), (0.11, 0), (0.07, 0), (0.13, 0))).reference
+
+
+ABLE = Ability(
+    num_images=50,
+    num_found=100,
+    found=0.95,
+    found_any_class=0.97,
+    rank=0.99,
+    allowed=1.0,
+    knows_classes=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +44,7 @@ def reference(make_calibration):
 )
 def test_verdict_is_certain_where_the_interval_is_on_one_side(reference, low, high, label):
     low, high = low + reference.threshold, high + reference.threshold
-    verdict = decide((low + high) / 2, (low, high), reference, ceiling=0.9)
+    verdict = decide((low + high) / 2, (low, high), reference, ceiling=0.9, ability=ABLE)
     assert verdict.label == label
     assert verdict.interval == (low, high)
     assert verdict.threshold == reference.threshold
@@ -42,12 +55,63 @@ def test_verdict_is_certain_where_the_interval_is_on_one_side(reference, low, hi
 @pytest.mark.parametrize("certain", [None, "clean"])
 def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(reference, share, certain):
     ceiling = share * reference.threshold
-    assert decide(0.0, (0.0, 0.0), reference, ceiling, certain).label == "uncertain"
+    assert decide(0.0, (0.0, 0.0), reference, ceiling, ABLE, certain).label == "uncertain"
 
 
 @pytest.mark.parametrize("certain", ["clean", "backdoored"])
 def test_a_sequential_verdict_stands(reference, certain):
-    assert decide(0.1, (0.0, 0.9), reference, 0.9, certain).label == certain
+    assert decide(0.1, (0.0, 0.9), reference, 0.9, ABLE, certain).label == certain
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_images": 4}, "too little evidence"),
+        ({"num_found": 9, "num_images": 9}, "too little evidence"),
+        ({"found_any_class": 0.15, "found": 0.15, "allowed": None}, "15% of the objects"),
+        ({"found_any_class": math.nan, "found": math.nan}, "of the objects"),
+        ({"num_found": 0, "num_images": 0, "found": 0.0, "found_any_class": 0.0}, "0% of"),
+        ({"rank": 0.5}, "hardly tell objects from background"),
+        ({"rank": math.nan}, "hardly tell objects from background"),
+    ],
+)
+def test_what_cannot_be_judged_is_uncertain_whatever_it_scores(reference, change, reason):
+    ability = dataclasses.replace(ABLE, **change)
+    for score in (0.0, 0.9):
+        for certain in (None, "clean", "backdoored"):
+            verdict = decide(score, (score, score), reference, 0.95, ability, certain)
+            assert verdict.label == "uncertain"
+            assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"knows_classes": False}, "class map"),
+        ({"found": 0.02}, "another order"),
+        ({"found_any_class": 0.7, "found": 0.7}, "clean detectors find 100%"),
+    ],
+)
+def test_what_was_not_looked_at_is_not_clean(reference, change, reason):
+    ability = dataclasses.replace(ABLE, **change)
+    verdict = decide(0.0, (0.0, 0.0), reference, 0.9, ability)
+    assert verdict.label == "uncertain"
+    assert reason in verdict.reason
+    assert decide(0.9, (0.8, 0.9), reference, 0.95, ability).label == "backdoored"
+
+
+def test_a_weak_detector_is_no_suspect_for_losing_a_little_more(reference):
+    weak = dataclasses.replace(ABLE, found=0.66, found_any_class=0.66)
+    low = reference.threshold + 0.01
+    verdict = decide(low, (low, low + 0.1), reference, 0.7, weak)
+    assert verdict.label == "uncertain"
+    assert "66%" in verdict.reason
+    assert decide(low, (low, low + 0.1), reference, 0.7, ABLE).label == "backdoored"
+
+
+def test_where_the_images_allow_little_finding_little_is_no_obstacle(reference):
+    ability = dataclasses.replace(ABLE, found=0.2, found_any_class=0.2, allowed=0.22)
+    assert decide(0.0, (0.0, 0.0), reference, 0.9, ability).label == "clean"
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         task.calibration,
         cfg.INPUT.FORMAT,
         progress=progress,
+        fingerprint=dataset.fingerprint,
     )
     scanned = time.perf_counter() - start
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
@@ -151,6 +152,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         },
         "settings": settings.as_dict(),
         "verdict": verdict.label,
+        "reason": verdict.reason,
         "score": verdict.score,
         "score_interval": list(verdict.interval),
         "threshold": verdict.threshold,
