@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.checkpoint import CheckpointError
     from d2defense.data import DatasetError
     from d2defense.detection import CalibrationError, ScanSettings, check_false_alarm_rate
-    from d2defense.workflows.calibrate import calibrate
+    from d2defense.workflows.calibration import calibrate
 
     configure_logging()
     dataset = dataset_source(args, args.parser)

@@ -86,7 +86,7 @@ def _draw(name: str, count: int, path: Path) -> None:
     from detectron2.data import MetadataCatalog
 
     from d2defense.data import load_dataset
-    from d2defense.data.contact_sheet import contact_sheet, encode_png
+    from d2defense.data.preview import contact_sheet, encode_png
     from d2defense.files import write_bytes
 
     sheet = contact_sheet(load_dataset(name), MetadataCatalog.get(name).thing_classes, count)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
     from d2defense.report.table import format_table
     from d2defense.workflows.demo import run_demo
-    from d2defense.workflows.evaluate import format_evaluation
+    from d2defense.workflows.evaluation import format_evaluation
 
     configure_logging()
     cfg = defense_config(args, args.parser)

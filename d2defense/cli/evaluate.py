@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.data import DatasetError
     from d2defense.files import write_json
     from d2defense.statistics import ObservationSettings
-    from d2defense.workflows.evaluate import evaluate, format_evaluation
+    from d2defense.workflows.evaluation import evaluate, format_evaluation
 
     configure_logging()
     dataset = dataset_source(args, args.parser)

@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what is open, write the report, and print what the results are held to."""
     from d2defense.study.report import bars_table
-    from d2defense.study.reproduce import planned, report_of, reproduce
+    from d2defense.study.reproduction import planned, report_of, reproduce
     from d2defense.workflows.scan.lock import output_lock
     from d2defense.workflows.scan.options import UsageError
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the specimens and print their table."""
-    from d2defense.workflows.evaluate import format_evaluation
+    from d2defense.workflows.evaluation import format_evaluation
     from d2defense.workflows.specimens import (
         CALIBRATION_MODELS,
         SPECIMENS,

@@ -29,7 +29,7 @@ from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .fine_tuning import ProgressHook, log_to_file
 
 FALSE_ALARM_RATE = 0.01

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from d2defense.evaluation import AP_METRICS
-from d2defense.workflows.evaluate import format_evaluation
+from d2defense.workflows.evaluation import format_evaluation
 
 
 def evaluation(name: str, asr: float | None, gap: float | None = 0.25) -> dict:
