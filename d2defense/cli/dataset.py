@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate or load datasets and show what is in them.
+"""Generate, check or load datasets and show what is in them.
+
+Of data of your own, everything that is wrong with the annotations and every image that cannot be
+read is listed.
 
 d2defense dataset
 d2defense dataset synth_signs_val_512px --contact-sheet sheet.png
@@ -13,11 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import configure_logging
 
+if TYPE_CHECKING:
+    from d2defense.data.coco import Findings
+
 NAME = "dataset"
-HELP = "generate, load or split datasets, count their objects and draw a contact sheet"
+HELP = "generate, check or split datasets, count their objects and draw a contact sheet"
 
 DEFAULT_NAMES = ("synth_signs_train", "synth_signs_defender", "synth_signs_val")
 
@@ -82,6 +89,22 @@ def _show(name: str) -> None:
     print(tabulate(rows, headers=("class", "objects", "images")), end="\n\n")
 
 
+def _list_findings(findings: Findings) -> None:
+    for finding in findings:
+        print(f"{finding.kind.outcome}: {finding}")
+
+
+def _check_images(name: str) -> bool:
+    """List the images that cannot be used; whether there are none."""
+    from d2defense.data import load_dataset
+    from d2defense.data.image_files import unusable_images
+
+    unusable = unusable_images(load_dataset(name), decode=False)
+    for image in unusable:
+        print(f"error: image {image.image_id} cannot be used: {image}")
+    return not unusable
+
+
 def _draw(name: str, count: int, path: Path) -> None:
     from detectron2.data import MetadataCatalog
 
@@ -100,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 2 with one line on standard error when a dataset cannot be used.
     """
-    from d2defense.data import DatasetError, DatasetSource
+    from d2defense.data import DatasetError
+    from d2defense.data.coco import FindingsError
 
     if bool(args.dataset_json) != bool(args.image_root):
         args.parser.error("--dataset-json and --image-root go together")
@@ -110,20 +134,38 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--split divides your own data: give --dataset-json and --image-root")
     configure_logging()
     try:
-        sources = [DatasetSource(name) for name in args.names]
-        if args.dataset_json:
-            sources.insert(0, DatasetSource(args.dataset_json, args.dataset_json, args.image_root))
-        names = [source.ensure() for source in sources] or list(DEFAULT_NAMES)
-        for name in names:
-            _show(name)
-        if args.contact_sheet:
-            _draw(names[0], args.images, args.contact_sheet)
-        if args.split:
-            from d2defense.data.split import split_coco
-
-            files = split_coco(args.dataset_json, args.split, args.defender_images, args.seed)
-            print("defender's set: {}\nall others: {}".format(*files))
+        return _run(args)
+    except FindingsError as error:
+        _list_findings(error.findings)
+        print(f"error: {args.dataset_json}: cannot be used", file=sys.stderr)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from detectron2.data import MetadataCatalog
+
+    from d2defense.data import DatasetSource
+    from d2defense.data.coco import register_coco_dataset
+    from d2defense.data.split import split_coco
+
+    sources = [DatasetSource(name) for name in args.names]
+    code = 0
+    if args.dataset_json:
+        own = args.dataset_json
+        sources.insert(0, DatasetSource(own, own, args.image_root))
+        _list_findings(register_coco_dataset(own, own, args.image_root))
+        if not _check_images(own):
+            print(f"error: {own}: some images cannot be used", file=sys.stderr)
+            code = 2
+    names = [source.ensure() for source in sources] or list(DEFAULT_NAMES)
+    for name in names:
+        _show(name)
+    if args.contact_sheet:
+        _draw(names[0], args.images, args.contact_sheet)
+    if args.split:
+        corrected = Path(MetadataCatalog.get(args.dataset_json).json_file)
+        files = split_coco(corrected, args.split, args.defender_images, args.seed)
+        print("defender's set: {}\nall others: {}".format(*files))
+    return code

@@ -31,7 +31,8 @@ def _canonical(content: Any) -> bytes:
 def _record_digest(record: dict[str, Any]) -> str:
     path = Path(record["file_name"])
     try:
-        image = hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as stream:
+            image = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DatasetError(f"{path}: image cannot be read: {error.strerror}") from error
     annotations = sorted(

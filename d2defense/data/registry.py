@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from d2defense.data.errors import DatasetError
 from d2defense.data.synth_signs.register import generate_registered, register_name
 from d2defense.data.synth_signs.splits import parse_dataset_name
+from d2defense.text import shorten
 
 
 def _unknown(name: str) -> DatasetError:
@@ -58,8 +58,9 @@ def load_dataset(name: str) -> list[dict]:
     ensure_dataset(name)
     try:
         dicts = DatasetCatalog.get(name)
-    except (OSError, KeyError, AssertionError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{name}: cannot be loaded: {error}") from error
+    except Exception as error:  # a loader of anyone's, on files of anyone's
+        reason = shorten(error, 300) or type(error).__name__
+        raise DatasetError(f"{name}: cannot be loaded: {reason}") from error
     if not dicts:
         raise DatasetError(f"{name}: the dataset has no images")
     if not any(record.get("annotations") for record in dicts):

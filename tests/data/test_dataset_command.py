@@ -77,12 +77,50 @@ def test_a_sheet_that_cannot_be_written_is_an_error(own, tmp_path, capsys):
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_an_image_that_cannot_be_read_is_named(own, tmp_path, capsys):
+def test_every_image_that_cannot_be_used_is_named(own, capsys):
     (own.image_root / "000002.png").write_bytes(b"not an image")
+    (own.image_root / "000004.png").unlink()
     files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
-    assert run(*files, "--contact-sheet", tmp_path / "sheet.png") == 2
-    error = capsys.readouterr().err
-    assert "000002.png: image cannot be read" in error and error.count("\n") == 1
+    assert run(*files) == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()[:2]
+    assert [line.split(": ", 2)[1:] for line in lines] == [
+        ["image 3 cannot be used", f"{own.image_root}/000002.png: no image of a known format"],
+        ["image 5 cannot be used", f"{own.image_root}/000004.png: does not exist"],
+    ]
+    assert captured.err == f"error: {own.json_file}: some images cannot be used\n"
+
+
+def test_all_that_is_wrong_is_listed(own, capsys):
+    document = json.loads(own.json_file.read_text())
+    first, second, third = document["annotations"][:3]
+    first["bbox"][2] *= -1
+    del second["area"]
+    third["bbox"][0] = float("nan")
+    own.json_file.write_text(json.dumps(document))
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "put right: annotations without an area: 1 (2); that of the mask, else of the box",
+        "error: boxes with NaN or infinity: 1 (3)",
+        "error: boxes of negative width or height: 1 (1)",
+    ]
+    assert captured.err == f"error: {own.json_file}: cannot be used\n"
+
+
+def test_a_split_is_one_of_the_corrected_file(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("D2DEFENSE_CACHE", str(tmp_path / "cache"))
+    document = json.loads(own.json_file.read_text())
+    for annotation in document["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    own.json_file.write_text(json.dumps(document))
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--split", tmp_path / "split", "--defender-images", 3) == 0
+    assert "put right: annotations without 'iscrowd'" in capsys.readouterr().out
+    for name in ("defender.json", "rest.json"):
+        part = json.loads((tmp_path / "split" / name).read_text())
+        assert all(a["area"] > 0 and a["iscrowd"] == 0 for a in part["annotations"])
 
 
 def test_split_gives_two_sets_without_a_common_image(own, tmp_path, capsys):
