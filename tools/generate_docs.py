@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from pages.configs import configs
+from pages.findings import findings
 from pages.model_zoo import model_zoo
 from pages.options import options
 from pages.parts import parts
@@ -48,6 +49,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     blocks = {
         "recovery": recovery(tables),
         "specimens": specimens(),
+        "findings": findings(),
     }
 
     def block(found: re.Match[str]) -> str:

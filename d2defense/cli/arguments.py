@@ -44,6 +44,16 @@ def add_part_group(
     return parser.add_argument_group(title, "\n".join(lines))
 
 
+def add_skip_argument(parser: argparse.ArgumentParser) -> None:
+    """Whether a measurement or a training goes on without images that cannot be read."""
+    parser.add_argument(
+        "--skip-unusable",
+        action="store_true",
+        help="leave images of your own data out that cannot be read or have another size than the"
+        " annotations say, instead of ending",
+    )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Device and overrides of the defense's settings."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: as configured)")
@@ -63,7 +73,8 @@ def dataset_source(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
     if bool(args.dataset_json) != bool(args.image_root):
         parser.error("--dataset-json and --image-root go together")
     if args.dataset_json:
-        return DatasetSource(args.dataset_json, args.dataset_json, args.image_root)
+        skip = getattr(args, "skip_unusable", False)
+        return DatasetSource(args.dataset_json, args.dataset_json, args.image_root, skip)
     if not args.dataset:
         parser.error("no dataset: give --dataset NAME, or --dataset-json and --image-root")
     return DatasetSource(args.dataset)

@@ -17,6 +17,7 @@ from pathlib import Path
 from .arguments import (
     add_common_arguments,
     add_dataset_arguments,
+    add_skip_argument,
     configure_logging,
     dataset_source,
     defense_config,
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write JSON")
     add_dataset_arguments(parser)
+    add_skip_argument(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
 

@@ -22,6 +22,7 @@ from .arguments import (
     add_common_arguments,
     add_dataset_arguments,
     add_part_group,
+    add_skip_argument,
     configure_logging,
     dataset_source,
     defense_config,
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--test-dataset-json", metavar="FILE", help="COCO annotations of your own")
     group.add_argument("--test-image-root", metavar="DIR", help="folder of their images")
+    add_skip_argument(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
 
@@ -163,5 +165,6 @@ def _test_source(args: argparse.Namespace) -> DatasetSource | None:
     if bool(args.test_dataset_json) != bool(args.test_image_root):
         args.parser.error("--test-dataset-json and --test-image-root go together")
     if args.test_dataset_json:
-        return DatasetSource(args.test_dataset_json, args.test_dataset_json, args.test_image_root)
+        json_file = args.test_dataset_json
+        return DatasetSource(json_file, json_file, args.test_image_root, args.skip_unusable)
     return DatasetSource(args.test_dataset) if args.test_dataset else None

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import argparse
 
+from .arguments import add_skip_argument
+
 NAME = "train"
 HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
 
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of their images",
     )
+    add_skip_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
         "--eval-only",

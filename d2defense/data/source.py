@@ -77,7 +77,7 @@ class DatasetSource:
             if self.json_file is None:
                 raise DatasetError(line)
             if not self.skip_unusable:
-                raise DatasetError(f"{line}; --skip-unreadable leaves them out")
+                raise DatasetError(f"{line}; --skip-unusable leaves them out")
             check_share(line, len(unusable), len(records))
             logger.warning("%s; left out", line)
             leave_out_images(self.name, [image.image_id for image in unusable])

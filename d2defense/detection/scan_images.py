@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.data.fingerprint import dataset_fingerprint
+from d2defense.data.image_files import check_share, describe_unusable, unusable_images
 
 from .images import sample_records
 from .settings import ScanSettings
@@ -24,22 +25,37 @@ class ScanImages:
         records: Detectron2's standard dataset dicts of the images drawn.
         class_names: of the dataset.
         fingerprint: SHA-256 over the records' pixels and annotations.
+        warnings: one line each: what was left out.
     """
 
     name: str
     records: list[dict[str, Any]]
     class_names: list[str]
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, dataset: DatasetSource, settings: ScanSettings) -> ScanImages:
         """Draw the images that ``settings`` asks for.
 
+        Of those drawn, images that cannot be used are left out. One of them would otherwise fail
+        every checkpoint; unlike a measurement, a verdict does not depend on one image.
+
         Raises:
-            DatasetError: the dataset is unknown, incomplete or shows no object.
+            DatasetError: the dataset is unknown, incomplete or shows no object, or more than half
+                of the images cannot be used.
         """
         records = sample_records(dataset.load(), settings.max_images, settings.seed)
         if not records:
             raise DatasetError(f"{dataset.name}: no image shows an object")
+        unusable = unusable_images(records)
+        warnings = []
+        if unusable:
+            line = describe_unusable(dataset.name, unusable, len(records))
+            check_share(line, len(unusable), len(records))
+            warnings.append(f"{line}; left out")
+            left_out = {image.file_name for image in unusable}
+            records = [record for record in records if record["file_name"] not in left_out]
         names = list(MetadataCatalog.get(dataset.name).get("thing_classes", []))
-        return cls(dataset.name, records, names, dataset_fingerprint(records))
+        fingerprint = dataset_fingerprint(records)
+        return cls(dataset.name, records, names, fingerprint, tuple(warnings))

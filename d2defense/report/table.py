@@ -66,7 +66,8 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
 
     Control characters in names are shown escaped, so that a file name cannot drive the terminal.
     """
-    rows, errors, warnings, notes = [], [], [], []
+    rows, errors, notes = [], [], []
+    warned: dict[str, list[str]] = {}
     for result in by_severity(results):
         name = text.shorten(result["name"], _NAME_WIDTH)
         found = statistic_of_worst_trigger(result, "objects_found")
@@ -94,7 +95,8 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
             errors.append(f"{name}: uncertain: {text.printable(result['reason'])}")
         if result["error"]:
             errors.append(f"{name}: {text.printable(result['error'])}")
-        warnings += [f"{name}: warning: {text.printable(line)}" for line in result["warnings"]]
+        for line in result["warnings"]:
+            warned.setdefault(text.printable(line), []).append(name)
         copies = (result["checkpoint"] or {}).get("copies") or []
         notes += [f"{name}: the same bytes: {text.printable(path)}" for path in copies]
     parts = []
@@ -112,6 +114,10 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
         parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
     notes += [text.printable(f"left out: {path}: {reason}") for path, reason in left_out]
+    warnings = [
+        f"{names[0] if len(names) == 1 else f'{len(names)} checkpoints'}: warning: {line}"
+        for line, names in warned.items()
+    ]
     for lines in (errors + warnings, notes):
         if lines:
             parts.append("\n".join(lines))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from d2defense.detection import (
     open_subject,
     survey_detector,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -47,6 +50,8 @@ def calibrate(
     check_false_alarm_rate(false_alarm_rate)
     sources = find_checkpoints(paths, only_final=True)
     images = ScanImages.load(dataset, settings)
+    for line in images.warnings:
+        logger.warning("%s", line)
     profiles = []
     for source in tqdm(sources, desc="calibrate", unit="model", disable=None):
         if source.error:

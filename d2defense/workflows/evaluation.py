@@ -40,10 +40,10 @@ def evaluate(
         One dict a checkpoint: its ``name``, ``error`` (None or one line), and the evaluation.
 
     Raises:
-        DatasetError: the dataset cannot be used.
+        DatasetError: the dataset cannot be used, or an image of it cannot.
     """
-    dataset.load()
-    name = dataset.ensure()
+    dataset.load_usable()
+    name = dataset.name
     results = []
     for source in find_checkpoints(paths, only_final=True):
         try:

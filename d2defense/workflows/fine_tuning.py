@@ -26,7 +26,7 @@ from d2defense.files import write_bytes
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.removal import RemovalTrainer, removal_config
 
-from .classes import check_classes
+from .labels import prepare_training
 
 # With patches a reset removes no more and costs AP.
 DEFAULT_METHOD = "patch_augmentation"
@@ -85,7 +85,8 @@ def fine_tune(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        DatasetError: the dataset cannot be used, or its classes are not the detector's.
+        DatasetError: the dataset cannot be used, or has not what the detector learns
+            (:func:`~.labels.prepare_training`).
         ValueError: an unknown method, module group or override, or an output folder that is the
             checkpoint's own.
     """
@@ -121,8 +122,7 @@ def fine_tuning_config(
     add_part_config(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     merge_overrides(cfg, options.overrides)
-    dataset.load()
-    check_classes(dataset.name, cfg)
+    prepare_training(dataset, cfg)
     cfg = removal_config(
         cfg,
         source.weights,

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -29,16 +26,18 @@ class OwnData:
         image_roots: Sequence[str],
         test_json_files: Sequence[str] = (),
         test_image_roots: Sequence[str] = (),
+        skip_unusable: bool = False,
     ) -> OwnData:
         """Datasets from pairs of an annotation file and an image folder.
 
         Without pairs for evaluation, the first pair is trained on and a second one evaluated on.
+        ``skip_unusable`` as of :class:`DatasetSource`.
 
         Raises:
             ValueError: an annotation file without folder or the reverse, or no role for a pair.
         """
-        train = _sources(json_files, image_roots, "")
-        test = _sources(test_json_files, test_image_roots, "test-")
+        train = _sources(json_files, image_roots, "", skip_unusable)
+        test = _sources(test_json_files, test_image_roots, "test-", skip_unusable)
         if test:
             return cls(train, test)
         if len(train) > 2:
@@ -71,34 +70,19 @@ class OwnData:
         cfg.DATASETS.TEST = tuple(source.name for source in self.test)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes[0])
 
-    def check(self, cfg: CfgNode) -> None:
-        """Check that the annotations have what the detector learns; name the keypoints.
-
-        Raises:
-            DatasetError: masks or keypoints are missing from an annotation.
-        """
-        needed = {"segmentation": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-        for source in (*self.train, *self.test):
-            records = source.load()
-            for key, used in needed.items():
-                if used and not all(
-                    item.get(key) for record in records for item in record["annotations"]
-                ):
-                    switch = "MASK_ON" if key == "segmentation" else "KEYPOINT_ON"
-                    raise DatasetError(
-                        f"{source.name}: an annotation has no {key!r}, which MODEL.{switch} needs"
-                    )
-            if cfg.MODEL.KEYPOINT_ON:
-                _name_keypoints(source, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+    def source(self, name: str) -> DatasetSource:
+        """What stands behind the name of a dataset: one of these, or a registered one."""
+        of_name = {source.name: source for source in (*self.train, *self.test)}
+        return of_name.get(name, DatasetSource(name))
 
 
 def _sources(
-    json_files: Sequence[str], image_roots: Sequence[str], role: str
+    json_files: Sequence[str], image_roots: Sequence[str], role: str, skip_unusable: bool
 ) -> tuple[DatasetSource, ...]:
     if len(json_files) != len(image_roots):
         raise ValueError(f"give --{role}dataset-json and --{role}image-root in pairs")
     return tuple(
-        DatasetSource(json_file, json_file, root)
+        DatasetSource(json_file, json_file, root, skip_unusable)
         for json_file, root in zip(json_files, image_roots, strict=True)
     )
 
@@ -106,20 +90,3 @@ def _sources(
 def _classes(source: DatasetSource) -> list[str]:
     source.load()
     return MetadataCatalog.get(source.name).thing_classes
-
-
-def _name_keypoints(source: DatasetSource, count: int) -> None:
-    """Tell Detectron2 the keypoints' names and which trade places in a mirrored image."""
-    document: dict[str, Any] = json.loads(Path(source.json_file).read_text(encoding="utf-8"))
-    named = [tuple(item["keypoints"]) for item in document["categories"] if item.get("keypoints")]
-    if not named or any(len(names) != count for names in named):
-        raise DatasetError(
-            f"{source.name}: no category lists {count} 'keypoints' by name, as many as "
-            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS says"
-        )
-    names = named[0]
-    mirrored = [(name, name.replace("left", "right")) for name in names if "left" in name]
-    MetadataCatalog.get(source.name).set(
-        keypoint_names=names,
-        keypoint_flip_map=tuple(pair for pair in mirrored if pair[1] in names),
-    )

@@ -27,6 +27,7 @@ from d2defense.report.html import REPORT_FILE, write_repair_report
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
 from .fine_tuning import FineTuned, FineTuningOptions, fine_tune, fine_tuning_config
+from .labels import require_objects
 from .scan import find_sources, scan
 
 SUMMARY_FILE = "report.json"
@@ -88,6 +89,9 @@ def repair_checkpoint(
         module_group_parameters(build_model(cfg), list(options.modules))
     measured = test or defender
     if test is not None:
+        # Else it would be found wrong after the fine-tuning.
+        require_objects(test.name, test.load_usable())
+        check_classes(test.name, cfg)
         check_disjoint(defender.name, defender.load(), test.name, test.load())
     if evidence is not None:
         before = load_evidence(evidence, source)

@@ -25,7 +25,6 @@ from d2defense.attacks import Trigger
 from d2defense.checkpoint import load_weights
 from d2defense.checkpoint.output_folder import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
-from d2defense.data import ensure_dataset
 from d2defense.devices import resolve_device
 from d2defense.engine import Trainer, TrainingCheckpointer, provenance
 from d2defense.files import write_bytes
@@ -35,6 +34,7 @@ from d2defense.registry import ATTACK_REGISTRY
 from d2defense.removal import RemovalTrainer
 from d2defense.statistics import ObservationSettings
 
+from .labels import prepare_evaluation, prepare_training
 from .own_data import OwnData
 
 DIVERGED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -88,11 +88,14 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_d2defense_cfg()
     merge_config_file(cfg, args.config_file)
     own_data = OwnData.from_options(
-        args.dataset_json, args.image_root, args.test_dataset_json, args.test_image_root
+        args.dataset_json,
+        args.image_root,
+        args.test_dataset_json,
+        args.test_image_root,
+        args.skip_unusable,
     )
     own_data.apply(cfg)
     cfg.merge_from_list(args.opts)
-    own_data.check(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
         known = ", ".join(ATTACK_REGISTRY.choices())
@@ -104,9 +107,12 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     for key, needed in (("TRAIN", not args.eval_only), ("TEST", args.eval_only)):
         if needed and not cfg.DATASETS[key]:
             raise ValueError(f"DATASETS.{key} is empty, and no --dataset-json takes its place")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        ensure_dataset(name)
     _check_weights(cfg, args)
+    if not args.eval_only:
+        for name in cfg.DATASETS.TRAIN:
+            prepare_training(own_data.source(name), cfg, decode=False)
+    for name in cfg.DATASETS.TEST:
+        prepare_evaluation(own_data.source(name), cfg, decode=False)
     cfg = instrument_config(cfg)
     cfg.freeze()
     return cfg

@@ -126,6 +126,24 @@ def test_sections_that_are_missing_or_empty(folder, document, section):
     assert_refused(folder, "no object")
 
 
+def test_a_folder_without_any_of_the_images(folder, document):
+    (folder / "images").mkdir()
+    (folder / "annotations.json").write_text(json.dumps(document))
+    for name in ("a.png", "b.png"):
+        (folder / name).rename(folder / "images" / name)
+    assert_refused(
+        folder, r"holds none of the images that .*annotations\.json lists, such as a\.png$"
+    )
+    for image in document["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    (folder / "annotations.json").write_text(json.dumps(document))
+    assert_refused(folder, rf"such as images/a\.png; {folder} does$", image_root="images")
+    for image in document["images"]:
+        image["file_name"] = f"train/{image['file_name']}"
+    (folder / "annotations.json").write_text(json.dumps(document))
+    assert_refused(folder, "it has a.png, without the folder train/images$", image_root="images")
+
+
 def test_images_can_be_left_out_afterwards(folder, document):
     register(folder, document)
     leave_out_images(NAME, [4])

@@ -22,7 +22,6 @@ from d2defense.data.coco import Kind, Outcome, register_coco_dataset
 from d2defense.data.coco.register import FindingsError
 
 NAME = "mine"
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "dataset.md"
 Document = dict[str, list[dict[str, Any]]]
 
 
@@ -614,19 +613,3 @@ def test_encodings_that_pycocotools_cannot_read(folder, encoding):
     assert (
         len(COCO(MetadataCatalog.get(NAME).json_file).imgs) == len(DatasetCatalog.get(NAME)) == 10
     )
-
-
-def table_of_kinds() -> list[str]:
-    return [
-        "| what is looked for | then |",
-        "| --- | --- |",
-        *(
-            f"| {kind.what} | {': '.join(filter(None, (kind.outcome, kind.then)))} |"
-            for kind in Kind
-        ),
-    ]
-
-
-def test_the_documentation_lists_every_kind():
-    table = "\n".join(table_of_kinds())
-    assert table in DOCS.read_text(encoding="utf-8"), f"docs/dataset.md must hold\n{table}"

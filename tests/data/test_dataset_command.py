@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 
@@ -9,7 +8,7 @@ import cv2
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2defense.cli import dataset
+from d2defense.cli.main import main
 from d2defense.data.synth_signs.generate import generate_split
 
 
@@ -23,9 +22,7 @@ def logger_as_it_was():
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    dataset.add_arguments(parser)
-    return dataset.run(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["dataset", *map(str, arguments)])
 
 
 @pytest.fixture

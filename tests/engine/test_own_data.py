@@ -121,7 +121,9 @@ def test_roles_and_classes_must_be_clear(own_data, tmp_path, capfd):
 def test_annotations_must_hold_what_the_detector_learns(own_data, tmp_path, capfd, key, switch):
     without = own_data("without", drop=(key,))
     assert train(tmp_path / "out", {"--": [without]}, *switch) == 2
-    assert f"an annotation has no {key!r}, which {switch[0]} needs" in last_line(capfd)
+    what = {"segmentation": "no mask", "keypoints": "not 2 keypoints"}[key]
+    assert f"annotations with {what}: 2 (1, 2), which {switch[0]} needs" in last_line(capfd)
+    assert not (tmp_path / "out" / "metrics.json").exists()
     assert train(tmp_path / "out", {"--": [without]}) == 0
 
 

@@ -75,17 +75,20 @@ def register_coco_dataset(
         findings = check_document(document.content, image_root)
         if findings.of(Outcome.ERROR):
             raise FindingsError(json_file, findings)
+        _require_a_file(json_file, image_root, document.content["images"])
         corrections = findings.of(Outcome.CORRECTED)
         used = json_file
         if corrections or not document.is_plain:
             used = _write_copy(json_file, document.content)
         categories = document.content["categories"]
         classes = [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
+        keypoints = [names for names in map(_keypoint_names, categories) if names]
         del document
     _register(name, used, image_root)
     MetadataCatalog.get(name).set(
         # Known at once, so that the classes can be asked for before the data is loaded.
         thing_classes=classes,
+        category_keypoints=keypoints,
         source=source,
         findings=findings,
     )
@@ -115,10 +118,38 @@ def leave_out_images(name: str, image_ids: Collection[Any]) -> None:
             document[section] = kept
         used = _write_copy(Path(metadata.source[0]), document)
         del document
-    kept_metadata = {key: metadata.get(key) for key in ("thing_classes", "source", "findings")}
+    kept_metadata = {
+        key: metadata.get(key)
+        for key in ("thing_classes", "category_keypoints", "source", "findings")
+    }
     _forget(name)
     _register(name, used, Path(metadata.image_root))
     MetadataCatalog.get(name).set(**kept_metadata)
+
+
+def _require_a_file(json_file: Path, image_root: Path, images: list[dict[str, Any]]) -> None:
+    """Make sure that at least one image is there, else the folder is another one's.
+
+    Raises:
+        DatasetError: none is; the message says which folder would do, if one does.
+    """
+    if any((image_root / image["file_name"]).is_file() for image in images):
+        return
+    name = Path(images[0]["file_name"])
+    line = f"{image_root}: holds none of the images that {json_file} lists, such as {name}"
+    for folder in list(image_root.parents)[: len(name.parts)]:
+        if (folder / name).is_file():
+            raise DatasetError(f"{line}; {folder} does")
+    if (image_root / name.name).is_file():
+        raise DatasetError(f"{line}; it has {name.name}, without the folder {name.parent}")
+    raise DatasetError(line)
+
+
+def _keypoint_names(category: dict[str, Any]) -> tuple[str, ...]:
+    names = category.get("keypoints")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def _source(json_file: Path, image_root: Path) -> tuple[Any, ...]:

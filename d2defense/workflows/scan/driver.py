@@ -199,6 +199,7 @@ class _Driver:
             "checkpoint": files.facts,
             "scan_key": self._keys[source.name],
             "environment": result["environment"] | {"isolation": finished.isolation or None},
+            "warnings": [*finished.task.images.warnings, *result["warnings"]],
         }
         self._tell_missing(finished.isolation)
         folder = self._output_dir / source.name
