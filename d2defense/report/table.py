@@ -66,8 +66,10 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
 
     Control characters in names are shown escaped, so that a file name cannot drive the terminal.
     """
-    rows, errors, notes = [], [], []
-    warned: dict[str, list[str]] = {}
+    rows, notes = [], []
+    # By the line, so that what holds for all is said once.
+    errors: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     for result in by_severity(results):
         name = text.shorten(result["name"], _NAME_WIDTH)
         found = statistic_of_worst_trigger(result, "objects_found")
@@ -92,11 +94,11 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
             )
         )
         if result["verdict"] == "uncertain" and result.get("reason"):
-            errors.append(f"{name}: uncertain: {text.printable(result['reason'])}")
+            errors.setdefault(f"uncertain: {text.printable(result['reason'])}", []).append(name)
         if result["error"]:
-            errors.append(f"{name}: {text.printable(result['error'])}")
+            errors.setdefault(text.printable(result["error"]), []).append(name)
         for line in result["warnings"]:
-            warned.setdefault(text.printable(line), []).append(name)
+            warnings.setdefault(f"warning: {text.printable(line)}", []).append(name)
         copies = (result["checkpoint"] or {}).get("copies") or []
         notes += [f"{name}: the same bytes: {text.printable(path)}" for path in copies]
     parts = []
@@ -114,11 +116,11 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
         parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
     notes += [text.printable(f"left out: {path}: {reason}") for path, reason in left_out]
-    warnings = [
-        f"{names[0] if len(names) == 1 else f'{len(names)} checkpoints'}: warning: {line}"
-        for line, names in warned.items()
+    said = [
+        f"{names[0] if len(names) == 1 else f'{len(names)} checkpoints'}: {line}"
+        for line, names in (*errors.items(), *warnings.items())
     ]
-    for lines in (errors + warnings, notes):
+    for lines in (said, notes):
         if lines:
             parts.append("\n".join(lines))
     parts.append(describe_counts(count_verdicts(results)))

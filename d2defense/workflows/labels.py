@@ -45,8 +45,7 @@ def prepare_training(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) 
     check_classes(dataset.name, cfg)
     require_objects(dataset.name, records)
     _check_labels(dataset.name, records, cfg, crowds=False)
-    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and _has_run_length(records):
-        logger.warning("%s: has run-length masks: training takes bitmasks", dataset.name)
+    if cfg.MODEL.MASK_ON and _has_run_length(dataset.name, records):
         cfg.INPUT.MASK_FORMAT = "bitmask"
     if cfg.MODEL.KEYPOINT_ON:
         _name_keypoints(dataset.name, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
@@ -112,12 +111,18 @@ def _without(records: Records, crowds: bool, key: str, length: int | None = None
                 yield plain_id(item["id"], 0) if "id" in item else f"in {record['file_name']}"
 
 
-def _has_run_length(records: Records) -> bool:
-    return any(
-        isinstance(item.get("segmentation"), dict) and bears_trigger(item)
-        for record in records
-        for item in record["annotations"]
-    )
+def _has_run_length(name: str, records: Records) -> bool:
+    """Whether an object's mask is run-length code, which polygons cannot be made of; told once."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("has_run_length") is None:
+        metadata.has_run_length = any(
+            isinstance(item.get("segmentation"), dict) and bears_trigger(item)
+            for record in records
+            for item in record["annotations"]
+        )
+        if metadata.has_run_length:
+            logger.warning("%s: has run-length masks: training takes bitmasks", name)
+    return metadata.has_run_length
 
 
 def _name_keypoints(name: str, count: int) -> None:

@@ -589,7 +589,9 @@ def test_several_kinds_of_errors_are_counted(folder):
     document = sound_document()
     CASES[Kind.BOX_NEGATIVE][0](document, folder)
     CASES[Kind.FILE_NAME][0](document, folder)
-    with pytest.raises(DatasetError, match=r"images without a file name: 2 .* \(and 1 more: "):
+    with pytest.raises(
+        DatasetError, match=r"images without a file name: 2 .* \(and 1 other kind: "
+    ):
         register(folder, document)
 
 

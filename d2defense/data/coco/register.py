@@ -30,7 +30,8 @@ class FindingsError(DatasetError):
     def __init__(self, json_file: Path, findings: Findings) -> None:
         errors = findings.of(Outcome.ERROR)
         more = len(errors) - 1
-        rest = f" (and {more} more: `d2defense dataset` lists all that is wrong)" if more else ""
+        kinds = "kind" if more == 1 else "kinds"
+        rest = f" (and {more} other {kinds}: `d2defense dataset` lists all)" if more else ""
         super().__init__(f"{json_file}: {errors[0]}{rest}")
         self.findings = findings
 

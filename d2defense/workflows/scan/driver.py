@@ -192,14 +192,14 @@ class _Driver:
         files = self._files[source.name]
         if not files.are_unchanged(source):
             result, figures = error_result(source.name, _changed(source)), {}
-        warnings = [*source.warnings, *result["warnings"]]
+        told = finished.task.images.warnings
+        warnings = [*source.warnings, *told, *result["warnings"]]
         result = result | {
             "warnings": warnings,
             "name": source.name,
             "checkpoint": files.facts,
             "scan_key": self._keys[source.name],
             "environment": result["environment"] | {"isolation": finished.isolation or None},
-            "warnings": [*finished.task.images.warnings, *result["warnings"]],
         }
         self._tell_missing(finished.isolation)
         folder = self._output_dir / source.name
