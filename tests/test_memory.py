@@ -11,6 +11,7 @@ import pytest
 PROGRAM = """
 import resource, sys, torch
 torch.set_num_threads(1)
+import d2defense.workflows.scan  # the heap as it is in a scan
 from d2defense.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

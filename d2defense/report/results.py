@@ -136,7 +136,7 @@ def read_result(path: Path) -> Result:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
         # Keys that results of before 0.2 lack.
-        result = {"reason": None, "ability": None} | result
+        result |= {key: None for key in ("reason", "ability") if key not in result}
     except OSError as reason:
         return error_result(
             path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)

@@ -347,7 +347,7 @@ def test_each_checkpoint_has_a_process_that_may_crash(zoo, own_data, tmp_path):
     ("limit", "reason"),
     [
         (["--time-limit", "0.2"], "exceeded the time limit of 0.2 s"),
-        (["--memory-limit", "1000M"], "memory"),
+        (["--memory-limit", "300M"], "memory"),
     ],
 )
 def test_limits_make_errors(d2defense, zoo, own_data, tmp_path, limit, reason):

@@ -71,13 +71,13 @@ def test_a_calibration_is_refused_with_anything_else(d2defense, specimen, own_da
         (["--trigger-bank", bank], "made without trigger white_0.1"),
         ([], "made without trigger black"),
         (["--triggers", "white", "--decision", "paper"], "decision fall, not paper"),
-        (["--triggers", "white", "--max-images", "4"], "made on other images"),
+        (["--triggers", "white", "--max-images", "7"], "made on other images"),
     ):
         outcome = scan(*options)
         assert outcome.code == 4
         assert reason in outcome.err
         assert "Traceback" not in outcome.err
-    outcome = scan("--triggers", "white", "--max-images", "4", "--allow-mismatch")
+    outcome = scan("--triggers", "white", "--max-images", "7", "--allow-mismatch")
     assert outcome.code == 0
     (result,) = load_results(tmp_path / "out")
     assert "calibrate for exact error rates" in result["calibration"]
@@ -87,24 +87,25 @@ def test_a_calibration_is_refused_with_anything_else(d2defense, specimen, own_da
 def test_classes_are_unknown_unless_a_map_says_them(
     d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path
 ):
-    source = make_coco_dataset(sign_scenes(4), num_classes=9)
+    source = make_coco_dataset(sign_scenes(8), num_classes=9)
     data = ["--dataset-json", source.json_file, "--image-root", source.image_root]
 
-    def true_class(*options):
+    def true_class(code, *options):
         outcome = d2defense(
             "scan", specimen("clean_0"), *data, "--output", tmp_path / "out", "--force", *options,
             "--triggers", "white", *QUICK,
         )  # fmt: skip
-        assert outcome.code == 0
+        assert outcome.code == code
         (result,) = load_results(tmp_path / "out")
+        assert ("class map" in result["reason"]) == bool(code)
         return result["clean"]["true_class"]
 
-    assert true_class() is None
+    assert true_class(1) is None
     known = tmp_path / "map.json"
     known.write_text(json.dumps({f"c{index}": index for index in range(7)}))
-    assert true_class("--class-map", known) > 0.9
+    assert true_class(0, "--class-map", known) > 0.9
     known.write_text(json.dumps({f"c{index}": 6 - index for index in range(7)}))
-    assert true_class("--class-map", known) < 0.5
+    assert true_class(1, "--class-map", known) < 0.5
 
 
 def test_papers_decision_and_early_stop(d2defense, specimen, own_data, tmp_path):

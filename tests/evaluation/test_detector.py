@@ -32,6 +32,8 @@ class PatchBlind(nn.Module):
     others.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self, records: list[dict]) -> None:
         super().__init__()
         self.records = {record["image_id"]: record for record in records}
@@ -201,7 +203,8 @@ def test_settings_take_the_place_of_those_of_the_config(squares, make_tiny_cfg):
     model = PatchBlind(squares.load())
     settings = ObservationSettings(batch_size=4, epsilon=0.8)
     result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE, settings=settings)
-    assert len(model.modes) == 1  # two images, clean and triggered
+    # One image to see how many fit, then the two images, clean and triggered, together.
+    assert len(model.modes) == 2
     assert result["triggered"]["statistics"]["tau"] is None
     assert result["triggered"]["statistics"]["gap"] == pytest.approx(0.7, abs=1e-6)
 
