@@ -40,7 +40,10 @@ def broken(specimen, tmp_path):
         return shutil.copytree(good, zoo / name)
 
     (zoo / "empty").mkdir(parents=True)
-    (copied("no_config") / "config.yaml").unlink()
+    no_config = copied("no_config")
+    (no_config / "config.yaml").unlink()
+    # Not those of the others, which are scanned with their config.
+    shutil.copy(specimen("clean_1") / "model_final.pth", no_config)
     truncated = copied("truncated") / "model_final.pth"
     truncated.write_bytes(truncated.read_bytes()[:-5000])
     shapes = copied("other_shapes") / "config.yaml"
