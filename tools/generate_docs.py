@@ -21,6 +21,7 @@ from pages.findings import findings
 from pages.model_zoo import model_zoo
 from pages.options import options
 from pages.parts import parts
+from pages.result import result
 from pages.settings import settings
 from pages.specimens import specimens
 from pages.study import recovery
@@ -44,12 +45,13 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
         reference / "settings.md": settings(),
         reference / "parts.md": parts(),
         reference / "configs.md": configs(),
+        reference / "result.md": result(),
+        reference / "dataset_checks.md": findings(),
         reference / "model_zoo.md": model_zoo(reference),
     }
     blocks = {
         "recovery": recovery(tables),
         "specimens": specimens(),
-        "findings": findings(),
     }
 
     def block(found: re.Match[str]) -> str:
