@@ -311,7 +311,8 @@ def test_run_length_masks_train_a_mask_detector(d2defense, data, mask_checkpoint
         d2defense, mask_checkpoint, tmp_path / "repaired", *masks.options(), "--no-report"
     )
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count("training takes bitmasks") == 1
+    # Told when the dataset was first trained on in this process, and not again.
+    assert outcome.err.count("training takes bitmasks") <= 1
 
 
 def test_a_mask_detector_is_not_trained_without_masks(d2defense, data, mask_checkpoint, tmp_path):
