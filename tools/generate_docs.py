@@ -16,6 +16,8 @@ import re
 import sys
 from pathlib import Path
 
+from d2defense.cli.ending import FAILED, run_to_end
+from d2defense.files import write_text
 from pages.configs import configs
 from pages.findings import findings
 from pages.model_zoo import model_zoo
@@ -25,9 +27,6 @@ from pages.result import result
 from pages.settings import settings
 from pages.specimens import specimens
 from pages.study import recovery
-
-from d2defense.cli.ending import FAILED, run_to_end
-from d2defense.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<open><!-- generated: (?P<name>[\w-]+) -->\n).*?(?=<!-- end -->)", re.S)
