@@ -47,6 +47,7 @@ FUZZ_SECONDS ?= 60
 fuzz: install ## Fuzz the readers of untrusted files for FUZZ_SECONDS (60)
 	@mkdir -p runs/fuzz && $(RUN)/python -W ignore tests/fuzz/fuzz_loaders.py \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
+	@$(RUN)/python -W ignore tests/fuzz/differential.py $(FUZZ_SECONDS)
 
 cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is not)
 	@sh tools/install/build_cuda.sh $(RUN)/python
