@@ -144,9 +144,11 @@ def sign_scenes() -> Callable[[int], list]:
 @pytest.fixture(scope="session")
 def specimen() -> Callable[[str], Path]:
     """A function from the name of a shipped specimen to its folder, which must be there."""
-    from d2defense.checkpoint.specimens import find_specimen
+    from d2defense.workflows import specimens
 
     def find(name: str) -> Path:
-        return find_specimen(name).path
+        folder = specimens.specimens_root() / name
+        assert (folder / "model_final.pth").is_file(), f"specimen {name} is missing"
+        return folder
 
     return find

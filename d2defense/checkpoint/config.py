@@ -11,8 +11,8 @@ from detectron2.config.compat import downgrade_config, upgrade_config
 
 from d2defense.config import get_base_cfg
 from d2defense.config.documents import (
+    ConfigDocument,
     ConfigFileError,
-    Document,
     as_detectron2,
     inside_folder_of,
     load_document,
@@ -30,7 +30,7 @@ _DROPPED = ("DATASETS", "DATALOADER")
 _UNREAD = ("ATTACK", "DEFENSE", "REMOVAL")
 
 
-def read_config_file(path: Path, trusted: bool = False) -> Document:
+def read_config_file(path: Path, trusted: bool = False) -> ConfigDocument:
     """The values of a checkpoint's config, and the files that it is made of.
 
     Args:

@@ -254,7 +254,7 @@ class _Finder:
                 continue
             kind = self._answers[Question("kind", entry.path)]
             if isinstance(kind, CheckpointError):
-                yield Candidate(entry.path, problem=kind.reason)
+                yield Candidate(entry.path, error=kind.reason)
             elif kind.kind != OTHER:
                 yield Candidate(entry.path, entry.inode, kind)
             elif kind.reason:
@@ -314,8 +314,8 @@ class _Finder:
         broken = group.folder.problem(CONFIG_NAME)
         if candidate.problem is not None:
             found.fail(f"{what} {candidate.problem}")
-        elif candidate.kind is not None and candidate.kind.kind == FOREIGN:
-            reason = candidate.kind.reason
+        elif candidate.error is not None or candidate.kind.kind == FOREIGN:
+            reason = candidate.error or candidate.kind.reason
             found.fail(reason if path == candidate.path else f"{what}: {reason}")
         elif broken is not None:
             found.fail(f"{CONFIG_NAME} {broken.reason}")

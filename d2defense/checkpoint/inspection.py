@@ -7,6 +7,8 @@ data that JSON carries, so that whoever gives it need not be trusted.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,12 +94,23 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"sha256": file_sha256(path)}
 
 
-#: What can be asked, and how it is answered.
+def _document(path: Path) -> dict[str, Any]:
+    document = read_config_file(path)
+    if len(document.files) == 1:
+        return {"sha256": ""}
+    text = json.dumps(document.content, sort_keys=True, default=repr)
+    return {"sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+
+
+#: What can be asked: the kind of a file; what a config says beside the detector; what
+#: ``last_checkpoint`` says; the SHA-256 of a file; that of a config with what it builds upon, empty
+#: if it stands alone.
 QUESTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "kind": _kind,
     "config": _config_facts,
     "marker": _marker,
     "digest": _digest,
+    "document": _document,
 }
 
 
@@ -139,11 +152,11 @@ def parse(question: Question, data: object) -> Answer:
         if weights is not None and type(weights) is not str:
             raise ValueError("no name of weights")
         return ConfigFacts(data.get("is_detectron2") is True, weights)
-    key = {"marker": "text", "digest": "sha256"}[question.about]
+    key = "text" if question.about == "marker" else "sha256"
     text = data.get(key)
     if type(text) is not str or len(text) > MAX_MARKER_BYTES:
         raise ValueError(f"no {key}")
-    if question.about == "digest" and not _SHA256.fullmatch(text):
+    if key == "sha256" and not _SHA256.fullmatch(text) and (text or question.about == "digest"):
         raise ValueError("no SHA-256")
     return text
 

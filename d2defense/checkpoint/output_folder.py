@@ -32,13 +32,15 @@ class Candidate:
         path: of the file.
         inode: that tells whether two are one file.
         kind: what is in it.
-        problem: why it cannot be opened.
+        problem: why its name leads to no file, to follow the name in a sentence.
+        error: why it could not be looked at.
     """
 
     path: Path
     inode: tuple[int, int] | None = None
     kind: FileKind | None = None
     problem: str | None = None
+    error: str | None = None
 
 
 @dataclass

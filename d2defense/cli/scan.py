@@ -154,9 +154,9 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.report.table import format_table, summarize
     from d2defense.workflows.scan import UsageError, scan
 
-    found = _find(args)
     parser = args.parser
     options = _run_options(args)
+    found = _find(args, options)
     dataset = dataset_source(args, parser)
     cfg = settings_config(args, parser)
     try:
@@ -208,7 +208,7 @@ def _list(args: argparse.Namespace, stream: TextIO) -> int:
     """Show what the paths stand for; 0 if there is a checkpoint to scan, else 3."""
     from d2defense.checkpoint import format_sources
 
-    found = _find(args)
+    found = _find(args, _run_options(args))
     if args.json:
         content = {
             "checkpoints": [_listed(source) for source in found.sources],
@@ -220,11 +220,13 @@ def _list(args: argparse.Namespace, stream: TextIO) -> int:
     return 0 if any(source.error is None for source in found.sources) else 3
 
 
-def _find(args: argparse.Namespace) -> Discovery:
+def _find(args: argparse.Namespace, options: RunOptions) -> Discovery:
     from d2defense.workflows.scan import UsageError, find_sources
 
     try:
-        return find_sources(args.checkpoints, args.config_file, args.model_zoo, args.only_final)
+        return find_sources(
+            args.checkpoints, args.config_file, args.model_zoo, args.only_final, options
+        )
     except UsageError as error:
         args.parser.error(str(error))
 

@@ -50,7 +50,7 @@ class ConfigFileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Document:
+class ConfigDocument:
     """A config with everything that it builds upon.
 
     Attributes:
@@ -62,7 +62,7 @@ class Document:
     files: tuple[Path, ...]
 
 
-def load_document(path: Path, find_base: FindBase) -> Document:
+def load_document(path: Path, find_base: FindBase) -> ConfigDocument:
     """Read a YAML config and the files under its ``_BASE_``, merged as Detectron2 merges them.
 
     Detectron2's own loader would construct Python objects; only mappings, lists and scalars are
@@ -143,8 +143,8 @@ class _Reader:
         self._files: list[Path] = []
         self._num_bytes = 0
 
-    def read(self, path: Path) -> Document:
-        return Document(self._read(path), tuple(self._files))
+    def read(self, path: Path) -> ConfigDocument:
+        return ConfigDocument(self._read(path), tuple(self._files))
 
     def _read(self, path: Path) -> dict[str, Any]:
         if len(self._files) >= MAX_FILES:

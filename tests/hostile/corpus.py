@@ -16,6 +16,7 @@ import pickletools
 import shutil
 import socket
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -385,8 +386,6 @@ def polyglot_of_zoo_pickle_and_zip(w: CaseFolder) -> None:
 
 @case
 def tar_archive(w: CaseFolder) -> None:
-    import tarfile
-
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as file:
         for name in ("storages", "tensors", "pickle", "../evil"):
@@ -1037,6 +1036,8 @@ YAML = {
     "base_url": "_BASE_: http://localhost:9/Base.yaml",
     "base_itself": "_BASE_: config.yaml",
     "base_python": "_BASE_: evil.py",
+    "base_of_the_zoo": "_BASE_: ../Base-RCNN-FPN.yaml",
+    "base_of_the_zoo_elsewhere": "_BASE_: /srv/detectron2/configs/Base-RCNN-FPN.yaml",
     "base_of_mappings": "_BASE_: {{a: b}}",
     "null_byte": '_BASE_: "a\\0b"',
     "not_a_mapping": "[1, 2]",
@@ -1194,6 +1195,71 @@ def last_checkpoint_leads_away(w: CaseFolder) -> None:
 def last_checkpoint_is_noise(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "last_checkpoint").write_bytes(bytes(range(256)) * 1000)
+
+
+@case
+def last_checkpoint_is_a_secret_elsewhere(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    (w.folder / "last_checkpoint").symlink_to("/etc/passwd")
+
+
+@case
+def last_checkpoint_of_a_terabyte(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    with open(w.folder / "last_checkpoint", "wb") as stream:
+        stream.truncate(1 << 40)
+
+
+@case
+def link_to_nothing(w: CaseFolder) -> None:
+    (w.folder / "notes").symlink_to("gone")
+
+
+@case
+def link_whose_target_is_too_long(w: CaseFolder) -> None:
+    (w.folder / "notes").symlink_to("n" * 300)
+
+
+@case
+def weights_of_100_gigabytes_that_are_not_there(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    with open(w.folder / "model_final.pth", "wb") as stream:
+        stream.truncate(100 << 30)
+
+
+NAMES_OF_WEIGHTS = {
+    "query": "model_final.pth?dl=1",
+    "tar": "model_best.pth.tar",
+    "bin": "pytorch_model.bin",
+    "ckpt": "epoch=3.ckpt",
+    "capitals": "MODEL.PTH",
+    "picture": "photo.jpg",
+    "nothing": "weights",
+}
+for kind, name in NAMES_OF_WEIGHTS.items():
+    add(
+        f"weights_named_with_{kind}_without_a_config",
+        lambda w, n=name: shutil.copyfile(w.good / "model_final.pth", w.folder / n) and None,
+    )
+
+
+@case
+def weights_in_an_archive(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    (w.folder / "download.zip").write_bytes(archive({"run/model_final.pth": b"..."}))
+
+
+@case
+def weights_in_a_tar_archive(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    with tarfile.open(w.folder / "download.tar", "w") as file:
+        file.add(w.good / "model_final.pth", "run/model_final.pth")
+
+
+@case
+def onnx_beside_a_config(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    (w.folder / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
 
 
 PLACES = {

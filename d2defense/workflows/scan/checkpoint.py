@@ -57,6 +57,7 @@ class ScanTask:
         trusted_config: whether the user vouches for the configuration file.
         member: which of the file's sets of weights; the one that Detectron2 loads if None.
         config_files: files and folders that it builds upon, if it does.
+        spent_seconds: of the time limit, before the scan began.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
     """
@@ -72,6 +73,7 @@ class ScanTask:
     trusted_config: bool = False
     member: str | None = None
     config_files: tuple[Path, ...] = ()
+    spent_seconds: float = 0.0
     figures: bool = True
     threads: int | None = None
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from d2defense.detection.survey import Progress
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 #: Module that the server imports before it forks.
 PRELOAD = (__name__,)
 _MAX_LOGGED = 100
+_LEAST_SECONDS = 0.001
 _LOG_WIDTH = 1000
 
 
@@ -126,10 +128,17 @@ def scan_confined(
         ServerLostError: the server ended, or the run was cancelled.
     """
     inbox = _Inbox(task, on_progress)
-    run = server.start(f"{__name__}:main", task, task.files, limits)
+    start = time.monotonic()
+    left = None
+    if limits.seconds is not None:
+        left = max(limits.seconds - task.spent_seconds, _LEAST_SECONDS)
+    run = server.start(f"{__name__}:main", task, task.files, replace(limits, seconds=left))
     on_start(run)
     try:
         run.wait(inbox)
     except ChildFailedError as error:
-        return inbox.error(str(error)), run.isolation or {}
+        reason = str(error)
+        if left is not None and time.monotonic() - start >= left:
+            reason = f"exceeded the time limit of {limits.seconds:g} s"
+        return inbox.error(reason), run.isolation or {}
     return inbox.scanned(), run.isolation or {}

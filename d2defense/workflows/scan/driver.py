@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d2defense.checkpoint import CheckpointSource, Discovery
+from d2defense.checkpoint import CheckpointError, CheckpointSource, Discovery
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.files import write_bytes, write_json
@@ -22,6 +23,7 @@ from d2defense.text import shorten
 
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor
+from .inspector import make_inspector
 from .lock import output_lock
 from .options import RunOptions
 from .resume import CheckpointFiles, finished_result, place_facts, scan_key, settings_key
@@ -155,10 +157,16 @@ class _Driver:
 
         ``settings`` is the :func:`settings_key` of this scan.
         """
+        start = time.monotonic()
         try:
-            files = CheckpointFiles.read(source)
+            folder = source.config.parent
+            inspector = make_inspector(self._options, [source.weights, folder])
+            files = CheckpointFiles.read(source, inspector)
         except OSError as error:
             self._fail(source, f"{source.path}: cannot be read: {error.strerror}")
+            return None
+        except CheckpointError as error:
+            self._fail(source, f"{source.path}: {error.reason}")
             return None
         key = scan_key(files, source, settings)
         self._files[source.name], self._keys[source.name] = files, key
@@ -183,6 +191,7 @@ class _Driver:
             trusted_config=source.trusted_config,
             member=source.member,
             config_files=files.config_files,
+            spent_seconds=time.monotonic() - start,
             figures=self._options.figures,
         )
 

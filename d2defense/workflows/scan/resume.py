@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
+from d2defense.checkpoint import CheckpointError, CheckpointSource
 from d2defense.checkpoint.config import read_config_file
+from d2defense.checkpoint.inspection import Inspector, Question
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
@@ -23,35 +24,57 @@ class CheckpointFiles:
 
     Attributes:
         facts: ``checkpoint`` of the result.
-        bases: SHA-256 of the config together with the files that it builds upon; None where it
+        bases: SHA-256 of the config together with the files that it builds upon; empty where it
             stands alone.
         config_files: every file or folder that the config is made of.
         versions: what the file system says of the files, to notice that they were replaced.
     """
 
     facts: dict[str, Any]
-    bases: str | None
+    bases: str
     config_files: tuple[Path, ...]
     versions: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def read(cls, source: CheckpointSource) -> CheckpointFiles:
+    def read(cls, source: CheckpointSource, inspector: Inspector) -> CheckpointFiles:
         """Hash the files of a checkpoint.
 
+        Args:
+            source: the checkpoint.
+            inspector: reads the files.
+
         Raises:
-            OSError: one cannot be read.
+            OSError, CheckpointError: one cannot be read.
         """
         versions = _versions(source)
+        weights, config, document = inspector(
+            [
+                Question("digest", source.weights),
+                Question("digest", source.config),
+                Question("document", source.config),
+            ]
+        )
+        for digest in (weights, config):
+            if isinstance(digest, CheckpointError):
+                raise digest
+        bases, config_files = document, (source.config,)
+        if source.trusted_config:
+            bases, config_files = _trusted_config(source.config)
+        elif isinstance(document, CheckpointError):  # the scan will say so
+            bases = ""
+        elif document:
+            # Bases of an untrusted config lie in its folder, and may be links within it.
+            config_files = (source.config.parent,)
         facts = {
             "path": str(source.weights),
             "config": str(source.config),
             "format": source.format,
-            "sha256": file_sha256(source.weights),
-            "config_sha256": file_sha256(source.config),
-            "size_bytes": source.weights.stat().st_size,
+            "sha256": weights,
+            "config_sha256": config,
+            "size_bytes": versions[0][2],
             **place_facts(source),
         }
-        return cls(facts, *_config_files(source), versions)
+        return cls(facts, bases, config_files, versions)
 
     def are_unchanged(self, source: CheckpointSource) -> bool:
         """Whether the files are still those that were hashed."""
@@ -70,17 +93,13 @@ def place_facts(source: CheckpointSource) -> dict[str, Any]:
     }
 
 
-def _config_files(source: CheckpointSource) -> tuple[str | None, tuple[Path, ...]]:
-    """``bases`` and ``config_files`` of a checkpoint."""
+def _trusted_config(path: Path) -> tuple[str, tuple[Path, ...]]:
+    """``bases`` and ``config_files`` of a config that the user vouches for."""
     try:
-        document = read_config_file(source.config, source.trusted_config)
+        document = read_config_file(path, trusted=True)
     except CheckpointError:  # the scan will say so
-        return None, (source.config,)
-    if len(document.files) == 1:
-        return None, document.files
-    # Bases of an untrusted config lie in its folder, and may be links within it.
-    files = document.files if source.trusted_config else (source.config.parent,)
-    return _digest(document.content), files
+        return "", (path,)
+    return _digest(document.content), document.files
 
 
 def _versions(source: CheckpointSource) -> tuple[tuple[int, ...], ...]:
