@@ -14,7 +14,7 @@ import pytest
 from d2defense.checkpoint import find_checkpoints
 from d2defense.report.results import load_results
 
-QUICK = ["--triggers", "white", "--max-images", "4", "--opts", "DEFENSE.BOOTSTRAP_SAMPLES", "50"]
+QUICK = ["--triggers", "white", "--max-images", "8", "--opts", "DEFENSE.BOOTSTRAP_SAMPLES", "50"]
 # Each checkpoint gets a process of its own, and the machine may be busy.
 SECONDS_PER_CHECKPOINT = 6
 
@@ -23,7 +23,7 @@ SECONDS_PER_CHECKPOINT = 6
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_scan_of_the_corpus(corpus, specimen, canary, tmp_path, make_coco_dataset, sign_scenes):
-    source = make_coco_dataset(sign_scenes(4))
+    source = make_coco_dataset(sign_scenes(8))
     zoo = tmp_path / "zoo"
     paths = []
     for name, make in corpus.CASES.items():
