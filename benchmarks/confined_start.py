@@ -14,7 +14,7 @@ import sys
 import time
 
 from d2defense.isolation import Server
-from d2defense.workflows.scan.confined import PRELOAD
+from d2defense.workflows.scan.confined import preload
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=40, help="runs to time (%(default)s)")
     parser.add_argument("--light", action="store_true", help="import nothing beforehand")
     args = parser.parse_args()
-    server = Server(() if args.light else PRELOAD)
+    server = Server(() if args.light else preload())
     seconds = []
     isolation = None
     for _ in range(args.runs + 1):

@@ -50,7 +50,7 @@ class Registry(FvcoreRegistry):
         def add(part: Part) -> Part:
             if super(Registry, self).__contains__(name):
                 taken = super(Registry, self).get(name).part
-                raise ValueError(f"there is a {self.kind} {name!r} already: {taken}")
+                raise ValueError(f"the {self.kind} {name!r} is there already: {taken}")
             super(Registry, self).register(_Entry(name, part))
             return part
 
@@ -67,7 +67,7 @@ class Registry(FvcoreRegistry):
         return super().get(name).part
 
     def choices(self) -> dict[str, str]:
-        """For each name the part's line of ``--help``, in the order of registration."""
+        """For each name the part's line of ``--help``, in alphabetical order."""
         return {name: (inspect.getdoc(part) or "").partition("\n")[0] for name, part in self}
 
     def add_config(self, cfg: Any) -> None:
@@ -96,7 +96,7 @@ class Registry(FvcoreRegistry):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self._complete()
-        return ((name, entry.part) for name, entry in list(super().__iter__()))
+        return ((name, entry.part) for name, entry in sorted(super().__iter__()))
 
     def _complete(self) -> None:
         """Import the parts that come with d2defense."""
@@ -123,6 +123,8 @@ class _Entry:
 ATTACK_REGISTRY = Registry("attack", "d2defense.attacks.poisoners", "ATTACK")
 PATTERN_REGISTRY = Registry("pattern", "d2defense.attacks.patterns", "ATTACK.TRIGGER.SETTINGS")
 REMOVAL_REGISTRY = Registry("removal method", "d2defense.removal.methods", "REMOVAL")
+EXPERIMENT_REGISTRY = Registry("experiment", "d2defense.study.experiments")
+DECISION_REGISTRY = Registry("decision", "d2defense.detection.decisions")
 
 #: Those whose parts bring keys of the configuration.
 CONFIGURED = (ATTACK_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY)

@@ -103,7 +103,7 @@ class Trigger:
             ValueError: a value outside its range, or an image file that cannot be read.
         """
         node = cfg.ATTACK.TRIGGER
-        settings = node.get("SETTINGS", {}).get(node.PATTERN.upper(), {})
+        settings = node.SETTINGS.get(node.PATTERN.upper(), {})
         try:
             image = Path(node.IMAGE).read_bytes() if node.IMAGE else b""
         except OSError as error:

@@ -28,19 +28,13 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None =
 
 
 def add_part_group(
-    parser: argparse.ArgumentParser, registry: Registry, more: str = ""
+    parser: argparse.ArgumentParser, registry: Registry, title: str
 ) -> argparse._ArgumentGroup:
-    """A group of options about registered parts, with the line of help that each part has.
-
-    Args:
-        parser: of a command.
-        registry: of the parts.
-        more: about all of them, after their names.
-    """
+    """A group of options about registered parts, with the line of help that each part has."""
+    silence_developer_notices()  # of what the parts import
     choices = registry.choices()
     width = max(map(len, choices))
     lines = [f"{name:{width}}  {line}" for name, line in choices.items()]
-    title = f"{registry.kind}s" + (f", {more}" if more else "")
     return parser.add_argument_group(title, "\n".join(lines))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from .arguments import (
     add_common_arguments,
     add_dataset_arguments,
+    add_part_group,
     add_skip_argument,
     configure_logging,
     dataset_source,
@@ -29,6 +30,8 @@ HELP = "AP on clean and on triggered images, and the attack success rate"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    from d2defense.registry import PATTERN_REGISTRY
+
     parser.add_argument(
         "checkpoints", nargs="+", metavar="CHECKPOINT", help="output folders or weights files"
     )
@@ -36,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     add_skip_argument(parser)
     add_common_arguments(parser)
+    add_part_group(parser, PATTERN_REGISTRY, "patterns, for ATTACK.TRIGGER.PATTERN")
     parser.set_defaults(parser=parser)
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import d2defense
+from d2defense.user_modules import UserModuleError, import_modules
 
 from .arguments import silence_developer_notices
 from .ending import FAILED, VERDICT, run_to_end
@@ -85,7 +86,8 @@ def run_command(
 
     def command() -> int:
         module = _module(name)
-        command_parser(module, program).parse_args(arguments, args)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        command_parser(module, program, given).parse_args(given, args)
         silence_developer_notices()
         code = module.run(args)
         if code == VERDICT and not getattr(module, "GIVES_VERDICT", False):
@@ -95,14 +97,24 @@ def run_command(
     return run_to_end(command, program, lambda: getattr(args, "output", None))
 
 
-def command_parser(module: ModuleType, program: str | None = None) -> CommandParser:
-    """The parser of one command's arguments."""
+def command_parser(
+    module: ModuleType, program: str | None = None, arguments: Sequence[str] = ()
+) -> CommandParser:
+    """The parser of one command's arguments.
+
+    Args:
+        module: of the command.
+        program: how messages call it.
+        arguments: that will be parsed; modules that they name after ``--import`` are imported
+            first, since what these register has a say in the options.
+    """
     parser = CommandParser(
         prog=program,
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.usage_exit_code = getattr(module, "USAGE_EXIT_CODE", 2)
+    _import_modules(parser, arguments)
     module.add_arguments(parser)
     return parser
 
@@ -116,6 +128,29 @@ class CommandParser(argparse.ArgumentParser):
         """Print the usage and the message, and end."""
         self.print_usage(sys.stderr)
         self.exit(self.usage_exit_code, f"{self.prog}: error: {message}\n")
+
+
+def _import_modules(parser: CommandParser, arguments: Sequence[str]) -> None:
+    """Add ``--import``, and do what it says; a module that cannot be imported is wrong usage."""
+    options = {
+        "dest": "imports",
+        "action": "append",
+        "default": [],
+        "metavar": "MODULE",
+        "help": "a module of your own that registers attacks, patterns, removal methods, decisions"
+        " or experiments: its name, or the path of its file; repeatable",
+    }
+    early = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    early.usage_exit_code = parser.usage_exit_code
+    for each in (early, parser):
+        each.add_argument("--import", **options)
+    names = early.parse_known_args(arguments)[0].imports
+    if names:
+        silence_developer_notices()
+    try:
+        import_modules(names)
+    except UserModuleError as error:
+        parser.error(f"--import: {error}")
 
 
 def _module(name: str) -> ModuleType:

@@ -50,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULT",
         help="result.json of a scan of this checkpoint, or its folder (scan it first)",
     )
-    methods = add_part_group(parser, REMOVAL_REGISTRY, "all of them fine-tune the whole detector")
+    methods = add_part_group(
+        parser, REMOVAL_REGISTRY, "removal methods, all of which fine-tune the whole detector"
+    )
     methods.add_argument(
         "--method",
         choices=REMOVAL_REGISTRY.choices(),
         metavar="NAME",
-        help=f"one of these (renewal if --modules is given, else {DEFAULT_METHOD})",
+        help=f"name of a removal method (renewal if --modules is given, else {DEFAULT_METHOD})",
     )
     methods.add_argument(
         "--modules",

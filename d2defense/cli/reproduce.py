@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import configure_logging
+from .arguments import add_part_group, configure_logging
 
 if TYPE_CHECKING:
     from d2defense.study.profiles import StudyProfile
@@ -40,6 +40,8 @@ HELP = "reproduce the paper's tables and figures"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    from d2defense.registry import EXPERIMENT_REGISTRY
+
     parser.add_argument(
         "--profile",
         choices=("tiny", "small", "paper"),
@@ -49,12 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a small part of tiny, in minutes")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="report and steps go here"
-    )
-    parser.add_argument(
-        "--only",
-        metavar="NAME,...",
-        help="table1, table2, table3, figure3, figure4, modules, population, unseen, curves,"
-        " photos, photos_population (all that the profile has)",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="fewer detectors of each kind")
     parser.add_argument("--detectors", metavar="NAME,...", help="fewer kinds of detectors")
@@ -87,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY VALUE",
         help="overrides of every repair's config, such as REMOVAL.SOLVER.MAX_ITER 500",
+    )
+    experiments = add_part_group(parser, EXPERIMENT_REGISTRY, "experiments")
+    experiments.add_argument(
+        "--only", metavar="NAME,...", help="names of experiments (all that the profile has)"
     )
     parser.add_argument("--list", action="store_true", help="print the open steps and do nothing")
     parser.add_argument(
@@ -164,12 +164,14 @@ def _profile(args: argparse.Namespace) -> StudyProfile:
 
 
 def _experiments(args: argparse.Namespace, profile: StudyProfile) -> list[str]:
-    from d2defense.study.experiments import ALL
+    from d2defense.registry import EXPERIMENT_REGISTRY
+    from d2defense.study.experiments.base import experiments_in_order
 
-    names = args.only.split(",") if args.only else list(profile.experiments or ALL)
-    unknown = [name for name in names if name not in ALL]
+    known = experiments_in_order()
+    names = args.only.split(",") if args.only else list(profile.experiments or known)
+    unknown = [name for name in names if name not in EXPERIMENT_REGISTRY]
     if unknown:
-        args.parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(ALL)}")
+        args.parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(known)}")
     return names
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .arguments import defense_config
+from .arguments import add_part_group, defense_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -53,19 +53,23 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decision_argument(parser: argparse._ActionsContainer) -> None:
-    """How to score."""
-    parser.add_argument(
+def add_decision_argument(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How to score; the group that the option is in is returned."""
+    from d2defense.registry import DECISION_REGISTRY
+
+    group = add_part_group(parser, DECISION_REGISTRY, "how it is decided")
+    group.add_argument(
         "--decision",
-        choices=("fall", "paper"),
-        help="score by what objects lose under a patch (fall), or by tau alone as the paper does",
+        choices=DECISION_REGISTRY.choices(),
+        metavar="NAME",
+        help="name of a decision (fall)",
     )
+    return group
 
 
 def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
     """How to score, what to compare with, and when to end."""
-    group = parser.add_argument_group("how it is decided")
-    add_decision_argument(group)
+    group = add_decision_argument(parser)
     group.add_argument(
         "--calibration", metavar="FILE", help="made by `d2defense calibrate` (the shipped one)"
     )

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_skip_argument
+from .arguments import add_part_group, add_skip_argument
 
 NAME = "train"
 HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
@@ -35,6 +35,8 @@ HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Detectron2's own options, and data of one's own."""
+    from d2defense.registry import ATTACK_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY
+
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
         "--dataset-json",
@@ -79,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
+    add_part_group(parser, ATTACK_REGISTRY, "attacks, for ATTACK.NAME")
+    add_part_group(parser, PATTERN_REGISTRY, "patterns, for ATTACK.TRIGGER.PATTERN")
+    add_part_group(parser, REMOVAL_REGISTRY, "removal methods, for REMOVAL.METHOD")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -120,6 +120,8 @@ def _add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK.TRIGGER.POSITION = [0.5, 0.5]
     # 1 hides what is below the patch, 0 changes nothing.
     cfg.ATTACK.TRIGGER.OPACITY = 1.0
+    # Settings that a pattern brings, below its name.
+    cfg.ATTACK.TRIGGER.SETTINGS = CfgNode()
 
 
 def _add_defense(cfg: CfgNode) -> None:

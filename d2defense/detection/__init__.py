@@ -16,18 +16,17 @@ from .calibration import (
     load_calibration,
 )
 from .classes import ClassMap, ClassMapError, class_indices, load_class_map
+from .decisions.base import Decision
 from .images import CleanImage, CleanImages, load_clean_images, sample_records
 from .observing import observe, observe_batches, stamped
 from .scan_images import ScanImages
 from .scanner import Inspection, inspect_detector
-from .score import DECISIONS
 from .settings import ScanSettings
 from .subject import Subject, open_subject
 from .survey import Profile, Survey, survey_detector
 from .verdict import Verdict
 
 __all__ = [
-    "DECISIONS",
     "DEFAULT_BANK",
     "Calibration",
     "CalibrationError",
@@ -35,6 +34,7 @@ __all__ = [
     "ClassMapError",
     "CleanImage",
     "CleanImages",
+    "Decision",
     "Inspection",
     "Profile",
     "ScanImages",

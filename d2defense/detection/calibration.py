@@ -15,10 +15,11 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from d2defense.files import write_json
+from d2defense.registry import DECISION_REGISTRY
 
+from .decisions.base import Decision, largest
 from .reference import Reference
-from .score import DECISIONS, FALL, Decision, largest
-from .settings import ScanSettings
+from .settings import DEFAULT_DECISION, ScanSettings
 from .survey import Profile
 
 SCHEMA_VERSION = 2
@@ -75,8 +76,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         check_false_alarm_rate(self.false_alarm_rate)
-        if self.decision not in DECISIONS:
-            raise CalibrationError(f"decision {self.decision!r} is none of {', '.join(DECISIONS)}")
+        if self.decision not in DECISION_REGISTRY:
+            known = ", ".join(DECISION_REGISTRY.choices())
+            raise CalibrationError(f"decision {self.decision!r} is none of {known}")
         if len(self.profiles) < 2:
             raise CalibrationError("a calibration needs at least 2 clean detectors")
         if not self.triggers:
@@ -236,7 +238,7 @@ class Calibration:
 
     @property
     def _decision(self) -> Decision:
-        return DECISIONS[self.decision]
+        return DECISION_REGISTRY.get(self.decision)()
 
     def _suspicions(self, triggers: Sequence[str]) -> np.ndarray:
         """Of every clean detector, (n, T, S)."""
@@ -249,7 +251,7 @@ class Calibration:
         )
 
 
-def load_calibration(path: str | Path = "", decision: str = FALL.name) -> Calibration:
+def load_calibration(path: str | Path = "", decision: str = DEFAULT_DECISION) -> Calibration:
     """The calibration in a file, or the one shipped with the package for an empty path.
 
     Args:
@@ -267,7 +269,7 @@ def load_calibration(path: str | Path = "", decision: str = FALL.name) -> Calibr
                 f"schema_version is not {SCHEMA_VERSION}: calibrate with this version"
             )
         loaded = _parse(content)
-        if not path and decision in DECISIONS:
+        if not path and decision in DECISION_REGISTRY:
             loaded = replace(
                 loaded,
                 decision=decision,
@@ -314,7 +316,7 @@ def _parse(content: dict[str, Any]) -> Calibration:
 def _relevant(settings: ScanSettings) -> tuple[tuple[str, float], ...]:
     """The settings that the decision's statistics depend on."""
     values = asdict(settings.observation)
-    return tuple((name, values[name]) for name in DECISIONS[settings.decision].settings)
+    return tuple((name, values[name]) for name in DECISION_REGISTRY.get(settings.decision).settings)
 
 
 def _defaults(decision: str) -> tuple[tuple[str, float], ...]:

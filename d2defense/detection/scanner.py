@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from d2defense.modeling import classification_modules
+from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import STATISTICS, Observation
 
 from .ability import Ability
 from .bootstrap import Bootstrap, percentile_interval
 from .calibration import Calibration
+from .decisions.base import Decision
 from .dominant import dominant_modules
 from .images import CleanImage, max_objects
 from .reference import Reference
-from .score import DECISIONS, Decision, checkpoint_score
+from .score import checkpoint_score
 from .sequential import SequentialTest
 from .settings import ScanSettings
 from .survey import Profile, Progress, Survey, Watch, survey_detector
@@ -70,7 +72,7 @@ def inspect_detector(
         fingerprint: of the images; where the calibration was made on the same, what its clean
             detectors find on them is what the images allow.
     """
-    decision = DECISIONS[settings.decision]
+    decision = DECISION_REGISTRY.get(settings.decision)()
     reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
     certain: list[str] = []
     order, watch = None, None

@@ -9,7 +9,7 @@ import numpy as np
 
 from d2defense.statistics import Observation
 
-from .score import Decision
+from .decisions.base import Decision
 
 # Shares of the largest bet that cannot lose everything; the mean over them is a bet as well.
 _BETS = np.array([0.05, 0.2, 0.5, 0.8, 0.99])

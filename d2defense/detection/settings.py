@@ -9,11 +9,13 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2defense.attacks import Trigger
+from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import ObservationSettings
 
 from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map
-from .score import DECISIONS, FALL, PAPER
+
+DEFAULT_DECISION = "fall"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ScanSettings:
         bootstrap_samples: resamples of the images.
         class_map: how the dataset's classes correspond to the detectors'; None where equal counts
             of classes mean the same classes.
-        decision: name of the way to score.
+        decision: name in ``DECISION_REGISTRY``.
         early_stop: whether to end once the verdict is certain.
         early_stop_error_rate: probability of either wrong verdict when a scan ends early.
 
@@ -44,7 +46,7 @@ class ScanSettings:
     confidence: float = 0.95
     bootstrap_samples: int = 1000
     class_map: ClassMap | None = None
-    decision: str = FALL.name
+    decision: str = DEFAULT_DECISION
     early_stop: bool = False
     early_stop_error_rate: float = 0.05
 
@@ -54,12 +56,12 @@ class ScanSettings:
             ("seed", self.seed >= 0),
             ("confidence", 0 < self.confidence < 1),
             ("bootstrap_samples", self.bootstrap_samples >= 1),
-            ("decision", self.decision in DECISIONS),
             ("early_stop_error_rate", 0 < self.early_stop_error_rate < 1),
         ):
             if not allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is out of range")
-        if self.early_stop and self.decision == PAPER.name and not self.observation.topk:
+        is_change = DECISION_REGISTRY.get(self.decision).is_change
+        if self.early_stop and not is_change and not self.observation.topk:
             raise ValueError("a scan by tau over all proposals cannot end early: set topk")
 
     @classmethod

@@ -17,6 +17,7 @@ from d2defense.checkpoint.regular_file import file_sha256
 from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.environment import library_versions
 from d2defense.files import write_json
+from d2defense.user_modules import source_digests
 
 PROVENANCE_NAME = "provenance.json"
 
@@ -35,7 +36,8 @@ def training_provenance(
         ``seed``; ``attack``, None or its ``name``, its ``settings`` (the ``ATTACK`` node) and the
         number of ``poisoned_images``; ``removal``, None or its ``method`` and ``settings`` (the
         ``REMOVAL`` node); ``train`` and ``test``, names of datasets; ``datasets``, by name the
-        number of ``images`` and the ``fingerprint``; ``versions``.
+        number of ``images`` and the ``fingerprint``; ``versions``; ``modules``, SHA-256 of the
+        source of the user's own.
 
     Raises:
         DatasetError: an image cannot be read.
@@ -50,6 +52,7 @@ def training_provenance(
         "test": list(cfg.DATASETS.TEST),
         "datasets": {name: known.get(name) or _dataset(name) for name in names},
         "versions": library_versions(),
+        "modules": source_digests(),
     }
 
 

@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from d2defense.user_modules import import_module
+
 from .confine import confine
 from .limits import Limits, own_memory
 from .messages import Channel
@@ -63,8 +65,9 @@ def serve(control_descriptor: int, preload: list[str]) -> None:
     Args:
         control_descriptor: of a SOCK_SEQPACKET socket. Each request is the limits as JSON, with
             two descriptors: the run's data socket and its status socket.
-        preload: modules to import before the first fork; one with a function ``warm_up`` has it
-            called.
+        preload: modules to import before the first fork; by name or path
+            (:func:`~d2defense.user_modules.import_module`); one with a function
+            ``warm_up_server`` has it called.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Whoever started the server ends it, by closing the socket.
@@ -74,7 +77,7 @@ def serve(control_descriptor: int, preload: list[str]) -> None:
         with warnings.catch_warnings():
             # The caller imports the same modules and shows what they have to say.
             warnings.showwarning = _ignore_warning
-            getattr(importlib.import_module(name), "warm_up", lambda: None)()
+            getattr(import_module(name), "warm_up_server", lambda: None)()
     # Objects that no collection visits stay in pages that all children share.
     gc.collect()
     gc.freeze()

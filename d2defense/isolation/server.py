@@ -41,7 +41,8 @@ class Server:
     Starting it takes as long as the imports; it goes on in the background until the first run.
 
     Args:
-        preload: modules to import, by name; a function ``warm_up`` in one of them is called.
+        preload: modules to import, by name or path; a function ``warm_up_server`` in one of them is
+            called.
 
     Raises:
         ServerLostError: it cannot be started.

@@ -39,6 +39,7 @@ from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_bytes
 from d2defense.modeling import classification_modules
 from d2defense.report.figures import draw_heatmaps
+from d2defense.user_modules import imported_modules
 from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
 from d2defense.workflows.fine_tuning import FineTuningOptions, fine_tune
@@ -80,7 +81,8 @@ def train(
     if start:
         pairs += ["MODEL.WEIGHTS", workplace.folder / start["weights"]]
     options = ["--config-file", config_root() / config, "--resume", "--num-gpus"]
-    arguments = ["train", *options, workplace.num_gpus, *data, *pairs]
+    modules = [part for name in imported_modules() for part in ("--import", name)]
+    arguments = ["train", *modules, *options, workplace.num_gpus, *data, *pairs]
     command = [sys.executable, "-m", "d2defense.cli.main", *map(str, arguments)]
     log = folder / "train.log"
     parent = os.getpid()
@@ -99,7 +101,7 @@ def train(
     for intermediate in folder.glob("model_[0-9]*.pth"):
         # Each with the optimizer's state several times the size of the detector.
         intermediate.unlink()
-    shown = ["--config-file", f"configs/{config}", *data, *map(str, overrides)]
+    shown = [*modules, "--config-file", f"configs/{config}", *data, *map(str, overrides)]
     weights = f"{output}/{FINAL_WEIGHTS_NAME}"
     return {
         "checkpoint": output,

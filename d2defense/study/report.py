@@ -8,8 +8,9 @@ from pathlib import Path
 
 from d2defense.environment import library_versions
 from d2defense.files import write_bytes, write_text
+from d2defense.registry import EXPERIMENT_REGISTRY
 
-from .experiments import EXPERIMENT_REGISTRY, Bar, Section
+from .experiments.base import Bar, Section
 from .plan import Plan
 from .steps import Step, StepResults, in_order
 from .tables import Table

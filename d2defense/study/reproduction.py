@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .experiments import EXPERIMENT_REGISTRY, Bar
+from d2defense.registry import EXPERIMENT_REGISTRY
+
+from .experiments.base import Bar
 from .plan import Plan
 from .profiles import StudyProfile
 from .report import write_report

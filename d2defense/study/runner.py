@@ -15,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from d2defense.user_modules import import_modules, imported_modules
+
 from .steps import Step, StepResults, dependents, open_steps
 from .workplace import Workplace, end_with
 
@@ -95,7 +97,10 @@ def _finish(
 def _pool(workplace: Workplace, workers: int):
     """Worker processes that end with this one, however it ends."""
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin, (workplace, os.getpid())
+        workers,
+        multiprocessing.get_context("spawn"),
+        _begin,
+        (workplace, os.getpid(), imported_modules()),
     )
     try:
         yield pool
@@ -107,7 +112,7 @@ def _pool(workplace: Workplace, workers: int):
     pool.shutdown()
 
 
-def _begin(workplace: Workplace, parent: int) -> None:
+def _begin(workplace: Workplace, parent: int, modules: Sequence[str]) -> None:
     """Called once in each worker."""
     end_with(parent)
     workplace.folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +126,7 @@ def _begin(workplace: Workplace, parent: int) -> None:
 
     from d2defense.memory import keep_freed_memory
 
+    import_modules(modules)
     torch.set_num_threads(workplace.threads)
     keep_freed_memory()
 

@@ -33,6 +33,7 @@ from d2defense.modeling import instrument_config
 from d2defense.registry import ATTACK_REGISTRY
 from d2defense.removal import RemovalTrainer
 from d2defense.statistics import ObservationSettings
+from d2defense.user_modules import import_modules
 
 from .labels import prepare_evaluation, prepare_training
 from .own_data import OwnData
@@ -187,6 +188,7 @@ def _main(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: with the exit code, after one line from the first process.
     """
+    import_modules(args.imports)
     keep_freed_memory()
     cfg = setup_config(args)
     config = Path(cfg.OUTPUT_DIR) / CONFIG_NAME

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +43,20 @@ def address():
         ray.shutdown()
 
 
+SHADES = """
+import torch
+from d2defense.attacks import Pattern
+from d2defense.registry import PATTERN_REGISTRY
+
+@PATTERN_REGISTRY.register("shade")
+class Shade(Pattern):
+    '''White.'''
+
+    def paint(self, pixels):
+        return torch.full((1, 3), 255.0)
+"""
+
+
 def timeless(result: dict) -> dict:
     return {k: v for k, v in result.items() if k not in ("timing", "environment")}
 
@@ -64,6 +80,28 @@ def test_a_cluster_finds_what_this_machine_finds(
         assert summary["counts"]["backdoored"] == 1
     same_but_for_rounding(list(map(timeless, found["here"])), list(map(timeless, found["ray"])))
     assert {r["environment"]["isolation"]["mode"] for r in found["ray"]} == {"process"}
+
+
+def test_workers_import_what_the_command_imported(specimen, own_data, tmp_path, address):
+    """The bank's pattern is from a file that only ``--import`` names."""
+    parts, bank = tmp_path / "shades.py", tmp_path / "bank.yaml"
+    parts.write_text(SHADES)
+    bank.write_text("triggers: [{name: shade, pattern: shade}]\n")
+    asked = [*own_data, "--trigger-bank", str(bank), "--import", str(parts)]
+    program = [sys.executable, "-W", "ignore", "-m", "d2defense.cli.main"]
+    thresholds, output = str(tmp_path / "thresholds.json"), tmp_path / "out"
+    clean = [str(specimen(name)) for name in ("clean_0", "clean_1")]
+    subprocess.run([*program, "calibrate", *clean, *asked, "--output", thresholds], check=True)
+    for isolation in ("process", "none"):
+        subprocess.run(
+            [*program, "scan", str(specimen("backdoored_0")), *asked, "--output", str(output),
+             "--calibration", thresholds, "--ray-address", address, "--isolation", isolation,
+             "--no-figures", "--force"],
+            check=False,
+        )  # fmt: skip
+        (result,) = load_results(output)
+        assert result["worst_trigger"] == "shade", result["error"]
+        assert result["score"] > 0.3
 
 
 def ray_workers() -> list[int]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.detection.score import FALL, PAPER
+from d2defense.detection.decisions.fall import Fall
+from d2defense.detection.decisions.paper import PaperDecision
 from d2defense.detection.sequential import SequentialTest
 from d2defense.statistics import Observation, Terms
 
@@ -27,7 +28,7 @@ def observations(falls: np.ndarray, counts: np.ndarray) -> tuple[Observation, li
 def play(falls: np.ndarray, counts: np.ndarray, rate: float, batch: int = 8):
     """(verdict, images used) of a test that sees the images batch by batch."""
     limits = np.stack([np.full(len(falls), LIMIT), np.full(len(falls), np.nan)], axis=1)
-    test = SequentialTest(limits, FALL, counts.max(), rate)
+    test = SequentialTest(limits, Fall(), counts.max(), rate)
     for start in range(0, counts.size, batch):
         part = slice(start, start + batch)
         label = test.update(*observations(falls[:, part], counts[part]))
@@ -82,7 +83,7 @@ def test_one_batch_or_many_give_the_same_capital():
 
 def test_limits_that_cannot_be_reached_are_below():
     counts = np.ones(8)
-    test = SequentialTest(np.array([[1.2, np.nan]]), FALL, 1, 0.05)
+    test = SequentialTest(np.array([[1.2, np.nan]]), Fall(), 1, 0.05)
     assert test.update(*observations(np.ones((1, 8)), counts)) == "clean"
 
 
@@ -92,5 +93,5 @@ def test_tau_itself_is_tested_for_the_papers_decision():
         return Observation({"tau": Terms(tau * counts, counts)}, torch.zeros(1))
 
     for tau, label in ((0.1, "clean"), (0.9, "backdoored")):
-        test = SequentialTest(np.array([[0.5]]), PAPER, 5, 0.05)
+        test = SequentialTest(np.array([[0.5]]), PaperDecision(), 5, 0.05)
         assert test.update(batch(0.3), [batch(tau)]) == label

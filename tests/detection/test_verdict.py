@@ -10,8 +10,9 @@ import torch
 
 from d2defense.detection.ability import Ability
 from d2defense.detection.bootstrap import Bootstrap
+from d2defense.detection.decisions.fall import Fall
 from d2defense.detection.dominant import dominant_modules
-from d2defense.detection.score import FALL, checkpoint_score
+from d2defense.detection.score import checkpoint_score
 from d2defense.detection.verdict import decide
 from d2defense.statistics import Observation, Terms
 
@@ -143,7 +144,7 @@ def seen(**values: list[float]) -> Observation:
 
 def scored(clean, triggered, bootstrap, baseline=0.0, confidence=0.95):
     baseline = np.broadcast_to(baseline, (len(triggered), 2))
-    return checkpoint_score(clean, triggered, FALL, baseline, bootstrap, confidence)
+    return checkpoint_score(clean, triggered, Fall(), baseline, bootstrap, confidence)
 
 
 UNKNOWN = [math.nan] * 3

@@ -33,7 +33,7 @@ def loaded(argument, channel):
     channel.send({"preloaded": sys.modules[__name__].__dict__.get("WARM")})
 
 
-def warm_up():
+def warm_up_server():
     global WARM
     WARM = True
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from d2defense.evaluation import AP_METRICS
-from d2defense.study.experiments import EXPERIMENT_REGISTRY, Table1, Table2
+from d2defense.registry import EXPERIMENT_REGISTRY
+from d2defense.study.experiments.table1 import Table1
+from d2defense.study.experiments.table2 import Table2
 from d2defense.study.plan import Plan
 from d2defense.study.profiles import TINY, Photos
 from d2defense.study.repairs import RENEWAL, VANILLA, resetting

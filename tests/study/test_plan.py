@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file, merge_overrides
-from d2defense.study.experiments import ALL, EXPERIMENT_REGISTRY
+from d2defense.registry import EXPERIMENT_REGISTRY
+from d2defense.study.experiments.base import experiments_in_order
 from d2defense.study.plan import PAPER_ATTACK, Detector, Plan
 from d2defense.study.profiles import PROFILES, TINY, Photos
 from d2defense.study.repairs import OURS, RENEWAL, VANILLA
@@ -20,7 +21,11 @@ from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
 
 def all_steps(plan: Plan) -> list[Step]:
-    return in_order(step for name in ALL for step in EXPERIMENT_REGISTRY.get(name)().steps(plan))
+    return in_order(
+        step
+        for name in experiments_in_order()
+        for step in EXPERIMENT_REGISTRY.get(name)().steps(plan)
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -44,7 +49,7 @@ class TestEveryProfile:
 
     def test_a_report_of_nothing_says_what_is_missing(self, name: str, tmp_path: Path) -> None:
         plan = Plan(PROFILES[name])
-        path, bars = write_report(tmp_path, plan, ALL, {}, "command")
+        path, bars = write_report(tmp_path, plan, experiments_in_order(), {}, "command")
         assert f"{len(all_steps(plan))} steps have no result" in path.read_text()
         assert all(bar.met is None for bar in bars)
 

@@ -4,21 +4,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from detectron2.utils.registry import Registry
+from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..plan import Plan
 from ..steps import Step, StepResults
 from ..tables import Table
-
-EXPERIMENT_REGISTRY = Registry("EXPERIMENT")
-EXPERIMENT_REGISTRY.__doc__ = """
-The tables and figures of a study, by the name that ``--only`` takes. A registered object is called
-without arguments and has the interface of :class:`Experiment`.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,9 +54,15 @@ class Section:
 
 
 class Experiment(ABC):
-    """One table or figure: the steps that it needs, and what it makes of their results."""
+    """One table or figure: the steps that it needs, and what it makes of their results.
+
+    Attributes:
+        title: its headline.
+        place: in a report that has all of them: smaller ones come first.
+    """
 
     title: ClassVar[str]
+    place: ClassVar[int] = 100
 
     @abstractmethod
     def steps(self, plan: Plan) -> list[Step]:
@@ -73,14 +73,10 @@ class Experiment(ABC):
         """Tables and figures from what results there are."""
 
 
-def experiment(name: str) -> Callable[[type[Experiment]], type[Experiment]]:
-    """Class decorator that registers an experiment by the name that ``--only`` takes."""
-
-    def register(kind: type[Experiment]) -> type[Experiment]:
-        EXPERIMENT_REGISTRY._do_register(name, kind)
-        return kind
-
-    return register
+def experiments_in_order() -> list[str]:
+    """Names of all experiments, as a report has them one after another."""
+    places = {name: kind.place for name, kind in EXPERIMENT_REGISTRY}
+    return sorted(places, key=places.__getitem__)
 
 
 def statistic(evaluation: Mapping[str, Any] | None, condition: str, name: str) -> float | None:

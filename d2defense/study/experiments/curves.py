@@ -5,22 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..figures import Curve, draw_curves
 from ..measures import recovered
 from ..plan import Plan
 from ..repairs import OURS, RENEWAL, Repair
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 FOLLOWED = (RENEWAL, OURS)
 
 
-@experiment("curves")
+@EXPERIMENT_REGISTRY.register("curves")
 class Curves(Experiment):
     """What is recovered against the defender's set's size, and against the number of steps."""
 
     title = "Size of the defender's set, and steps"
+    place = 9
 
     def steps(self, plan: Plan) -> list[Step]:
         """Repairs of one backdoored detector."""

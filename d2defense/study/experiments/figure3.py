@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+from d2defense.registry import EXPERIMENT_REGISTRY
 from d2defense.report.figures import draw_histograms
 
 from ..plan import Plan
 from ..steps import Step, StepResults
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 
-@experiment("figure3")
+@EXPERIMENT_REGISTRY.register("figure3")
 class Figure3(Experiment):
     """Heat maps on an image, and histograms of the inconsistency (the paper, section 4.2)."""
 
     title = "Figure 3: inconsistency"
+    place = 4
 
     def steps(self, plan: Plan) -> list[Step]:
         """Heat maps of a clean and a backdoored detector, and their scans."""

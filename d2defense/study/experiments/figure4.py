@@ -6,20 +6,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..figures import Curve, draw_curves
 from ..measures import found
 from ..plan import Plan
 from ..repairs import COMPARED
 from ..steps import Step, StepResults
 from ..tables import MISSING, Spread, Table
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 
-@experiment("figure4")
+@EXPERIMENT_REGISTRY.register("figure4")
 class Figure4(Experiment):
     """AP on clean and triggered images while a detector is fine-tuned (the paper, section 4.3)."""
 
     title = "Figure 4: AP while fine-tuning"
+    place = 5
 
     def steps(self, plan: Plan) -> list[Step]:
         """One backdoored detector, measured before, during and after each repair."""

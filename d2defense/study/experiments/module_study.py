@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..measures import recovered
 from ..plan import Plan
 from ..profiles import DetectorKind
 from ..repairs import RENEWAL, VANILLA, Repair, resetting
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 
-@experiment("modules")
+@EXPERIMENT_REGISTRY.register("modules")
 class ModuleStudy(Experiment):
     """Renewal of each module group and of useful sets, against what the scan identified."""
 
     title = "Module study"
+    place = 6
 
     def steps(self, plan: Plan) -> list[Step]:
         """One pair of detectors a kind, and its repairs."""

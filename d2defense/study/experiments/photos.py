@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..measures import found, recovered
 from ..plan import Plan
 from ..repairs import COMPARED, FAST_VANILLA
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Bar, Experiment, Section, experiment
+from .base import Bar, Experiment, Section
 
 REPAIRS = (*COMPARED, FAST_VANILLA)
 LEAST_RECOVERED = 0.9
 
 
-@experiment("photos")
+@EXPERIMENT_REGISTRY.register("photos")
 class PhotosRepair(Experiment):
     """Repairs of the backdoored detectors of a dataset of one's own."""
 
     title = "Photos"
+    place = 10
 
     def steps(self, plan: Plan) -> list[Step]:
         """Clean and backdoored detectors, and the repairs of the latter."""

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..figures import Curve, draw_roc
 from ..measures import auc, auc_interval, roc_curve, true_positive_rate
 from ..plan import Detector, Plan
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Bar, Experiment, Section, experiment
+from .base import Bar, Experiment, Section
 
 LEAST_AUC, LEAST_MODELS = 0.97, 16
 
@@ -87,12 +89,13 @@ class _PopulationStudy(Experiment):
         )
 
 
-@experiment("population")
+@EXPERIMENT_REGISTRY.register("population")
 class Population(_PopulationStudy):
     """All kinds of detectors, attacked as in the paper and in other ways."""
 
     name = "population"
     title = "Population study"
+    place = 7
 
     def detectors(self, plan: Plan) -> list[Detector]:
         """Those of table 1, further clean ones, and the attacks beyond the paper's."""
@@ -114,12 +117,13 @@ class Population(_PopulationStudy):
         )
 
 
-@experiment("photos_population")
+@EXPERIMENT_REGISTRY.register("photos_population")
 class PhotoPopulation(_PopulationStudy):
-    """The same of detectors of the photos."""
+    """The population study with detectors of the photos."""
 
     name = "photos_population"
     title = "Population study of the photos"
+    place = 11
 
     def detectors(self, plan: Plan) -> list[Detector]:
         """Trained from scratch, and fine-tuned."""

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2defense.detection.calibration import Reference
+from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..plan import Detector, Plan
 from ..steps import Step, StepResults
 from ..tables import MISSING, Spread, Table
-from .base import Bar, Experiment, Section, experiment, statistic
+from .base import Bar, Experiment, Section, statistic
 
 STATISTICS = ("tau", "tau_all", "gap")
 TITLES = {"tau": "tau (topk)", "tau_all": "tau (all)", "gap": "gap"}
@@ -23,11 +24,12 @@ FALSE_ALARM_RATE = 0.01
 LEAST_ASR = 0.6
 
 
-@experiment("table1")
+@EXPERIMENT_REGISTRY.register("table1")
 class Table1(Experiment):
     """Tau and gap, clean and triggered, over several seeds (the paper, section 4.2)."""
 
     title = "Table 1: identification"
+    place = 1
 
     def steps(self, plan: Plan) -> list[Step]:
         """Every detector, measured with the paper's trigger, and its scan."""

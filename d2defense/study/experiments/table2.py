@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from d2defense.evaluation import AP_METRICS
+from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..measures import found, recovered
 from ..plan import Detector, Plan
 from ..repairs import BASELINES, COMPARED, OURS, RENEWAL, VANILLA, Repair
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Bar, Experiment, Section, experiment
+from .base import Bar, Experiment, Section
 
 RENEWAL_SHARE, OURS_SHARE, OVER_VANILLA, CLEAN_DROP = 0.85, 0.95, 1.5, 2.0
 
 
-@experiment("table2")
+@EXPERIMENT_REGISTRY.register("table2")
 class Table2(Experiment):
     """AP of the original, of every method, and of a clean detector (the paper, section 4.3)."""
 
     title = "Table 2: removal"
+    place = 2
 
     def steps(self, plan: Plan) -> list[Step]:
         """Every pair of detectors and every repair, measured with the paper's trigger."""

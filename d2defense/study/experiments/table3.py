@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..measures import found, recovered
 from ..plan import Plan
 from ..repairs import (
@@ -17,7 +19,7 @@ from ..repairs import (
 )
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 ROWS = (
     PLAIN_RENEWAL,
@@ -29,11 +31,12 @@ ROWS = (
 )
 
 
-@experiment("table3")
+@EXPERIMENT_REGISTRY.register("table3")
 class Table3(Experiment):
     """Renewal with one augmentation after another (the paper, section 4.4)."""
 
     title = "Table 3: augmentations"
+    place = 3
 
     def steps(self, plan: Plan) -> list[Step]:
         """The repairs of the backdoored detectors of one kind."""

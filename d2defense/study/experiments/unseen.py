@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+from d2defense.registry import EXPERIMENT_REGISTRY
+
 from ..measures import found, recovered
 from ..plan import Plan
 from ..repairs import FAST_VANILLA, OURS, RENEWAL
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
-from .base import Experiment, Section, experiment
+from .base import Experiment, Section
 
 # The first says what the patches of the last add.
 REPAIRS = (FAST_VANILLA, RENEWAL, OURS)
 
 
-@experiment("unseen")
+@EXPERIMENT_REGISTRY.register("unseen")
 class UnseenTriggers(Experiment):
     """Where patch augmentation stops working."""
 
     title = "Triggers unlike the augmentation's patches"
+    place = 8
 
     def steps(self, plan: Plan) -> list[Step]:
         """A detector an attack, its repairs, and a clean detector under the same trigger."""

@@ -15,19 +15,23 @@ from d2defense.isolation.messages import Channel
 from d2defense.memory import keep_freed_memory
 from d2defense.report.results import FIGURE_FILES, error_result, is_png, validate_result
 from d2defense.text import shorten
+from d2defense.user_modules import imported_modules
 
 from .checkpoint import Scanned, ScanTask, run_task
 
 logger = logging.getLogger(__name__)
 
-#: Module that the server imports before it forks.
-PRELOAD = (__name__,)
 _MAX_LOGGED = 100
 _LEAST_SECONDS = 0.001
 _LOG_WIDTH = 1000
 
 
-def warm_up() -> None:
+def preload() -> tuple[str, ...]:
+    """What the server imports before it forks: this module, and those of one's own."""
+    return (__name__, *imported_modules())
+
+
+def warm_up_server() -> None:
     """Do once in the server what every scan would do anew: matplotlib's fonts and first figure."""
     from d2defense.report.figures import draw_histograms
 
@@ -116,7 +120,7 @@ def scan_confined(
 
     Args:
         task: what to scan.
-        server: to fork from, with :data:`PRELOAD` imported.
+        server: to fork from, with :func:`preload` imported.
         limits: of memory and time.
         on_progress: told, in this thread, how much is done.
         on_start: gets the run, which can be cancelled from another thread.

@@ -18,7 +18,7 @@ from d2defense.detection.survey import Progress
 from d2defense.isolation import Run, Server, ServerLostError, shared_server
 
 from .checkpoint import ScanTask, run_task
-from .confined import PRELOAD, scan_confined
+from .confined import preload, scan_confined
 from .finished import Executor, Finished, TaskProgress, failed
 from .options import NONE, RunOptions
 
@@ -127,7 +127,7 @@ class ProcessExecutor:
 
     def _server(self) -> Server:
         with self._lock:
-            return shared_server(PRELOAD)
+            return shared_server(preload())
 
 
 def place(task: ScanTask, slot: int, options: RunOptions, cpus: int, threads: int) -> ScanTask:

@@ -10,7 +10,7 @@ from d2defense.checkpoint.confined_inspection import ConfinedInspector
 from d2defense.checkpoint.inspection import Inspector, inspect_here
 from d2defense.isolation import shared_server
 
-from .confined import PRELOAD
+from .confined import preload
 from .options import NONE, RunOptions
 
 
@@ -23,4 +23,4 @@ def make_inspector(options: RunOptions, readable: Iterable[Path]) -> Inspector:
     """
     if options.isolation == NONE:
         return inspect_here
-    return ConfinedInspector(lambda: shared_server(PRELOAD), options.limits, readable)
+    return ConfinedInspector(lambda: shared_server(preload()), options.limits, readable)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from d2defense.isolation import Limits, shared_server
+from d2defense.user_modules import import_modules, imported_modules
 
 from .checkpoint import Scanned, ScanTask, run_task
-from .confined import PRELOAD, scan_confined
+from .confined import preload, scan_confined
 from .finished import Finished, TaskProgress, failed
 from .options import NONE, RunOptions, UsageError
 
@@ -21,7 +22,7 @@ MAX_RETRIES = 3
 
 
 def scan_on_worker(
-    task: ScanTask, limits: Limits, isolation: str
+    task: ScanTask, limits: Limits, isolation: str, modules: Sequence[str] = ()
 ) -> tuple[Scanned, dict[str, Any]]:
     """What a Ray worker does: scan one checkpoint as a local scan does.
 
@@ -29,13 +30,17 @@ def scan_on_worker(
         task: what to scan; its files must have the same paths on every machine of the cluster.
         limits: of memory and time.
         isolation: "process" or "none".
+        modules: of the user's own, imported first; files among them must lie on the worker's
+            machine as well.
 
     Raises:
+        UserModuleError: one of these cannot be imported.
         ServerLostError: the server ended; Ray tries again.
     """
+    import_modules(modules)
     if isolation == NONE:
         return run_task(task), {"mode": NONE}
-    return scan_confined(task, shared_server(PRELOAD), limits, lambda share: None)
+    return scan_confined(task, shared_server(preload()), limits, lambda share: None)
 
 
 class RayExecutor:
@@ -78,7 +83,9 @@ class RayExecutor:
         try:
             while True:
                 while len(running) < self._room() and (task := next(remaining, None)) is not None:
-                    reference = remote.remote(task, options.limits, options.isolation)
+                    reference = remote.remote(
+                        task, options.limits, options.isolation, imported_modules()
+                    )
                     running[reference] = task
                 if not running:
                     return

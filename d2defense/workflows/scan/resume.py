@@ -16,6 +16,7 @@ from d2defense.checkpoint.inspection import Inspector, Question
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
+from d2defense.user_modules import source_digests
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def settings_key(
 ) -> str:
     """SHA-256 over all that decides on results beside the checkpoints themselves.
 
-    That is the dataset, the settings with the triggers, the calibration, the kind of device, and
-    the versions of d2defense and of the libraries that compute.
+    That is the dataset, the settings with the triggers, the calibration, the kind of device, the
+    versions of d2defense and of the libraries that compute, and the source of the user's own
+    modules.
     """
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -122,6 +124,7 @@ def settings_key(
         "calibration": asdict(calibration),
         "device": device and device.partition(":")[0],
         "versions": library_versions(),
+        "modules": source_digests(),
     }
     return _digest(content)
 
