@@ -21,7 +21,7 @@ def format_sources(sources: Sequence[CheckpointSource], left_out: Sequence[LeftO
             rows.append((source.name, "error", str(source.error), ""))
         else:
             weights = str(source.weights) + (f": {source.member}" if source.member else "")
-            rows.append((source.name, source.format or "-", weights, str(source.config)))
+            rows.append((source.name, source.format, weights, str(source.config)))
     rows = [tuple(printable(cell) for cell in row) for row in rows]
     # An error's line is as long as it must be; it would only push the configs out of sight.
     fitting = [row for row in rows if row[1] != "error"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import CheckpointError
+from .weights import WEIGHTS_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ class CheckpointSource:
 
     @property
     def format(self) -> str | None:
-        """Ending of the weights file (``pth``, ``pkl``, ...); None where ``error`` is set."""
-        return self.weights.suffix.lstrip(".") if self.weights else None
+        """As what the weights file is read: ``pth``, ``pt``, ``pkl`` or ``safetensors``.
+
+        None where ``error`` is set.
+        """
+        if self.weights is None:
+            return None
+        # Detectron2 reads any other name with PyTorch, too.
+        suffix = self.weights.suffix
+        return (suffix if suffix in WEIGHTS_SUFFIXES else ".pth").removeprefix(".")
 
 
 class LeftOut(NamedTuple):

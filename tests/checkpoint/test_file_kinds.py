@@ -210,5 +210,5 @@ def test_weights_in_a_folder_without_a_config_are_errors_whatever_their_names(ou
     with_config = find_checkpoints([folder], config_file=folder / "mine.yaml")
     # All of them hold the same bytes.
     (source,) = with_config
-    assert source.error is None
+    assert (source.error, source.format) == (None, "pth")
     assert len(source.copies) == 3

@@ -60,7 +60,7 @@ def test_a_scan_of_the_corpus(corpus, specimen, canary, tmp_path, make_coco_data
     results = {result["name"]: result for result in load_results(tmp_path / "out")}
     assert set(results) == {source.name for source in expected}
     honest = results.pop("honest")
-    assert (honest["verdict"], honest["error"]) == ("clean", None)
+    assert (honest["verdict"], honest["error"]) == ("clean", None), honest["reason"]
     for hostile in results.values():
         assert hostile["verdict"] == "error"
         assert hostile["error"].isprintable()
