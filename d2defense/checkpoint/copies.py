@@ -48,8 +48,8 @@ def _merge(group: list[Found]) -> Iterable[Found]:
     firsts: dict[Hashable, Found] = {}
     copies = []
     for each in group:
-        if each.error is None and firsts.setdefault(each.config, each) is not each:
-            copies.append((firsts[each.config], each))
+        if each.error is None and firsts.setdefault(each.config_place, each) is not each:
+            copies.append((firsts[each.config_place], each))
     if firsts:
         anyone = next(iter(firsts.values()))
         copies += [(anyone, each) for each in group if each.lacks_config]

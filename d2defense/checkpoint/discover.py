@@ -89,11 +89,12 @@ def discover(
     answers = dict(zip(questions, inspector(questions), strict=True))
     found: list[Found] = []
     left_out: list[LeftOut] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for one in given:
         finder = _Finder(one, answers, fallback, only_final)
         for each in finder.find():
-            key = os.path.abspath(each.weights or each.path)
+            # The same weights with another config are another detector.
+            key = (os.path.abspath(each.weights or each.path), each.config_place)
             if key not in seen:
                 seen.add(key)
                 found.append(each)
@@ -295,7 +296,8 @@ class _Finder:
             if candidate is primary:
                 name, path = os.path.basename(os.path.abspath(folder.path)), folder.path
             elif group.has_config:
-                parts = candidate.path.relative_to(folder.path).parts
+                below = os.path.relpath(candidate.path, folder.path)
+                parts = [part for part in Path(below).parts if part != os.pardir]
                 name = "_".join((os.path.basename(os.path.abspath(folder.path)), *parts))
                 path = candidate.path
             else:
@@ -380,15 +382,13 @@ class _Finder:
             yield _failed(path, reason)
 
     def _promote(self, group: Group, path: Path) -> None:
-        """Take a file for weights that something names as such."""
+        """Take a file of the tree for weights of a group that names it as such."""
         if any(candidate.path == path for candidate in group.candidates):
-            return
-        if not path.is_relative_to(group.folder.path):
             return
         kind = self._answers.get(Question("kind", path))
         if isinstance(kind, FileKind):
-            entry = self._files[path]
-            group.candidates.append(Candidate(path, entry.inode, FileKind(WEIGHTS)))
+            kind = FileKind(WEIGHTS) if kind.kind == OTHER else kind
+            group.candidates.append(Candidate(path, self._files[path].inode, kind))
 
     def _pass_over(self, candidates: list[Candidate], reason: str) -> None:
         self.left_out += [LeftOut(candidate.path, reason) for candidate in candidates]

@@ -44,6 +44,11 @@ class Found:
     warnings: tuple[str, ...] = ()
     error: CheckpointError | None = None
 
+    @property
+    def config_place(self) -> str:
+        """Absolute path of the configuration; empty if there is none."""
+        return os.path.abspath(self.config) if self.config is not None else ""
+
     def fail(self, reason: str) -> None:
         """Make an error of it."""
         self.error = CheckpointError(self.path, reason)

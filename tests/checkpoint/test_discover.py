@@ -140,6 +140,26 @@ def test_weights_of_the_config_in_a_folder_below(output_folder, tmp_path, base):
     assert sources[0].warnings == ()
 
 
+@pytest.mark.parametrize("how", ["config", "last_checkpoint"])
+def test_weights_of_another_folder_of_the_tree_are_scanned_with_the_config_that_names_them(
+    output_folder, tmp_path, how
+):
+    named = "../shared/x.pth"
+    files = {"config.yaml": f"MODEL: {{WEIGHTS: {named}}}", "last_checkpoint": named}
+    if how == "config":
+        del files["last_checkpoint"]
+    else:
+        files["config.yaml"] = "MODEL: {}"
+    folder = output_folder("zoo/model", "model_final.pth", **files)
+    output_folder("zoo/shared", "config.yaml", "x.pth")
+    sources = find_checkpoints([tmp_path / "zoo"])
+    assert [(source.name, source.config.parent.name) for source in sources] == [
+        ("model", "model"), ("model_shared_x.pth", "model"), ("shared", "shared"),
+    ]  # fmt: skip
+    assert sources[1].weights == sources[2].weights == tmp_path / "zoo" / "shared" / "x.pth"
+    assert only_final(folder).weights == folder / "model_final.pth"
+
+
 @pytest.mark.parametrize(
     "named", ["https://example.org/x.pth", "/home/alice/x.pth", "../x.pth", "gone.pth"]
 )
