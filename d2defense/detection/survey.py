@@ -201,7 +201,7 @@ class _Work:
         seconds = each * self._total
         if seconds >= _WORTH_SAYING:
             logger.info(
-                "%d passes over images, %.2g s each: about %s at first sight",
+                "%d images to look at, %.2g s each: about %s in all",
                 self._total,
                 each,
                 duration(seconds),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from d2defense.detection import (
     inspect_detector,
     load_clean_images,
     select_triggers,
+    survey,
     survey_detector,
 )
 
@@ -75,6 +77,19 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calib
     assert mean == pytest.approx(0.02)
     # The calibration knows nothing of true_class, so that decides nothing.
     assert inspection.verdict.score == pytest.approx(falls[0] - mean)
+
+
+def test_a_long_scan_says_beforehand_how_long_it_takes(
+    detector, clean_images, calibration, caplog, monkeypatch
+):
+    images = clean_images(8)
+    with caplog.at_level(logging.INFO, logger="d2defense"):
+        inspect_detector(detector("clean_0"), images, SETTINGS, calibration, "BGR")
+        assert not caplog.messages
+        monkeypatch.setattr(survey, "_WORTH_SAYING", 0)
+        inspect_detector(detector("clean_0"), images, SETTINGS, calibration, "BGR")
+    (line,) = caplog.messages
+    assert line.startswith("24 images to look at")
 
 
 def test_clean_specimen_does_not(detector, clean_images, calibration):

@@ -56,6 +56,8 @@ def main(task: ScanTask, channel: Channel) -> None:
     package = logging.getLogger("d2defense")
     package.handlers[:] = [_LogToChannel(channel)]
     package.propagate = False
+    # What the caller shows of it is for the caller to say.
+    package.setLevel(logging.INFO)
     scanned = run_task(task, lambda share: channel.send({"progress": share}))
     for name, content in scanned.figures.items():
         channel.send({"figure": name}, content)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from d2defense.checkpoint import CheckpointError, CheckpointSource, Discovery
 from d2defense.data import DatasetError, DatasetSource
@@ -125,9 +126,11 @@ class _Driver:
         silent = None if self._options.progress is None else not self._options.progress
         by_name = {source.name: source for source in sources}
         done: dict[str, int] = dict.fromkeys(by_name, 0)
-        with tqdm(
+        bar = tqdm(
             total=steps * len(sources), desc="scan", unit="image", disable=silent, smoothing=0.05
-        ) as bar:
+        )
+        # What is logged meanwhile goes above the bar.
+        with bar, logging_redirect_tqdm([logging.getLogger("d2defense")]):
 
             def advance(task: ScanTask, share: float) -> None:
                 before = done[task.name]
