@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-slow test-sanitizers fuzz cuda-build lint format clean
+.PHONY: help install lock demo docs test test-slow test-sanitizers fuzz cuda-build lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,12 @@ help: ## List the targets
 install: ## Create .venv with everything pinned, Detectron2 and the compiled extension
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" SYSTEM_SITE_PACKAGES="$(SYSTEM_SITE_PACKAGES)" \
 		sh tools/install/install.sh
+
+# Add LOCK_FLAGS=--upgrade for newer versions, or "LOCK_FLAGS=--upgrade-package torch".
+lock: install ## Pin what pyproject.toml asks for, with hashes, in requirements/lock.txt
+	@$(RUN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--python $(RUN)/python --generate-hashes --no-strip-extras --annotation-style line \
+		--custom-compile-command "make lock" --quiet $(LOCK_FLAGS) --output-file requirements/lock.txt
 
 demo: install ## Scan six detectors, repair a backdoored one, write runs/demo/report.html
 	@$(RUN)/d2defense demo
@@ -39,10 +45,9 @@ test-sanitizers: install ## Run the extension under the address and undefined-be
 FUZZ_SECONDS ?= 60
 # atheris has wheels for few platforms; where it has none the program says so and ends well.
 fuzz: install ## Fuzz the readers of untrusted files for FUZZ_SECONDS (60)
-	@$(RUN)/python -c "import atheris" 2>/dev/null || $(RUN)/python -m pip install --quiet \
-		--only-binary=:all: -c requirements/constraints.txt atheris 2>/dev/null || true
 	@mkdir -p runs/fuzz && $(RUN)/python -W ignore tests/fuzz/fuzz_loaders.py \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
+	@$(RUN)/python -W ignore tests/fuzz/differential.py $(FUZZ_SECONDS)
 
 cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is not)
 	@sh tools/install/build_cuda.sh $(RUN)/python

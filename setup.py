@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the package and, with torch at hand, its compiled operator ``d2defense._C``.
+"""Builds the compiled operator ``d2defense._C``; ``pyproject.toml`` says the rest.
 
 Environment variables:
     D2DEFENSE_NO_EXTENSION=1  leave the compiled operator out; its PyTorch reference is used
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.dist_info import dist_info
@@ -25,59 +25,10 @@ ROOT = Path(__file__).resolve().parent
 # setuptools wants every path of a source distribution relative to setup.py.
 os.chdir(ROOT)
 
-RUNTIME = [
-    "torch>=2.4",
-    "torchvision>=0.19",
-    "numpy>=1.26",
-    "opencv-python-headless>=4.8",
-    "pillow>=10.0",
-    "jinja2>=3.1",
-    "jsonschema>=4.18",
-    "safetensors>=0.4.3",
-    # Detectron2 is not on the package index under its own name (docs/install.md); these are what
-    # it imports. Its model zoo still uses pkg_resources, which setuptools 81 drops.
-    "setuptools<81",
-    "fvcore>=0.1.5.post20221221",
-    "iopath>=0.1.9",
-    "omegaconf>=2.1",
-    "hydra-core>=1.1",
-    "pycocotools>=2.0.6",
-    "yacs>=0.1.8",
-    "termcolor>=1.1",
-    "scipy>=1.11",
-    "tabulate>=0.9",
-    "cloudpickle>=2.0",
-    "matplotlib>=3.7",
-    "tqdm>=4.62",
-    "tensorboard>=2.12",
-    "portalocker>=2.0",
-]
-TEST = ["pytest>=8.0", "pytest-cov>=5.0", "pytest-xdist>=3.6", "hypothesis>=6.80", "ninja>=1.11"]
-# Apart from the others: it has wheels for x86-64 Linux only, and needs clang to build elsewhere.
-FUZZING = ["atheris>=2.3"]
-RAY = ["ray>=2.9"]
-BROWSER = ["selenium>=4.20"]
-DEVELOPMENT = [*TEST, *BROWSER, *RAY, "ruff>=0.9", "clang-format>=18"]
-
 
 def switched_on(variable: str) -> bool:
     """True when the environment variable holds something other than nothing, 0 or a "no"."""
     return os.environ.get(variable, "").lower() not in ("", "0", "no", "off", "false")
-
-
-def version() -> str:
-    """The version in ``d2defense/__init__.py``, read without importing the package."""
-    text = (ROOT / "d2defense" / "__init__.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
-    if match is None:
-        sys.exit("d2defense/__init__.py states no __version__")
-    return match.group(1)
-
-
-def readme() -> str:
-    """The text of ``README.md``; empty where it was left out of the copy being built."""
-    path = ROOT / "README.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 class BuildPython(build_py):
@@ -227,40 +178,4 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
 
 
 ext_modules, extension_commands = extension()
-
-setup(
-    name="d2defense",
-    version=version(),
-    description="Finds backdoors in Detectron2 object detectors and removes them",
-    long_description=readme(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    classifiers=[
-        "Development Status :: 3 - Alpha",
-        "Intended Audience :: Developers",
-        "Intended Audience :: Science/Research",
-        "Programming Language :: C++",
-        "Programming Language :: Python :: 3.11",
-        "Programming Language :: Python :: 3.12",
-        "Programming Language :: Python :: 3.13",
-        "Programming Language :: Python :: Implementation :: CPython",
-        "Topic :: Scientific/Engineering :: Artificial Intelligence",
-        "Topic :: Security",
-    ],
-    python_requires=">=3.11",
-    install_requires=RUNTIME,
-    extras_require={"ray": RAY, "test": TEST, "dev": DEVELOPMENT, "fuzz": FUZZING},
-    packages=find_packages(include=["d2defense", "d2defense.*"]),
-    package_data={
-        "d2defense": [
-            "py.typed",
-            "assets/**/*",
-            *(f"**/*.{suffix}" for suffix in ("css", "html", "j2", "js", "json", "svg", "yaml")),
-        ]
-    },
-    include_package_data=False,
-    ext_modules=ext_modules,
-    cmdclass={"build_py": BuildPython, **extension_commands},
-    entry_points={"console_scripts": ["d2defense = d2defense.cli.main:main"]},
-    zip_safe=False,
-)
+setup(ext_modules=ext_modules, cmdclass={"build_py": BuildPython, **extension_commands})

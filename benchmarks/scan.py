@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from d2defense.attacks import Trigger, stamp_
 from d2defense.checkpoint import build_detector
+from d2defense.checkpoint.specimens import specimens_root
 from d2defense.cli.arguments import silence_developer_notices
 from d2defense.data import DatasetSource
 from d2defense.detection import (
@@ -52,7 +53,6 @@ from d2defense.detection import (
 )
 from d2defense.detection.observing import observe_batches
 from d2defense.memory import keep_freed_memory
-from d2defense.workflows.specimens import specimens_root
 
 DATASET = DatasetSource("synth_signs_defender")
 PARTS = ("speed", "precision", "triggers", "checkpoints", "workers")

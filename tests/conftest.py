@@ -144,11 +144,9 @@ def sign_scenes() -> Callable[[int], list]:
 @pytest.fixture(scope="session")
 def specimen() -> Callable[[str], Path]:
     """A function from the name of a shipped specimen to its folder, which must be there."""
-    from d2defense.workflows import specimens
+    from d2defense.checkpoint.specimens import find_specimen
 
     def find(name: str) -> Path:
-        folder = specimens.specimens_root() / name
-        assert (folder / "model_final.pth").is_file(), f"specimen {name} is missing"
-        return folder
+        return find_specimen(name).path
 
     return find

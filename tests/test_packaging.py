@@ -125,19 +125,36 @@ def test_wheel_installs_the_program(wheel):
     assert "d2defense = d2defense.cli.main:main" in wheel.read(name).decode()
 
 
-def test_constraints_pin_every_dependency_within_its_bounds(requirements):
-    lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pins = {canonicalize_name(name): version for name, version in pins.items()}
+def pins(name: str) -> dict[str, tuple[str, int]]:
+    """Version and number of hashes of each package in a requirements file, marked or not."""
+    text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    found = {}
+    for line in lines:
+        pin = re.fullmatch(
+            r"([\w.-]+)(?:\[[\w, ]+\])?==(\S+)(?: ; [^#]*?)?((?:\s+--hash=sha256:[0-9a-f]{64})+)",
+            line,
+        )
+        assert pin, line
+        found[canonicalize_name(pin[1])] = (pin[2], pin[3].count("--hash"))
+    return found
+
+
+def test_lock_pins_every_dependency_within_its_bounds(requirements):
+    locked = pins("lock.txt")
     assert len(requirements) > 20
     for requirement in requirements:
-        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+        version, _ = locked[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, requirement
+
+
+def test_no_requirements_file_names_where_packages_come_from():
+    for path in (ROOT / "requirements").iterdir():
+        assert not re.search(r"://|--(extra-)?index|--find-links| @ ", path.read_text()), path
 
 
 def test_detectron2_is_pinned_by_hash():
-    lines = (ROOT / "requirements" / "detectron2.txt").read_text().splitlines()
-    (pin,) = (line for line in lines if not line.startswith("#"))
-    assert re.fullmatch(r"sal-detectron2==0\.7\.2 --hash=sha256:[0-9a-f]{64}", pin)
+    assert pins("detectron2.txt") == {"sal-detectron2": ("0.7.2", 1)}
 
 
 @pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no C++ sources in this copy")
@@ -264,3 +281,138 @@ def test_folder_that_is_no_environment_is_kept(machine, tmp_path):
     result = machine.install(PYTHON=sys.executable, VENV=notes.parent, D2DEFENSE_NO_EXTENSION=1)
     assert str(notes.parent) in only_line(result)
     assert notes.read_text() == "precious"
+
+
+# The interpreter of a user's own environment: its pip writes down what it is asked for.
+FAKE_PYTHON = """#!{python}
+import os, re, sys
+from pathlib import Path
+
+site, asked, arguments = {site!r}, {asked!r}, sys.argv[1:]
+if arguments[:2] == ["-m", "pip"]:
+    text = " ".join(arguments[arguments.index("install") + 1 :])
+    for name in re.findall(r"-r ([^ ]+)", text):
+        text += chr(10) + Path(name).read_text()
+    with open(asked, "a") as stream:
+        print(text + chr(10) + "--", file=stream)
+    if os.environ.get("KILL_AT", "never") in text:
+        os.kill(os.getppid(), 9)
+    elif "--target" in arguments:
+        for name in ("detectron2", "tools"):
+            Path(arguments[-1], name).mkdir(parents=True)
+            Path(arguments[-1], name, "__init__.py").touch()
+elif arguments[:2] == ["-P", "-c"]:
+    import pip
+    if "pip._vendor" in arguments[2]:
+        import pip._vendor.packaging.requirements
+    sys.path = [path for path in sys.path if "site-packages" not in path] + [site]
+    sys.argv = arguments[1:2] + arguments[3:]
+    code = arguments[2].replace("sysconfig.get_path('purelib')", "site")
+    exec(code)
+else:
+    os.execv(sys.executable, [sys.executable, *arguments])
+"""
+
+
+class FakeEnvironment:
+    """A user's own environment, and what its pip was asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.site = folder / "site-packages"
+        self.asked = folder / "asked.txt"
+        self.site.mkdir(parents=True)
+        python = folder / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text(
+            FAKE_PYTHON.format(python=sys.executable, site=str(self.site), asked=str(self.asked))
+        )
+        python.chmod(0o755)
+
+    def add(self, name: str, version: str) -> None:
+        """Have a package, as far as its metadata go."""
+        metadata = self.site / f"{name}-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    def install(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "PYTHONPATH")}
+        variables |= {"VENV": str(self.folder), "D2DEFENSE_NO_EXTENSION": "1", **environment}
+        return run(["sh", INSTALL], env=variables, cwd=ROOT)
+
+    def requests(self) -> list[str]:
+        """What pip was asked for since the last call, requirements files included."""
+        requests = self.asked.read_text().split("\n--\n")[:-1] if self.asked.exists() else []
+        self.asked.unlink(missing_ok=True)
+        return requests
+
+
+@pytest.fixture
+def environment(tmp_path) -> FakeEnvironment:
+    return FakeEnvironment(tmp_path / "environment")
+
+
+def packages_in(request: str) -> set[str]:
+    """The packages of a requirements file that pip was given."""
+    return set(re.findall(r"^([\w.-]+)(?:\[.*?\])?==", request, re.MULTILINE))
+
+
+def test_everything_is_installed_by_hash_and_once(environment):
+    assert environment.install().returncode == 0
+    build_tool, packages, own, detectron2 = environment.requests()
+    for request in (build_tool, packages, detectron2):
+        assert "--require-hashes" in request
+    assert packages_in(build_tool) == {"setuptools"}
+    assert packages_in(packages) == set(pins("lock.txt"))
+    assert own.endswith("--no-deps --editable .")
+    assert "sal-detectron2" in detectron2
+    assert (environment.site / "detectron2" / "__init__.py").is_file()
+    again = environment.install()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert environment.requests() == []
+
+
+@pytest.mark.parametrize(("killed_at", "repeated"), [("torchvision==", 4), ("sal-detectron2", 1)])
+def test_killed_run_goes_on_at_the_step_where_it_was(environment, killed_at, repeated):
+    assert environment.install(KILL_AT=killed_at).returncode == -9
+    assert killed_at in environment.requests()[-1]
+    assert not (environment.site / "detectron2").exists()
+    assert environment.install().returncode == 0
+    assert len(environment.requests()) == repeated
+    assert (environment.site / "detectron2").is_dir()
+    environment.install()
+    assert environment.requests() == []
+
+
+def test_detectron2_that_is_there_is_kept(environment):
+    mine = environment.site / "detectron2" / "__init__.py"
+    mine.parent.mkdir()
+    mine.write_text("mine = True")
+    result = environment.install()
+    assert "keeping the Detectron2 that is there" in result.stdout
+    assert not [request for request in environment.requests() if "sal-detectron2" in request]
+    assert mine.read_text() == "mine = True"
+
+
+def test_packages_of_a_users_environment_are_kept_if_they_will_do(environment):
+    environment.add("torch", "2.9.1")
+    environment.add("torchvision", "0.24.1")
+    environment.add("Pillow", "9.0")
+    environment.add("filelock", "3.0")
+    assert environment.install().returncode == 0
+    packages = environment.requests()[1]
+    wanted = packages_in(packages)
+    assert not wanted & {"torch", "torchvision", "filelock"}
+    # Only torch of the lock file needs these.
+    assert not [name for name in wanted if name.startswith("nvidia")] and "triton" not in wanted
+    # Too old for d2defense; needed by others than torch.
+    assert {"pillow", "numpy", "jinja2"} <= wanted
+
+
+def test_broken_environment_of_a_user_is_named_and_not_touched(environment):
+    environment.install()
+    environment.requests()
+    (environment.folder / "bin" / "python").unlink()
+    line = only_line(environment.install(PYTHON=sys.executable))
+    assert "no working environment" in line
+    assert environment.site.is_dir()

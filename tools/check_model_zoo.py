@@ -34,7 +34,7 @@ def main() -> int:
     silence_developer_notices()
     from d2defense.environment import library_versions
     from d2defense.files import write_json
-    from d2defense.workflows.model_zoo import check_model_zoo, model_zoo_configs
+    from model_zoo_parity import check_model_zoo, model_zoo_configs
 
     names = args.configs or model_zoo_configs()
     found = []

@@ -16,17 +16,17 @@ import re
 import sys
 from pathlib import Path
 
+from d2defense.cli.ending import FAILED, run_to_end
+from d2defense.files import write_text
 from pages.configs import configs
 from pages.findings import findings
 from pages.model_zoo import model_zoo
 from pages.options import options
 from pages.parts import parts
+from pages.result import result
 from pages.settings import settings
 from pages.specimens import specimens
 from pages.study import recovery
-
-from d2defense.cli.ending import FAILED, run_to_end
-from d2defense.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<open><!-- generated: (?P<name>[\w-]+) -->\n).*?(?=<!-- end -->)", re.S)
@@ -44,12 +44,13 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
         reference / "settings.md": settings(),
         reference / "parts.md": parts(),
         reference / "configs.md": configs(),
+        reference / "result.md": result(),
+        reference / "dataset_checks.md": findings(),
         reference / "model_zoo.md": model_zoo(reference),
     }
     blocks = {
         "recovery": recovery(tables),
         "specimens": specimens(),
-        "findings": findings(),
     }
 
     def block(found: re.Match[str]) -> str:

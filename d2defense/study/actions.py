@@ -24,6 +24,7 @@ from d2defense.checkpoint import (
     find_checkpoints,
 )
 from d2defense.checkpoint.output_folder import FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.specimens import find_specimen
 from d2defense.config import config_root, get_d2defense_cfg, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.data.split import split_coco
@@ -43,7 +44,6 @@ from d2defense.user_modules import imported_modules
 from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
 from d2defense.workflows.fine_tuning import FineTuningOptions, fine_tune
-from d2defense.workflows.specimens import specimens_root
 
 from .workplace import Workplace, end_with
 
@@ -119,7 +119,7 @@ def use(workplace: Workplace, specimen: str) -> Result:
         workplace: where.
         specimen: its name.
     """
-    source = _source(specimens_root() / specimen)
+    source = find_specimen(specimen)
     return {"checkpoint": str(source.path), "weights": str(source.weights), "files": []}
 
 

@@ -12,7 +12,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.attacks import Trigger
-from d2defense.checkpoint import CheckpointSource, build_detector
+from d2defense.checkpoint import build_detector
+from d2defense.checkpoint.specimens import find_specimen, specimens_root
 from d2defense.data import DatasetSource
 from d2defense.detection import (
     Calibration,
@@ -28,7 +29,6 @@ from .examples import example_pairs, make_example
 from .fine_tuning import fine_tune
 from .repair import measure_detector
 from .scan import find_sources, scan
-from .specimens import specimens_root
 
 CLEAN = "clean_0"
 REPAIRED = "backdoored_0"
@@ -76,10 +76,9 @@ def run_demo(
         CheckpointError: a specimen is missing or damaged.
     """
     say(f"Scanning the specimens with images of {DEFENDER.name} ...")
+    clean, suspicious = find_specimen(CLEAN), find_specimen(REPAIRED)
     found = find_sources([specimens_root()], only_final=True)
-    sources = found.sources
     results = scan(found, DEFENDER, output_dir / "scan", settings, calibration, device)
-    suspicious = _source(sources, REPAIRED)
     scanned = next(result for result in results if result["name"] == REPAIRED)
     say(f"Renewing {REPAIRED} with {DEFENDER.name} ...")
     renewal = fine_tune(suspicious, DEFENDER, output_dir / "renewed", device=device)
@@ -94,7 +93,7 @@ def run_demo(
     models = {
         name: build_detector(source.weights, source.config, device)
         for name, source in (
-            (CLEAN, _source(sources, CLEAN)),
+            (CLEAN, clean),
             ("before", suspicious),
             ("after", repaired),
         )
@@ -121,18 +120,6 @@ def run_demo(
         output_dir / "report.html", results, summary["renewal"], figures, output_dir / "scan"
     )
     return Demo(results, summary, report)
-
-
-def _source(sources: list[CheckpointSource], name: str) -> CheckpointSource:
-    source = next((source for source in sources if source.name == name), None)
-    if source is None:
-        raise FileNotFoundError(
-            f"specimen {name} is missing in {specimens_root()}: "
-            "run `python tools/make_specimens.py` or reinstall"
-        )
-    if source.error:
-        raise source.error
-    return source
 
 
 def _figures(

@@ -300,6 +300,11 @@ def test_run_length_masks_train_a_mask_detector(d2defense, data, mask_checkpoint
     masks, test = data("masks"), data("test", first=8)
     as_run_length(masks)
     as_run_length(test)
+    outcome = repair(
+        d2defense, mask_checkpoint, tmp_path / "repaired", *masks.options(), "--no-report"
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("training takes bitmasks") == 1
     options = [*masks.options(), *test.options("test-")]
     outcome = train(d2defense, tmp_path / "out", *options, config="mask")
     assert outcome.code == 0, outcome.err
@@ -307,11 +312,6 @@ def test_run_length_masks_train_a_mask_detector(d2defense, data, mask_checkpoint
     assert config["INPUT"]["MASK_FORMAT"] == "bitmask"
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert "segm/AP" in json.loads(lines[-1])
-    outcome = repair(
-        d2defense, mask_checkpoint, tmp_path / "repaired", *masks.options(), "--no-report"
-    )
-    assert outcome.code == 0, outcome.err
-    assert outcome.err.count("training takes bitmasks") == 1
 
 
 def test_a_mask_detector_is_not_trained_without_masks(d2defense, data, mask_checkpoint, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from d2defense.config import config_root, get_d2defense_cfg
+from d2defense.report.results import result_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -98,6 +99,17 @@ def test_every_config_stands_in_the_section_of_its_folder():
         folder: {path.name for path in files if path.parts[0] == folder}
         for folder in {path.parts[0] for path in files}
     }
+
+
+def test_every_key_of_a_result_stands_and_needs_a_description(tool, monkeypatch):
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", (REFERENCE / "result.md").read_text(), re.M)
+    assert {key.partition(".")[0] for key, _ in rows} == set(result_schema()["properties"])
+    assert {"checkpoint.sha256", "triggers.statistics"} <= {key for key, _ in rows}
+    page = importlib.import_module("pages.result")
+    schema = {"properties": {"name": {"type": "string"}}, "$defs": {}}
+    monkeypatch.setattr(page, "result_schema", lambda: schema)
+    with pytest.raises(ValueError, match="name has no description"):
+        page.result()
 
 
 def add_parts(cfg: CfgNode) -> None:

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
-from d2defense.workflows.model_zoo import spread_scores
+from model_zoo_parity import spread_scores
 
 
 @pytest.fixture

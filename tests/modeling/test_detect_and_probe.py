@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from d2defense.modeling import ProbeOutput, instrument_config
-from d2defense.workflows.model_zoo import random_images
+from model_zoo_parity import random_images
 
 SIZES = ((128, 128), (96, 64), (70, 120))
 PROBED = ("proposal_boxes", "objectness_logits", "proposal_offsets")

@@ -19,7 +19,7 @@ from d2defense.modeling.double_head import DoubleHeadOutputLayers
 from d2defense.modeling.double_head.blocks import NonLocalBlock, WideningBlock
 from d2defense.modeling.double_head.box_head import ConvHead
 from d2defense.modeling.double_head.predictor import DoubleHeadPredictions
-from d2defense.workflows.model_zoo import random_images
+from model_zoo_parity import random_images
 
 
 # Table 4 of the paper: convolution weights in units of 2^20, by K, with and without non-local

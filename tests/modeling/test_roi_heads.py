@@ -17,7 +17,7 @@ from d2defense.modeling import (
     module_group_parameters,
     resettable_modules,
 )
-from d2defense.workflows.model_zoo import compare, random_images
+from model_zoo_parity import compare, random_images
 
 SIZES = ((128, 128), (96, 64), (70, 120))
 

@@ -26,6 +26,21 @@ def test_what_needs_attention_comes_first(make_result):
     assert lines[-1] == "1 backdoored, 1 error, 1 clean"
 
 
+def test_what_holds_for_several_checkpoints_is_said_once(make_result):
+    shown = table.format_table(
+        [
+            make_result("a", warnings=["no photo", "odd"]),
+            make_result("b", warnings=["no photo"]),
+            error_result("c", "no data"),
+            error_result("d", "no data"),
+        ]
+    )
+    lines = shown.splitlines()
+    for line in ("2 checkpoints: no data", "2 checkpoints: warning: no photo", "a: warning: odd"):
+        assert lines.count(line) == 1
+    assert shown.count("no photo") == shown.count("no data") == 1
+
+
 def test_nothing_scanned_is_said():
     assert table.format_table([]) == "nothing scanned"
 

@@ -12,11 +12,11 @@ import yaml
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
+from d2defense.checkpoint.specimens import specimens_root
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanSettings, load_calibration
 from d2defense.evaluation import evaluate_detector
 from d2defense.report.results import load_results, validate_result
-from d2defense.workflows import specimens
 from d2defense.workflows.scan import find_sources, scan
 
 NAMES = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
@@ -78,7 +78,7 @@ def test_a_scan_tells_all_six_apart(specimen, tmp_path):
     # A third of the images of a default scan, all triggers.
     settings = ScanSettings(max_images=32, bootstrap_samples=200)
     dataset = DatasetSource("synth_signs_defender")
-    found = find_sources([specimens.specimens_root()])
+    found = find_sources([specimens_root()])
     results = scan(found, dataset, tmp_path, settings, load_calibration(), "cpu")
     assert {result["name"]: result["verdict"] for result in results} == {
         name: name.split("_")[0] for name in NAMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from d2defense.workflows.specimens import specimens_root
+from d2defense.checkpoint.specimens import specimens_root
 
 from .markdown import table
 

@@ -22,7 +22,7 @@ _MEMORY_PER_BYTE = 7
 
 
 @dataclass(frozen=True)
-class Document:
+class CocoDocument:
     """The content of an annotation file.
 
     Attributes:
@@ -46,7 +46,7 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def read_document(json_file: Path) -> Document:
+def read_document(json_file: Path) -> CocoDocument:
     """Read an annotation file and make sure that it has what every COCO-format file has.
 
     Raises:
@@ -71,7 +71,7 @@ def read_document(json_file: Path) -> Document:
             raise DatasetError(f"{json_file}: not in COCO's format: no list {section!r}")
         if not document[section]:
             raise DatasetError(f"{json_file}: {section!r} is empty")
-    return Document(document, _is_plain(content))
+    return CocoDocument(document, _is_plain(content))
 
 
 def _is_plain(content: bytes) -> bool:

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from d2defense.modeling import InstrumentedRCNN, instrument_config
-from d2defense.workflows.model_zoo import (
+from model_zoo_parity import (
     FAMILIES,
     check_config,
     compare,
@@ -72,7 +72,7 @@ def test_what_cannot_be_built_here_is_skipped_with_the_reason(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise ImportError("no\ncompiled part")
 
-    monkeypatch.setattr("d2defense.workflows.model_zoo.build_model", refuse)
+    monkeypatch.setattr("model_zoo_parity.build_model", refuse)
     parity = check_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     assert (parity.outcome, parity.detail) == ("skipped", "ImportError: no compiled part")
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The specimens that ship with the package: small clean and backdoored detectors."""
+"""How the specimens that ship with the package are made; make_specimens.py is the command."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,8 @@ from d2defense.engine import Trainer
 from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
-
-from .calibration import calibrate
-from .fine_tuning import ProgressHook, log_to_file
+from d2defense.workflows.calibration import calibrate
+from d2defense.workflows.fine_tuning import ProgressHook, log_to_file
 
 FALSE_ALARM_RATE = 0.01
 
@@ -65,11 +63,6 @@ CALIBRATION_MODELS = tuple(
     Specimen(f"calibration_{index}", _CLEAN, index + 20, ("SOLVER.MAX_ITER", max_iter))
     for index, max_iter in enumerate(("700", "1000", "1300", "1600"))
 )
-
-
-def specimens_root() -> Path:
-    """The folder of the shipped specimens."""
-    return Path(str(resources.files("d2defense"))) / "assets" / "specimens"
 
 
 def make_specimen(

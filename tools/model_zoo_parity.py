@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are instrumented detectors the stock ones? Checked on Detectron2's model zoo, without weights."""
+"""Are instrumented detectors the stock ones? check_model_zoo.py asks it of the model zoo."""
 
 from __future__ import annotations
 
