@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import configure_logging
 
 if TYPE_CHECKING:
     from d2defense.data.coco import Findings
+
+    Records = list[dict[str, Any]]
 
 NAME = "dataset"
 HELP = "generate, check or split datasets, count their objects and draw a contact sheet"
@@ -73,14 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(parser=parser)
 
 
-def _show(name: str) -> None:
+def _show(name: str, records: Records) -> None:
     from detectron2.data import MetadataCatalog
     from tabulate import tabulate
 
-    from d2defense.data import load_dataset
     from d2defense.data.summary import count_classes
 
-    records = load_dataset(name)
     metadata = MetadataCatalog.get(name)
     counts = count_classes(records, metadata.thing_classes)
     rows = [(c.name, c.objects, c.images) for c in counts]
@@ -94,25 +94,23 @@ def _list_findings(findings: Findings) -> None:
         print(f"{finding.kind.outcome}: {finding}")
 
 
-def _check_images(name: str) -> bool:
+def _check_images(records: Records) -> bool:
     """List the images that cannot be used; whether there are none."""
-    from d2defense.data import load_dataset
     from d2defense.data.image_files import unusable_images
 
-    unusable = unusable_images(load_dataset(name), decode=False)
+    unusable = unusable_images(records, decode=False)
     for image in unusable:
         print(f"error: image {image.image_id} cannot be used: {image}")
     return not unusable
 
 
-def _draw(name: str, count: int, path: Path) -> None:
+def _draw(name: str, records: Records, count: int, path: Path) -> None:
     from detectron2.data import MetadataCatalog
 
-    from d2defense.data import load_dataset
     from d2defense.data.preview import contact_sheet, encode_png
     from d2defense.files import write_bytes
 
-    sheet = contact_sheet(load_dataset(name), MetadataCatalog.get(name).thing_classes, count)
+    sheet = contact_sheet(records, MetadataCatalog.get(name).thing_classes, count)
     write_bytes(path, encode_png(sheet))
     print(f"contact sheet: {path}")
 
@@ -146,24 +144,24 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from detectron2.data import MetadataCatalog
 
-    from d2defense.data import DatasetSource
+    from d2defense.data import load_dataset
     from d2defense.data.coco import register_coco_dataset
     from d2defense.data.split import split_coco
 
-    sources = [DatasetSource(name) for name in args.names]
-    code = 0
-    if args.dataset_json:
-        own = args.dataset_json
-        sources.insert(0, DatasetSource(own, own, args.image_root))
+    own = args.dataset_json
+    if own:
         _list_findings(register_coco_dataset(own, own, args.image_root))
-        if not _check_images(own):
+    names = [own, *args.names] if own else args.names or DEFAULT_NAMES
+    code = 0
+    for number, name in enumerate(names):
+        # Loaded once: of a large dataset it takes a while.
+        records = load_dataset(name)
+        if name == own and not _check_images(records):
             print(f"error: {own}: some images cannot be used", file=sys.stderr)
             code = 2
-    names = [source.ensure() for source in sources] or list(DEFAULT_NAMES)
-    for name in names:
-        _show(name)
-    if args.contact_sheet:
-        _draw(names[0], args.images, args.contact_sheet)
+        _show(name, records)
+        if args.contact_sheet and number == 0:
+            _draw(name, records, args.images, args.contact_sheet)
     if args.split:
         corrected = Path(MetadataCatalog.get(args.dataset_json).json_file)
         files = split_coco(corrected, args.split, args.defender_images, args.seed)

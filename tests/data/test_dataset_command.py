@@ -46,6 +46,15 @@ def test_counts_and_contact_sheet_of_a_dataset_of_ones_own(own, tmp_path, capsys
     assert cv2.imread(str(sheet)).shape == (rows * 260 - 4, columns * 260 - 4, 3)
 
 
+def test_a_dataset_is_loaded_once(own, tmp_path, monkeypatch):
+    loaded = []
+    get = DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: loaded.append(name) or get(name))
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--contact-sheet", tmp_path / "sheet.png") == 0
+    assert loaded == [str(own.json_file)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
