@@ -19,7 +19,7 @@ and --test-image-root, every --dataset-json is trained on:
         --dataset-json train.json --image-root images/ \\
         --dataset-json val.json --image-root images/ OUTPUT_DIR runs/mine
 
-Exit codes: 0 done; 1 the loss or the weights were not finite; 2 wrong config, data or weights;
+Exit codes: 0 done; 2 wrong config, data or weights, or a loss or weights that were not finite;
 130 interrupted.
 """
 

@@ -38,7 +38,8 @@ from d2defense.user_modules import import_modules
 from .labels import prepare_evaluation, prepare_training
 from .own_data import OwnData
 
-DIVERGED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+# Never 1, which is a scan's verdict.
+FAILED, INTERRUPTED = 2, 130
 
 
 def launch_training(args: argparse.Namespace) -> int:
@@ -48,8 +49,8 @@ def launch_training(args: argparse.Namespace) -> int:
         args: the options of ``d2defense train``.
 
     Returns:
-        Exit code: 0; 1 after a loss or weights that were not finite; 2 after one line on what is
-        wrong with the config, the data or the weights; 130 after an interrupt.
+        Exit code: 0; 2 after one line on what is wrong with the config, the data or the weights,
+        or after a loss or weights that were not finite; 130 after an interrupt.
     """
     try:
         cfg = setup_config(args)
@@ -57,7 +58,7 @@ def launch_training(args: argparse.Namespace) -> int:
     except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         # No logger has a handler before default_setup.
         _complain(f"{args.config_file}: {error}")
-        return WRONG_INPUT
+        return FAILED
     if cfg.SEED < 0 and args.num_machines == 1 and not args.eval_only:
         args.opts = [*args.opts, "SEED", str(_drawn_seed(cfg, args.resume))]
     num_gpus = args.num_gpus if torch.cuda.is_available() else 0
@@ -226,7 +227,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
         # Not Detectron2's loader: it evaluates whatever part of the weights fits.
         load_weights(model, Path(path or PathManager.get_local_path(cfg.MODEL.WEIGHTS)))
     except (OSError, ValueError, AssertionError) as error:
-        raise _Ended(WRONG_INPUT, f"error: {error}") from None
+        raise _Ended(FAILED, f"error: {error}") from None
     results = trainer_type.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -240,14 +241,14 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
         if comm.is_main_process() and unfinished:
             provenance.write_start(cfg, first)
     except (OSError, ValueError, AssertionError) as error:
-        raise _Ended(WRONG_INPUT, f"error: {error}") from None
+        raise _Ended(FAILED, f"error: {error}") from None
     start = time.perf_counter()
     try:
         with _quiet_divergence():
             trainer.train()
     except FloatingPointError as error:
         raise _Ended(
-            DIVERGED,
+            FAILED,
             f"error: training stopped at iteration {trainer.iter}: {error}; last good checkpoint: "
             f"{_last_checkpoint(cfg) or 'none'}",
         ) from None
