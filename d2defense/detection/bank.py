@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import yaml
 
 from d2defense.attacks import Trigger
 from d2defense.config import config_root
+from d2defense.registry import PATTERN_REGISTRY
+
+from .bank_schema import BankChecker
 
 DEFAULT_BANK = "plain"
 MAX_TRIGGERS = 4096
 _MAX_BYTES = 1 << 20
 _FIELD = re.compile(r"\{(\w+)\}")
-_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,80}")
 
 # Names of places, as placement and position of a Trigger.
 _PLACES: dict[str, tuple[str, tuple[float, float]]] = {
@@ -31,10 +33,15 @@ _PLACES: dict[str, tuple[str, tuple[float, float]]] = {
     "random": ("random", (0.5, 0.5)),
     "background": ("background", (0.5, 0.5)),
 }
-_KEYS = (
-    *("name", "grid", "pattern", "color", "second_color", "cells", "image"),
-    *("size", "size_unit", "position", "opacity", "seed"),
-)
+# What the schema allows in several ways, in a Trigger's one way.
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    "cells": int,
+    "seed": int,
+    "color": lambda rgb: tuple(map(int, rgb)),
+    "second_color": lambda rgb: tuple(map(int, rgb)),
+    "opacity": float,
+    "size": lambda size: tuple(map(float, size if isinstance(size, list) else [size, size])),
+}
 
 
 class TriggerBankError(ValueError):
@@ -62,23 +69,24 @@ def load_bank(source: str | Path = DEFAULT_BANK) -> tuple[Trigger, ...]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise TriggerBankError(f"{path}: not a plain YAML file: {reason}") from None
-    if not isinstance(document, dict) or set(document) != {"triggers"}:
-        raise TriggerBankError(f"{path}: must hold one key, 'triggers'")
-    if not isinstance(document["triggers"], list) or not document["triggers"]:
-        raise TriggerBankError(f"{path}: 'triggers' is not a list of entries")
+    checker = BankChecker()
+    try:
+        checker.check_file(document)
+    except ValueError as error:
+        raise TriggerBankError(f"{path}: {error}") from None
     bank: dict[str, Trigger] = {}
     for number, entry in enumerate(document["triggers"], 1):
-        place = f"{path}: entry {number}"
         try:
             for values in _expand(entry):
+                checker.check_trigger(values)
                 trigger = _trigger(values, path.parent)
                 if trigger.name in bank:
-                    raise TriggerBankError(f"name {trigger.name!r} is used before")
+                    raise ValueError(f"name {trigger.name!r} is used before")
                 bank[trigger.name] = trigger
                 if len(bank) > MAX_TRIGGERS:
-                    raise TriggerBankError(f"more than {MAX_TRIGGERS} triggers")
-        except (ValueError, TypeError) as error:
-            raise TriggerBankError(f"{place}: {error}") from None
+                    raise ValueError(f"more than {MAX_TRIGGERS} triggers")
+        except (ValueError, OverflowError) as error:
+            raise TriggerBankError(f"{path}: entry {number}: {error}") from None
     return tuple(bank.values())
 
 
@@ -120,49 +128,34 @@ def _find(source: str | Path) -> Path:
     return shipped[str(source)]
 
 
-def _expand(entry: Any) -> Iterator[dict[str, Any]]:
-    """The entry, once for every combination of its grid's values."""
-    if not isinstance(entry, dict):
-        raise TriggerBankError("not a mapping")
-    unknown = [str(key) for key in entry if key not in _KEYS]
+def _expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entry, once for every combination of its grid's values, each with a pattern."""
+    name = entry["name"]
+    axes = _axes(entry)
+    unknown = [key for key in _FIELD.findall(name) if key not in axes]
     if unknown:
-        raise TriggerBankError(f"unknown key {', '.join(unknown)}; known: {', '.join(_KEYS)}")
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise TriggerBankError("'name' is missing or not a text")
+        raise ValueError(f"name {name!r}: the grid has no {', '.join(unknown)}")
     fixed = {key: value for key, value in entry.items() if key != "grid"}
-    if "grid" not in entry:
-        yield fixed
-        return
-    axes = _axes(entry["grid"], fixed)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, (label for label, _ in combination), strict=True))
         values = dict(zip(axes, (value for _, value in combination), strict=True))
-        unknown = [key for key in _FIELD.findall(name) if key not in labels]
-        if unknown:
-            raise TriggerBankError(f"name {name!r}: the grid has no {', '.join(unknown)}")
-        yield fixed | values | {"name": _FIELD.sub(lambda field: labels[field[1]], name)}  # noqa: B023
+        values |= fixed | {"name": _FIELD.sub(lambda field: labels[field[1]], name)}  # noqa: B023
+        yield {"pattern": "image" if "image" in values else Trigger.pattern} | values
 
 
-def _axes(grid: Any, fixed: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """(label, value) pairs of each key of a grid."""
-    if not isinstance(grid, dict) or not grid:
-        raise TriggerBankError("'grid' is not a mapping of keys to lists")
+def _axes(entry: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """(label, value) pairs of each key of an entry's grid."""
     axes, size = {}, 1
-    for key, values in grid.items():
-        if key not in _KEYS or key in ("name", "grid"):
-            raise TriggerBankError(f"grid: unknown key {key}")
-        if key in fixed:
-            raise TriggerBankError(f"{key} stands both in the entry and in its grid")
-        if isinstance(values, dict) and values:
+    for key, values in entry.get("grid", {}).items():
+        if key in entry:
+            raise ValueError(f"{key} stands both in the entry and in its grid")
+        if isinstance(values, dict):
             axes[key] = [(str(label), value) for label, value in values.items()]
-        elif isinstance(values, list) and values:
-            axes[key] = [(_label(value), value) for value in values]
         else:
-            raise TriggerBankError(f"grid: {key} is not a list or a mapping of labels to values")
+            axes[key] = [(_label(value), value) for value in values]
         size *= len(axes[key])
         if size > MAX_TRIGGERS:
-            raise TriggerBankError(f"grid: more than {MAX_TRIGGERS} combinations")
+            raise ValueError(f"grid: more than {MAX_TRIGGERS} combinations")
     return axes
 
 
@@ -171,61 +164,34 @@ def _label(value: Any) -> str:
 
 
 def _trigger(values: dict[str, Any], folder: Path) -> Trigger:
-    name = values["name"]
-    if not _NAME.fullmatch(name):
-        raise TriggerBankError(
-            f"name {name!r} is not 1 to 80 of the characters A-Z a-z 0-9 _ . + -"
-        )
-    arguments: dict[str, Any] = {"name": name}
-    for key in ("pattern", "size_unit"):
-        if key in values:
-            arguments[key] = _typed(name, key, values[key], str)
-    for key in ("cells", "seed"):
-        if key in values:
-            arguments[key] = _typed(name, key, values[key], int)
-    for key in ("color", "second_color"):
-        if key in values:
-            arguments[key] = _numbers(name, key, values[key], int, 3)
-    if "opacity" in values:
-        arguments["opacity"] = float(_typed(name, "opacity", values["opacity"], int, float))
-    if "size" in values:
-        size = values["size"]
-        pair = size if isinstance(size, list) else [size, size]
-        arguments["size"] = tuple(map(float, _numbers(name, "size", pair, (int, float), 2)))
+    """The trigger of values that the schema allows."""
+    arguments = {
+        key: _TYPES[key](value) if key in _TYPES else value for key, value in values.items()
+    }
     if "position" in values:
-        arguments["placement"], arguments["position"] = _place(name, values["position"])
+        arguments |= _place(values["name"], values["position"])
     if "image" in values:
-        file = folder / _typed(name, "image", values["image"], str)
+        file = folder / values["image"]
         try:
             arguments["image"] = file.read_bytes()
         except OSError as error:
-            raise TriggerBankError(f"trigger {name}: image {file}: {error.strerror}") from None
-        arguments.setdefault("pattern", "image")
+            raise ValueError(f"trigger {values['name']}: image {file}: {error.strerror}") from None
+    if values["pattern"] in PATTERN_REGISTRY:
+        # All of them, as a trigger of a configuration has them.
+        defaults = PATTERN_REGISTRY.get(values["pattern"]).default_settings()
+        settings = defaults | values.get("settings", {})
+        arguments["settings"] = tuple((key, _hashable(settings[key])) for key in sorted(settings))
     return Trigger(**arguments)
 
 
-def _place(name: str, position: Any) -> tuple[str, tuple[float, float]]:
-    if isinstance(position, str):
-        if position not in _PLACES:
-            raise TriggerBankError(
-                f"trigger {name}: position {position!r} is none of {', '.join(_PLACES)}"
-            )
-        return _PLACES[position]
-    x, y = _numbers(name, "position", position, (int, float), 2)
-    return "center", (float(x), float(y))
+def _place(name: str, position: str | list[float]) -> dict[str, Any]:
+    if isinstance(position, list):
+        return {"placement": "center", "position": tuple(map(float, position))}
+    if position not in _PLACES:
+        raise ValueError(f"trigger {name}: position {position!r} is none of {', '.join(_PLACES)}")
+    placement, point = _PLACES[position]
+    return {"placement": placement, "position": point}
 
 
-def _typed(name: str, key: str, value: Any, *types: type) -> Any:
-    if not isinstance(value, types) or isinstance(value, bool):
-        expected = " or ".join(kind.__name__ for kind in types)
-        raise TriggerBankError(f"trigger {name}: {key} {value!r} is not of type {expected}")
-    return value
-
-
-def _numbers(name: str, key: str, values: Any, types: Any, count: int) -> tuple[Any, ...]:
-    numbers = isinstance(values, list) and all(
-        isinstance(value, types) and not isinstance(value, bool) for value in values
-    )
-    if not numbers or len(values) != count:
-        raise TriggerBankError(f"trigger {name}: {key} {values!r} is not a list of {count} numbers")
-    return tuple(values)
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import jsonschema
 import PIL.Image
 import pytest
 
 from d2defense.attacks import Trigger
 from d2defense.detection import TriggerBankError, load_bank, select_triggers
+from d2defense.detection.bank_schema import bank_schema
 
 
 @pytest.fixture
@@ -111,6 +116,25 @@ def test_a_grid_is_every_combination_in_order(bank_file):
         ("{name: '{seed}', grid: {seed: 3}}", "entry 1: grid: seed"),
         ("{name: '{size}', grid: {size: []}}", "entry 1: grid: size"),
         ("[1]", "entry 1: not a mapping"),
+        ("{name: a, color: [1, 2, blue]}", r"entry 1: trigger a: color\[2\] 'blue' is not a whole"),
+        ("{name: a, cells: 1.5}", "entry 1: trigger a: cells 1.5 is not a whole number"),
+        ("{name: a, cells: .nan}", "entry 1: trigger a: cells nan is not a whole number"),
+        ("{name: a, size: .nan}", "entry 1: trigger a: size"),
+        ("{name: a, size: 1" + 400 * "0" + "}", "entry 1: int too large"),
+        ("{name: a, 7: 8}", "entry 1: unknown key 7; known: name, pattern"),
+        ('{name: "a\\n"}', "entry 1: name"),
+        ("{name: '{size}'}", "entry 1: name .* has no size"),
+        (
+            "{name: '{size}', grid: {size: {}}}",
+            "entry 1: grid: size {} is not a list, or a mapping",
+        ),
+        (
+            "{name: '{size}', grid: {size: [0.1, x]}}",
+            "entry 1: trigger x: size 'x' is not a number",
+        ),
+        ("{name: a}\n  - 3", "entry 2: not a mapping"),
+        ("{name: a, settings: 3}", "entry 1: trigger a: settings 3 is not a mapping"),
+        ("{name: a, settings: {SHADE: 3}}", "entry 1: trigger a: settings: unknown key SHADE"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_file_and_entry(bank_file, entry, reason):
@@ -147,6 +171,62 @@ def test_unknown_banks_are_told_from_files():
         load_bank("plane")
     with pytest.raises(TriggerBankError, match=r"gone\.yaml"):
         load_bank("gone.yaml")
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft202012Validator.check_schema(bank_schema())
+
+
+OWN_PATTERNS = """
+import sys
+from d2defense.attacks import Pattern
+from d2defense.detection import TriggerBankError, load_bank
+from d2defense.registry import PATTERN_REGISTRY
+
+@PATTERN_REGISTRY.register("level")
+class Level(Pattern):
+    @staticmethod
+    def add_config(node):
+        node.SHADE = 0.5
+        node.RANGE = (0, 9)
+
+@PATTERN_REGISTRY.register("narrow")
+class Narrow(Pattern):
+    @classmethod
+    def settings_schema(cls):
+        return {"required": ["WIDTH"], "properties": {"WIDTH": {"enum": [1, 2]}}}
+
+for path in sys.argv[1:]:
+    try:
+        print(*(trigger.settings for trigger in load_bank(path)))
+    except TriggerBankError as error:
+        print(str(error).removeprefix(path))
+"""
+
+
+def test_a_pattern_brings_its_part_of_the_schema(tmp_path):
+    """In a process of its own, so that the patterns do not stay."""
+    entries = {
+        "{name: '{settings}', pattern: level, grid: {settings: {a: {SHADE: 1}, b: {RANGE: [1]}}}}":
+            "(('RANGE', (0, 9)), ('SHADE', 1)) (('RANGE', (1,)), ('SHADE', 0.5))",
+        "{name: a, pattern: level, settings: {SHADE: dark}}":
+            ": entry 1: trigger a: settings: SHADE: 'dark' is not of type 'number'",
+        "{name: a, pattern: level, settings: {SHADES: 1}}":
+            ": entry 1: trigger a: settings: unknown key SHADES; known: SHADE, RANGE",
+        "{name: a, pattern: narrow, settings: {WIDTH: 2}}": "(('WIDTH', 2),)",
+        "{name: a, pattern: narrow, settings: {WIDTH: 3}}":
+            ": entry 1: trigger a: settings: WIDTH: 3 is not one of [1, 2]",
+        "{name: a, pattern: narrow, settings: {}}":
+            ": entry 1: trigger a: settings: 'WIDTH' is missing",
+        "{name: a, pattern: solid, settings: {WIDTH: 2}}":
+            ": entry 1: trigger a: settings: unknown key WIDTH; known: none",
+    }  # fmt: skip
+    files = [tmp_path / f"{number}.yaml" for number in range(len(entries))]
+    for file, entry in zip(files, entries, strict=True):
+        file.write_text(f"triggers: [{entry}]", encoding="utf-8")
+    command = [sys.executable, "-W", "ignore", "-c", OWN_PATTERNS, *map(str, files)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == list(entries.values())
 
 
 def test_triggers_by_name():

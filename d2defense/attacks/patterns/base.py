@@ -13,6 +13,14 @@ from torch import Tensor
 from ..randomness import hash32
 from ..triggers import Trigger
 
+_JSON_TYPES = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    tuple: "array",
+}
 # Sets the random numbers of patterns apart from those of places.
 _SALT = 0x636F6C72
 
@@ -77,12 +85,33 @@ class Pattern:
         ``node`` is that node, empty as yet.
         """
 
+    @classmethod
+    def default_settings(cls) -> dict[str, Any]:
+        """The pattern's own keys with their defaults."""
+        node = CfgNode()
+        cls.add_config(node)
+        return dict(node)
+
+    @classmethod
+    def settings_schema(cls) -> dict[str, Any]:
+        """JSON schema of ``settings`` of a trigger bank's entry with this pattern.
+
+        The pattern's own keys, each of its default's type. A pattern that takes less of a value, or
+        more, says so in a schema of its own.
+        """
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                key: {"type": _JSON_TYPES[type(default)]} if type(default) in _JSON_TYPES else {}
+                for key, default in cls.default_settings().items()
+            },
+        }
+
     @property
     def settings(self) -> dict[str, Any]:
         """Values of the pattern's own keys."""
-        node = CfgNode()
-        self.add_config(node)
-        return dict(node) | dict(self.trigger.settings)
+        return self.default_settings() | dict(self.trigger.settings)
 
     def paint(self, pixels: PatchPixels) -> Tensor:
         """The colour of every pixel.
