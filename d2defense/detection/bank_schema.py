@@ -30,7 +30,10 @@ def bank_schema() -> dict[str, Any]:
         }
         for name, pattern in PATTERN_REGISTRY
     ]
-    schema["$defs"]["trigger"]["dependentSchemas"] = {"settings": {"allOf": parts}}
+    entry, trigger = (schema["$defs"][name] for name in ("entry", "trigger"))
+    trigger["dependentSchemas"] = {"settings": {"allOf": parts}}
+    # What the values are is asked of each combination of the grid's.
+    entry["properties"] = dict.fromkeys(trigger["properties"], True) | entry["properties"]
     return schema
 
 

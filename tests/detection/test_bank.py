@@ -96,7 +96,10 @@ def test_a_grid_is_every_combination_in_order(bank_file):
     ("entry", "reason"),
     [
         ("{pattern: solid}", "entry 1: 'name' is missing"),
-        ("{name: a, colour: [1, 2, 3]}", "entry 1: unknown key colour"),
+        (
+            "{name: a, colour: [1, 2, 3]}",
+            "entry 1: unknown key colour; known: .*, grid",
+        ),
         ("{name: a, pattern: plaid}", "entry 1: trigger a: pattern 'plaid'"),
         ("{name: a, color: [1, 2]}", "entry 1: trigger a: color"),
         ("{name: a, color: red}", "entry 1: trigger a: color"),
@@ -122,6 +125,7 @@ def test_a_grid_is_every_combination_in_order(bank_file):
         ("{name: a, size: .nan}", "entry 1: trigger a: size"),
         ("{name: a, size: 1" + 400 * "0" + "}", "entry 1: int too large"),
         ("{name: a, 7: 8}", "entry 1: unknown key 7; known: name, pattern"),
+        ("{name: '{colour}', grid: {colour: [1]}}", "entry 1: unknown key colour; known: name"),
         ('{name: "a\\n"}', "entry 1: name"),
         ("{name: '{size}'}", "entry 1: name .* has no size"),
         (
