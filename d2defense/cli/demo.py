@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
     from d2defense.report.table import format_table
     from d2defense.workflows.demo import run_demo
-    from d2defense.workflows.evaluation import format_evaluation
+    from d2defense.workflows.repair import format_repair
 
     configure_logging()
     cfg = defense_config(args, args.parser)
@@ -48,17 +48,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(format_table(demo.results))
-    renewal = demo.summary["renewal"]
-    print(
-        f"\n{renewal['checkpoint']}: fine-tuned in {renewal['seconds']:.0f} s; verdict "
-        f"{renewal['before']['verdict']} -> {renewal['after']['verdict']}\n"
-    )
-    print(format_evaluation([_row(label, renewal[label]) for label in ("before", "after")]))
+    print(f"\n{format_repair(demo.summary['repair'])}")
     print(f"\nreport: {demo.report}")
     return 0
-
-
-def _row(label: str, measured: dict) -> dict:
-    found = {key: measured[f"objects_found_{key}"] for key in ("clean", "triggered")}
-    conditions = {key: {**measured[key], "objects_found": found[key]} for key in found}
-    return {"name": label, "error": None, "asr": measured["asr"], **conditions}

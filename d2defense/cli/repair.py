@@ -140,23 +140,22 @@ def _repair(
 ) -> None:
     from d2defense.attacks import Trigger
     from d2defense.detection import ScanSettings, calibration_from_config
-    from d2defense.workflows.repair import format_repair, repair_checkpoint
+    from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
     settings = ScanSettings.from_config(cfg)
-    calibration = calibration_from_config(cfg, settings)
-    repaired = repair_checkpoint(
-        source,
-        dataset,
-        test,
-        args.output,
-        settings,
-        calibration,
-        Trigger.from_config(cfg),
-        _options(args),
-        args.scan,
-        args.device,
+    task = RepairTask(
+        source=source,
+        defender=dataset,
+        test=test,
+        settings=settings,
+        calibration=calibration_from_config(cfg, settings),
+        trigger=Trigger.from_config(cfg),
+        options=_options(args),
+        evidence=args.scan,
+        device=args.device,
     )
+    repaired = repair_checkpoint(task, args.output)
     print(format_repair(repaired.summary))
     print(f"\nreport: {repaired.report}")
 

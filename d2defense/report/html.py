@@ -59,10 +59,10 @@ _CHECKPOINT_FIGURES = {
 }
 _REPAIR_FIGURES = {
     "before_after": "AP50 and attack success rate before and after the repair.",
-    "histograms": "Inconsistency of a clean and of a backdoored model, on clean and on triggered "
-    "images (Figure 3 of the paper).",
-    "heatmaps": "The same triggered image seen by a clean and by a backdoored model: bright where "
-    "the region proposals see an object that the classifier dismisses (Figure 3 of the paper).",
+    "histograms": "Inconsistency of each model on clean and on triggered images (as in Figure 3 of "
+    "the paper).",
+    "heatmaps": "The same triggered image seen by each model: bright where the region proposals "
+    "see an object that the classifier dismisses (as in Figure 3 of the paper).",
     "examples_before": "The model before the repair, without and with the trigger.",
     "examples_after": "The same images after the repair.",
 }
@@ -128,8 +128,8 @@ def write_repair_report(
             "before": {...}, "after": {...}}``; before and after each hold ``clean`` and
             ``triggered`` (dictionaries of AP, AP50, AP75, APs, APm, APl, 0..100), ``asr``,
             ``objects_found_clean``, ``objects_found_triggered`` (0..1), ``verdict`` and ``score``.
-            Missing and null values are shown as an en dash. Optional: ``measured_on`` (str), and
-            ``measured_on_training_images`` (bool).
+            Missing and null values are shown as an en dash. Optional: ``measured_on`` (str),
+            ``measured_on_training_images`` (bool), and ``scanned_on`` (str) of before and after.
         figures: PNG files by name. ``before_after`` (drawn here when absent), ``histograms``,
             ``heatmaps``, ``examples_before`` and ``examples_after`` have captions; others are
             captioned by their name.
@@ -457,7 +457,11 @@ def _repair_summary(
 
 
 def _repair_caption(repair: Mapping[str, Any]) -> str:
-    caption = f"Before and after, on {repair.get('measured_on') or 'the validation images'}"
+    measured_on = repair.get("measured_on") or "the validation images"
+    caption = f"Before and after, on {measured_on}"
+    scanned_on = (repair.get("before") or {}).get("scanned_on") or measured_on
+    if scanned_on != measured_on:
+        caption += f"; the score before on {scanned_on}"
     if repair.get("measured_on_training_images"):
         caption += ": the images it was fine-tuned on, which proves less"
     return caption

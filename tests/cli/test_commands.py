@@ -51,13 +51,22 @@ def test_repair_scans_first_and_reports_before_and_after(
     assert summary["measured_on"] == test.name
     assert not summary["measured_on_training_images"]
     assert summary["before"].keys() == summary["after"].keys() >= {"asr", "verdict", "AP50_clean"}
-    assert "Before" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    # The bars, histograms, heat maps, and examples before and after.
+    assert page.count("data:image/png") == 5
     # The scan of before is evidence that a second repair can go by.
     result = next((output / "scan_before").glob("*/result.json"))
     again = d2defense(
         *arguments, "--scan", result, "--no-report", "--output", tmp_path / "again", *SHORT
     )
     assert again.code == 0, again.err
+    # On other images than these, which is said.
+    on_its_own = d2defense(
+        "repair", untrained_checkpoint, *own_data, "--scan", result,
+        "--output", tmp_path / "third", *SHORT, "DEFENSE.TRIGGERS", "('white',)",
+    )  # fmt: skip
+    assert on_its_own.code == 0, on_its_own.err
+    assert f"the score before on {test.name}" in on_its_own.out
     # But not of another checkpoint.
     other = d2defense("repair", output / "model_final.pth", *own_data, "--scan", result, "--output",
                       tmp_path / "other", *SHORT)  # fmt: skip

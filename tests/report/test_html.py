@@ -295,3 +295,12 @@ def test_a_repair_says_what_it_was_measured_on(tmp_path):
         assert "Before and after, on signs <b>" in text
         assert ("the images it was fine-tuned on" in text) == proves_less
         assert "rpn, box_head and box_predictor reset" in text
+
+
+def test_a_repair_says_which_images_an_earlier_scan_was_of(tmp_path):
+    for scanned_on in ("signs", "streets"):
+        told = repair(measured_on="signs")
+        told["before"] = told["before"] | {"scanned_on": scanned_on}
+        path = html.write_repair_report(tmp_path / "report.html", [], told, {})
+        text = Page(path.read_text(encoding="utf-8")).text
+        assert ("the score before on streets" in text) == (scanned_on == "streets")

@@ -115,7 +115,7 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert main(["demo", "--output", str(output)]) == 0
     summary = json.loads((output / "summary.json").read_text())
     assert summary["verdicts"] == {name: name.split("_")[0] for name in NAMES}
-    before, after = summary["renewal"]["before"], summary["renewal"]["after"]
+    before, after = summary["repair"]["before"], summary["repair"]["after"]
     assert before["verdict"] == "backdoored"
     assert after["verdict"] == "clean"
     assert after["AP50_clean"] >= before["AP50_clean"] - 3
@@ -123,8 +123,9 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert before["asr"] >= 0.6
     assert after["asr"] < 0.35
     assert set(after["clean"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
-    assert (output / "renewed" / "model_final.pth").is_file()
+    assert (output / "repaired" / "model_final.pth").is_file()
     assert len(list((output / "scan").glob("*/result.json"))) == 6
     page = (output / "report.html").read_text()
-    assert page.count("data:image/") >= 4
+    # Two of each specimen, and five of the repair.
+    assert page.count("data:image/") == 2 * 6 + 5
     assert str(output / "report.html") in capfd.readouterr().out
