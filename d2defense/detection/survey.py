@@ -182,22 +182,26 @@ class _Work:
         self._total = total
         self._progress = progress or (lambda share: None)
         self._done = 0
-        self._start = time.monotonic()
+        # When the first pass was over, which warms up, and how many images it was of.
+        self._warm: tuple[float, int] | None = None
+        self._has_told = False
 
     def add(self, num_images: int) -> None:
         """One forward pass over so many images is done."""
-        is_first = not self._done
         self._done = min(self._total, self._done + num_images)
-        if is_first:
-            self._announce()
+        if self._warm is None:
+            self._warm = time.monotonic(), self._done
+        elif not self._has_told:
+            self._has_told = True
+            self._announce(*self._warm)
         self._progress(self._done / self._total)
 
     def end(self) -> None:
         """There is nothing more to do."""
         self._progress(1.0)
 
-    def _announce(self) -> None:
-        each = (time.monotonic() - self._start) / self._done
+    def _announce(self, start: float, before: int) -> None:
+        each = (time.monotonic() - start) / (self._done - before)
         seconds = each * self._total
         if seconds >= _WORTH_SAYING:
             logger.info(
