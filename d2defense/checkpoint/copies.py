@@ -8,12 +8,14 @@ from collections.abc import Hashable, Iterable
 
 from .found import Found
 from .inspection import Inspector, Question
+from .weights import FORMATS, format_by_name
 
 
 def merge_copies(found: list[Found], inspector: Inspector) -> list[Found]:
-    """Leave of each set of files with the same bytes and the same config the first.
+    """Leave of files with the same bytes, config and format the first.
 
-    It names the others. A file without a config is a copy of any that has one.
+    It names the others. Bytes under the names of two formats are two files, since each is read in
+    its own way. A file without a config is a copy of any that has one.
 
     Args:
         found: everything that was found, in order.
@@ -44,15 +46,26 @@ def _are_several(group: list[Found]) -> bool:
 
 
 def _merge(group: list[Found]) -> Iterable[Found]:
-    """Note in the first of each config its copies, and return these."""
+    """Note in the first of each config and format its copies, and return these."""
     firsts: dict[Hashable, Found] = {}
-    copies = []
-    for each in group:
-        if each.error is None and firsts.setdefault(each.config_place, each) is not each:
-            copies.append((firsts[each.config_place], each))
+    copies: list[tuple[Found, Found]] = []
+    # A name that says no format is that of a copy, if another name says one.
+    for each in sorted(group, key=lambda each: format_by_name(each.weights) is None):
+        if each.error is not None:
+            continue
+        formats = FORMATS if (named := format_by_name(each.weights)) is None else (named,)
+        keys = [(each.config_place, name) for name in formats]
+        first = next((firsts[key] for key in keys if key in firsts), None)
+        if first is None:
+            firsts[keys[0]] = each
+        else:
+            copies.append((first, each))
     if firsts:
         anyone = next(iter(firsts.values()))
         copies += [(anyone, each) for each in group if each.lacks_config]
+    paths: dict[int, list[str]] = defaultdict(list)
     for first, copy in copies:
-        first.copies += (str(copy.weights),)
+        paths[id(first)].append(str(copy.weights))
+    for first in firsts.values():
+        first.copies += tuple(paths[id(first)])
     return [copy for _, copy in copies]

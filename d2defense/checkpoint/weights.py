@@ -26,6 +26,8 @@ _READERS: dict[str, Callable[[Path], Contents]] = {
 
 #: Usual endings of files that hold weights.
 WEIGHTS_SUFFIXES = tuple(_READERS)
+#: The endings that stand for the formats, the one of all other names first.
+FORMATS = (".pth", ".pkl", ".safetensors")
 
 
 def read_contents(path: Path) -> Contents:
@@ -40,6 +42,12 @@ def read_contents(path: Path) -> Contents:
     """
     path = Path(path)
     return _READERS.get(path.suffix, read_pytorch)(path)
+
+
+def format_by_name(path: Path) -> str | None:
+    """Which of :data:`FORMATS` a name says that a file has; None if it says nothing."""
+    suffix = ".pth" if path.suffix == ".pt" else path.suffix
+    return suffix if suffix in FORMATS else None
 
 
 def weight_sets(path: Path) -> tuple[str | None, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 import torch
 
@@ -31,6 +32,22 @@ def test_files_of_the_same_bytes_and_config_are_one_source(output_folder):
     (source,) = find_checkpoints([folder])
     assert source.weights == folder / "model_final.pth"
     assert source.copies == (str(folder / "model_best.pth"), str(folder / "copy" / "x.pth"))
+
+
+def test_the_same_bytes_under_the_names_of_two_formats_are_read_in_both_ways(output_folder):
+    folder = output_folder("model", "config.yaml")
+    content = pickle.dumps({"model": {k: v.numpy() for k, v in STATE.items()}})
+    for name in ("a.bak", "a.pkl", "b.pkl", "b.pth", "c.pt"):
+        (folder / name).write_bytes(content)
+    copies = {source.weights.name: source.copies for source in find_checkpoints([folder])}
+    assert {name: [os.path.basename(path) for path in paths] for name, paths in copies.items()} == {
+        "a.pkl": ["b.pkl"], "b.pth": ["c.pt", "a.bak"],
+    }  # fmt: skip
+    (folder / "b.pth").unlink()
+    (folder / "c.pt").unlink()
+    # A name that says nothing is no second model.
+    (source,) = find_checkpoints([folder])
+    assert (source.weights.name, len(source.copies)) == ("a.pkl", 2)
 
 
 def test_files_that_differ_where_their_samples_do_not_are_two(output_folder):
