@@ -169,7 +169,7 @@ class _Driver:
             self._fail(source, f"{source.path}: cannot be read: {error.strerror}")
             return None
         except CheckpointError as error:
-            self._fail(source, f"{source.path}: {error.reason}")
+            self._fail(source, str(error))
             return None
         key = scan_key(files, source, settings)
         self._files[source.name], self._keys[source.name] = files, key
