@@ -8,11 +8,14 @@ unless its bytes prove something else.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import io
+import lzma
 import pickletools
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,9 @@ _SAMPLE_BYTES = 64 << 10
 _MAX_DIRECTORY_BYTES = 32 << 20
 _MAX_ZIP_ENDS = 8
 _MAX_TAR_MEMBERS = 100_000
+# Of a compressed file.
+_PACKED_BYTES = 1 << 20
+_UNPACKED_BYTES = 4 << 20
 
 # Endings, also in the middle of a name: model.pth.tar, model_final.pth?dl=1, model.ckpt.bak.
 _WEIGHTS_NAME = re.compile(
@@ -63,6 +69,13 @@ _PREDICTIONS_NAME = "instances_predictions.pth"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE = re.compile(rb"\x80[\x02-\x05](.)", re.DOTALL)
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
+# What Python unpacks, and what it does not: 7z, RAR, Zstandard.
+_COMPRESSED = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": lambda: lzma.LZMADecompressor(memlimit=256 << 20),
+}
+_CLOSED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd")
 _INNER_WEIGHTS = re.compile(rb"\.(pth|pt|pyth|pkl|ckpt|safetensors)(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -94,6 +107,13 @@ def foreign_by_name(path: Path) -> str | None:
     return _FOREIGN_BY_NAME.get(path.suffix.lower())
 
 
+def name_class(name: str) -> tuple[str, bool]:
+    """What :func:`kind_of` takes of a name: two of one class and one content are of one kind."""
+    suffix = name if name == _PREDICTIONS_NAME else Path(name).suffix
+    known = (_PREDICTIONS_NAME, *WEIGHTS_SUFFIXES, *_FOREIGN_BY_NAME)
+    return suffix if suffix.lower() in known else "", looks_like_weights(name)
+
+
 def kind_of(path: Path) -> FileKind:
     """Look at a file: at its whole structure if it is of weights, else at its first bytes.
 
@@ -103,7 +123,10 @@ def kind_of(path: Path) -> FileKind:
     with open_regular(path) as stream:
         try:
             size, head = file_bytes(stream), stream.read(_HEAD_BYTES)
-            found = _by_bytes(stream, head, size, path.suffix.lower()) or _by_name(path, head, size)
+            found = _by_bytes(stream, head, size, path.suffix.lower())
+            if found is None or found.kind == OTHER:
+                named = _by_name(path, head, size)
+                found = named if found is None or named.kind != OTHER else found
             if found.kind == WEIGHTS:
                 if size > MAX_WEIGHTS_BYTES:
                     return FileKind(
@@ -123,11 +146,19 @@ def _with_members(path: Path, sample: str, is_pickle: bool) -> FileKind:
         # Whatever its name, a bare pickle may be of something else.
         members = read_zoo_pickle(path).names if is_pickle else weight_sets(path)
     except CheckpointError as error:
-        if path.name == _PREDICTIONS_NAME and "opcodes" in error.reason:
+        too_many = path.name == _PREDICTIONS_NAME and "opcodes" in error.reason
+        if too_many and not _has_storages(path):
             return FileKind(OTHER, f"predictions by its name, not looked through: {error.reason}")
         # What is wrong is said where it is opened to be scanned.
         return FileKind(WEIGHTS, sample=sample)
     return FileKind(WEIGHTS, members=members, sample=sample) if members else FileKind(OTHER)
+
+
+def _has_storages(path: Path) -> bool:
+    """Whether an archive of PyTorch holds tensors, which predictions do without."""
+    with open_regular(path) as stream:
+        names = _zip_directory(stream, file_bytes(stream))
+    return not names or b"/data/" in names.lower()
 
 
 def _by_name(path: Path, head: bytes, size: int) -> FileKind:
@@ -149,19 +180,41 @@ def _by_bytes(stream: BinaryIO, head: bytes, size: int, suffix: str) -> FileKind
         return FileKind(WEIGHTS)
     if head[257:262] == b"ustar":
         return _tar(stream, size)
+    if any(head.startswith(magic) for magic in _COMPRESSED):
+        return _compressed(stream, head)
+    if any(head.startswith(magic) for magic in _CLOSED):
+        return FileKind(OTHER, "a compressed archive; not looked into")
     return None
+
+
+def _compressed(stream: BinaryIO, head: bytes) -> FileKind | None:
+    """What the beginning of a compressed file says, of which little is unpacked."""
+    unpack = next(make() for magic, make in _COMPRESSED.items() if head.startswith(magic))
+    stream.seek(0)
+    try:
+        content = unpack.decompress(stream.read(_PACKED_BYTES), _UNPACKED_BYTES)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return None
+    if any(content.startswith(magic) for magic in _COMPRESSED):
+        return FileKind(OTHER, "a compressed file in a compressed file; not looked into")
+    inner = _by_bytes(io.BytesIO(content), content[:_HEAD_BYTES], len(content), "")
+    if inner is not None and inner.kind != OTHER:
+        return FileKind(FOREIGN, "a compressed file that holds weights; unpack it")
+    if content[257:262] == b"ustar" or content.startswith(MAGIC):
+        return FileKind(OTHER, "a compressed archive; only its beginning was looked at")
+    return inner
 
 
 def _zip(stream: BinaryIO, head: bytes, size: int, suffix: str) -> FileKind | None:
     if suffix in (".ts", ".torchscript"):
         return FileKind(FOREIGN, _TORCHSCRIPT)
-    # PyTorch writes its pickle first.
-    if b"/data.pkl" in head:
+    # PyTorch writes its pickle first, and finds it in any case of letters.
+    if b"/data.pkl" in head.lower():
         return FileKind(WEIGHTS)
     names = _zip_directory(stream, size)
     if names is None:
         return FileKind(FOREIGN, "a zip archive with too many members to be looked through")
-    if b"/data.pkl" in names:
+    if b"/data.pkl" in names.lower():
         return FileKind(WEIGHTS)
     return _packed(names)
 
@@ -228,8 +281,7 @@ def _is_legacy(head: bytes) -> bool:
     """Whether PyTorch's reader of files of before 1.6 takes a file for one, in any spelling."""
     try:
         return any(
-            argument == _LEGACY_MAGIC
-            for _, argument, _ in pickletools.genops(io.BytesIO(head[:256]))
+            argument == _LEGACY_MAGIC for _, argument, _ in pickletools.genops(io.BytesIO(head))
         )
     except Exception:  # it fails in many ways on what is no pickle
         return False

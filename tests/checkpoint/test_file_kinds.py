@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import os
 import pickle
 import struct
 import tarfile
@@ -87,10 +91,13 @@ def test_weights_that_are_hidden_from_who_looks_at_the_first_bytes_only(kind):
     members = {"x/data/0": bytes(9000), "x/data.pkl": b"\x80\x02}.", "x/version": b"3"}
     assert kind("photo.jpg", zipped(members)) == WEIGHTS
     assert kind("photo2.jpg", zipped(members, b"PK\x05\x06 a comment that is no end")) == WEIGHTS
+    capitals = {"x/DATA/0": bytes(9000), "x/DATA.PKL": b"\x80\x02}.", "x/version": b"3"}
+    assert kind("photo3.jpg", zipped(capitals)) == WEIGHTS
     # The number that an old file begins with may be written in other ways than PyTorch's.
     number = 0x1950A86A20F9469CFC6C
     for protocol in range(6):
         assert kind(f"{protocol}.txt", pickle.dumps(number, protocol) + b"...") == WEIGHTS
+    assert kind("far.txt", b"N" * 3000 + pickle.dumps(number, 0)) == WEIGHTS
 
 
 def test_a_directory_of_a_zip_that_only_its_64_bit_record_tells(kind):
@@ -120,6 +127,10 @@ def test_a_directory_of_a_zip_that_only_its_64_bit_record_tells(kind):
         ("metrics.json", b"{}"),
         ("photos.zip", zipped({"a.jpg": b"..."})),
         ("photos.tar", tarred({"a.jpg": b"..."})),
+        ("photos.tar.gz", gzip.compress(tarred({"a.jpg": b"..."}))),
+        ("labels.json.gz", gzip.compress(b"{}")),
+        ("cut.gz", gzip.compress(b"{}")[:12]),
+        ("photos.7z", b"7z\xbc\xaf\x27\x1c\0\4"),
         ("clip.ts", b"G@..."),
         ("graph.pb", b""),
         ("empty", b""),
@@ -144,11 +155,31 @@ def test_what_is_named_as_weights_and_is_no_other_thing_counts(kind, name, conte
         ("model.pb", b"\x0a\x00\x12"),
         ("model.ts", zipped({"x/data.pkl": b"N."})),
         ("download.zip", zipped({"run/model_final.pth": b"..."})),
+        ("download.tar.gz", gzip.compress(tarred({"a/model_final.pth": bytes(5000)}))),
+        ("download.tar.xz", lzma.compress(tarred({"a/model_final.pth": bytes(5000)}))),
+        ("download.tar.bz2", bz2.compress(tarred({"a/model_final.pth": bytes(5000)}))),
+        ("download", gzip.compress(zipped({"run/model_final.pth": b"..."}))),
+        ("photo.jpg", gzip.compress(CHECKPOINT)),
+        ("model_final.pth", gzip.compress(CHECKPOINT)),
         ("download.tar", tarred({"readme": b"", "a/" * 80 + "model_final.pth": b"..."})),
     ],
 )
 def test_models_that_cannot_be_scanned(kind, name, content):
     assert kind(name, content) == FOREIGN
+
+
+def test_compressed_archives_that_are_not_looked_through_are_listed(output_folder):
+    folder = output_folder("model", "config.yaml", "model_final.pth")
+    far = {"photo.jpg": os.urandom(5 << 20), "model_final.pth": b"..."}
+    (folder / "far.tar.gz").write_bytes(gzip.compress(tarred(far), 0))
+    (folder / "twice.gz.gz").write_bytes(gzip.compress(gzip.compress(CHECKPOINT)))
+    (folder / "x.rar").write_bytes(b"Rar!\x1a\x07\x01\0")
+    (folder / "bomb.gz").write_bytes(gzip.compress(bytes(100 << 20)))
+    # Whatever is in it, its name says that it is weights.
+    (folder / "best.pth.gz").write_bytes(gzip.compress(gzip.compress(CHECKPOINT)))
+    found = discover([folder])
+    assert [path.name for path, _ in found.left_out] == ["far.tar.gz", "twice.gz.gz", "x.rar"]
+    assert [source.weights.name for source in found.sources] == ["model_final.pth", "best.pth.gz"]
 
 
 def test_a_sparse_file_is_refused_by_its_apparent_size(tmp_path):
@@ -175,6 +206,20 @@ def test_predictions_that_are_too_many_to_be_looked_through_are_listed(output_fo
     (note,) = found.left_out
     assert note.path.name == "instances_predictions.pth"
     assert "more than 100 opcodes" in note.reason
+
+
+def test_weights_that_call_themselves_predictions_are_not_passed_over(output_folder, monkeypatch):
+    from d2defense.checkpoint import pickle_opcodes
+
+    folder = output_folder("model/inference")
+    content = {"model": STATE, "padding": list(range(500))}
+    torch.save(content, folder / "instances_predictions.pth")
+    monkeypatch.setattr(pickle_opcodes, "MAX_OPCODES", 300)
+    found = discover([folder])
+    assert [source.error.reason for source in found.sources] == [
+        "no config.yaml beside instances_predictions.pth"
+    ]
+    assert found.left_out == []
 
 
 def test_samples_of_different_files_differ(tmp_path):
