@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,15 @@ from d2defense.text import shorten
 
 from .copies import merge_copies
 from .errors import CheckpointError, NoCheckpointError
-from .file_kinds import FOREIGN, OTHER, WEIGHTS, FileKind, foreign_by_name, looks_like_weights
+from .file_kinds import (
+    FOREIGN,
+    OTHER,
+    WEIGHTS,
+    FileKind,
+    foreign_by_name,
+    looks_like_weights,
+    name_class,
+)
 from .found import Found
 from .inspection import Answer, ConfigFacts, Inspector, Question, inspect_here
 from .naming import UniqueNames
@@ -85,8 +93,7 @@ def discover(
     """
     fallback = _fallback_config(config_file, model_zoo)
     given = [_list(Path(path)) for path in paths]
-    questions = list(dict.fromkeys(q for one in given for q in _questions(one)))
-    answers = dict(zip(questions, inspector(questions), strict=True))
+    answers = _ask([question for one in given for question in _questions(one)], inspector)
     found: list[Found] = []
     left_out: list[LeftOut] = []
     seen: set[tuple[str, str]] = set()
@@ -151,15 +158,25 @@ def _list(path: Path) -> _Given:
         return _Given(path, error=reason_of(error))
 
 
-def _questions(given: _Given) -> Iterator[Question]:
+def _questions(given: _Given) -> Iterator[tuple[Question, Hashable]]:
+    """What is to be asked, and what makes two questions the same."""
     for folder in given.tree.folders:
         for name, entry in folder.files.items():
             if name == CONFIG_NAME:
-                yield Question("config", entry.path)
+                yield Question("config", entry.path), entry.path
             elif name == MARKER_NAME:
-                yield Question("marker", entry.path)
-            elif not given.is_file or entry.path == given.path:
-                yield Question("kind", entry.path)
+                yield Question("marker", entry.path), entry.path
+            if not given.is_file or entry.path == given.path:
+                # Thousands of links to one file cost nothing, and are looked at once.
+                yield Question("kind", entry.path), (entry.inode, name_class(name))
+
+
+def _ask(
+    questions: list[tuple[Question, Hashable]], inspector: Inspector
+) -> dict[Question, Answer]:
+    asked = {(question.about, same): question for question, same in reversed(questions)}
+    answered = dict(zip(asked, inspector(list(asked.values())), strict=True))
+    return {question: answered[question.about, same] for question, same in questions}
 
 
 class _Finder:
@@ -221,16 +238,16 @@ class _Finder:
 
     def _in_folders(self) -> Iterator[Found]:
         groups = self._groups()
-        closed: list[Path] = []
+        closed: set[Path] = set()
         for group in groups:
-            inside = next((p for p in closed if group.folder.path.is_relative_to(p)), None)
+            inside = next((p for p in group.folder.path.parents if p in closed), None)
             if inside is not None:
                 self._pass_over(group.candidates, f"below {inside}; only final weights are scanned")
                 continue
             yield from self._in_group(group)
             # What lies below an output folder (inference/, TensorBoard's events) belongs to it.
             if self._only_final and group.candidates and (group.has_config or group.final):
-                closed.append(group.folder.path)
+                closed.add(group.folder.path)
 
     def _groups(self) -> list[Group]:
         """The folders with weights or a config, in the order of the walk."""
@@ -251,9 +268,11 @@ class _Finder:
             if name in folder.folders:
                 yield Candidate(folder.path / name, problem="is not a regular file")
         for name, entry in folder.files.items():
-            if name in (CONFIG_NAME, MARKER_NAME):
-                continue
             kind = self._answers[Question("kind", entry.path)]
+            if name == CONFIG_NAME:
+                continue  # said where it is read as a config
+            if name == MARKER_NAME and isinstance(kind, CheckpointError):
+                continue
             if isinstance(kind, CheckpointError):
                 yield Candidate(entry.path, error=kind.reason)
             elif kind.kind != OTHER:
@@ -276,11 +295,15 @@ class _Finder:
         yield from bad_marker
         config = self._answers.get(Question("config", folder.path / CONFIG_NAME))
         if not group.candidates:
+            kind = self._answers.get(Question("kind", folder.path / CONFIG_NAME))
             broken = folder.problem(CONFIG_NAME)
             if broken is not None and CONFIG_NAME not in folder.folders:
                 yield _failed(folder.path, f"{CONFIG_NAME} {broken.reason}")
             elif isinstance(config, CheckpointError):
                 yield _failed(folder.path, f"{CONFIG_NAME}: {config.reason}")
+            elif isinstance(kind, FileKind) and kind.kind != OTHER:
+                reason = kind.reason or "holds weights, and there is no config for them"
+                yield _failed(folder.path / CONFIG_NAME, reason)
             elif not bad_marker and isinstance(config, ConfigFacts) and config.is_detectron2:
                 yield _failed(
                     folder.path, f"no weights file ({describe_suffixes()}) beside {CONFIG_NAME}"
@@ -303,7 +326,8 @@ class _Finder:
             else:
                 name, path = candidate.path.name, candidate.path
             found.append(self._found(candidate, path, name, group))
-        others = [c for c in group.candidates if not any(c is each for each in chosen)]
+        taken = {id(candidate) for candidate in chosen}
+        others = [candidate for candidate in group.candidates if id(candidate) not in taken]
         self._pass_over(others, f"not the final weights of {folder.path}")
         found[0].left_out = tuple(str(candidate.path) for candidate in others)
         found[0].warnings = warnings
@@ -355,15 +379,19 @@ class _Finder:
         path = group.folder.path / MARKER_NAME
         broken = group.folder.broken.get(MARKER_NAME)
         answer = self._answers.get(Question("marker", path))
+        is_weights = any(candidate.path == path for candidate in group.candidates)
         if broken is not None or isinstance(answer, CheckpointError):
             reason = f"it {broken.reason}" if broken is not None else answer.reason
-            yield from self._bad_marker(group, path, reason)
+            if not is_weights:
+                yield from self._bad_marker(group, path, reason)
         if type(answer) is not str:
             return
         place = place_of(answer, group.folder.path, self._root) if answer else None
         if place in self._files:
             group.marker = place
             self._promote(group, place)
+        elif is_weights:
+            return  # they are judged as such
         elif answer and place is None:
             yield from self._bad_marker(
                 group, path, f"it names weights outside of {self._root}, which were not scanned"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .regular_file import reason_of
 MAX_ENTRIES = 200_000
 #: Folders inside each other.
 MAX_DEPTH = 64
+#: Seconds for one path. Links whose targets are long take their time.
+MAX_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def list_tree(root: Path) -> Tree:
     """List the names below a folder.
 
     Links to folders are not followed. What cannot be listed is a problem of its own, and the rest
-    goes on; more than :data:`MAX_ENTRIES` names, or folders deeper than :data:`MAX_DEPTH`, are not
+    goes on. What lies beyond :data:`MAX_ENTRIES`, :data:`MAX_DEPTH` or :data:`MAX_SECONDS` is not
     listed.
 
     Raises:
@@ -102,7 +105,9 @@ def list_tree(root: Path) -> Tree:
     inside = os.path.realpath(root, strict=True)
     pending = [(root, 0)]
     count = 0
-    while pending:
+    deadline = time.monotonic() + MAX_SECONDS
+    limit = ""
+    while pending and not limit:
         path, depth = pending.pop()
         if depth > MAX_DEPTH:
             tree.problems.append((path, f"lies deeper than {MAX_DEPTH} folders; not looked into"))
@@ -113,6 +118,10 @@ def list_tree(root: Path) -> Tree:
                 for entry in entries:
                     count += 1
                     if count > MAX_ENTRIES:
+                        limit = f"more than {MAX_ENTRIES} files and folders"
+                    elif time.monotonic() > deadline:
+                        limit = f"more names than can be listed in {MAX_SECONDS:g} s"
+                    if limit:
                         break
                     if entry.is_dir(follow_symlinks=False):
                         folder.folders.add(entry.name)
@@ -123,11 +132,8 @@ def list_tree(root: Path) -> Tree:
         folder.files = dict(sorted(folder.files.items()))
         folder.broken = dict(sorted(folder.broken.items()))
         tree.folders.append(folder)
-        if count > MAX_ENTRIES:
-            tree.problems.append(
-                (root, f"more than {MAX_ENTRIES} files and folders; the rest was not looked at")
-            )
-            break
+        if limit:
+            tree.problems.append((root, f"{limit}; the rest was not looked at"))
         pending += [(path / name, depth + 1) for name in sorted(folder.folders, reverse=True)]
     return tree
 
@@ -178,6 +184,7 @@ def _resolve(path: Path, inside: str, root: Path) -> FileEntry | BrokenEntry | N
     if stat.S_ISLNK(status.st_mode):
         target = os.readlink(path)
         try:
+            os.stat(path)  # the system follows a few dozen links at most, Python any number
             real = os.path.realpath(path, strict=True)
         except OSError as error:
             reasons = {errno.ENOENT: "to nothing", errno.ELOOP: "that leads in a circle"}

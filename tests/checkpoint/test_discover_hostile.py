@@ -7,9 +7,11 @@ import os
 import time
 
 import pytest
+import torch
 
 from d2defense.checkpoint import discover, find_checkpoints, format_sources
 from d2defense.checkpoint import tree as tree_module
+from d2defense.checkpoint.inspection import inspect_here
 from d2defense.checkpoint.tree import MAX_DEPTH
 
 FILES = ("config.yaml", "model_final.pth")
@@ -56,6 +58,69 @@ def test_links_in_a_circle_and_folders_that_hold_themselves(zoo):
     (zoo / "m" / "c").symlink_to("d")
     (zoo / "m" / "d").symlink_to("c")
     assert {source.path.name for source in errors(zoo)} == {"c", "d"}
+
+
+def test_a_chain_of_links_longer_than_the_system_follows(zoo):
+    (zoo / "m").mkdir()
+    (zoo / "m" / "0").write_text("text")
+    for number in range(3000):
+        (zoo / "m" / str(number + 1)).symlink_to(str(number))
+    sources = errors(zoo)
+    assert len(sources) > 2900
+    assert {source.error.reason for source in sources} == {"it is a link that leads in a circle"}
+
+
+def test_links_to_one_file_are_looked_at_once(zoo):
+    (zoo / "m").mkdir()
+    (zoo / "m" / "0.pth").write_bytes(b"PK")
+    for number in range(1, 100):
+        os.link(zoo / "m" / "0.pth", zoo / "m" / f"{number}.pth")
+        (zoo / "m" / f"link_{number}.pth").symlink_to("0.pth")
+        (zoo / "m" / f"{number}.odd_{number}").symlink_to("0.pth")
+    asked = []
+
+    def inspector(questions):
+        asked.extend(questions)
+        return inspect_here(questions)
+
+    discover([zoo], inspector=inspector)
+    assert sum(question.path.parent.name == "m" for question in asked) < 6
+
+
+def test_a_tree_that_takes_for_ever_to_list(zoo, monkeypatch):
+    monkeypatch.setattr(tree_module, "MAX_SECONDS", -1.0)
+    (source,) = find_checkpoints([zoo])
+    assert "more names than can be listed in -1 s; the rest was not" in source.error.reason
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "last_checkpoint"])
+def test_weights_under_the_name_of_something_else(zoo, name):
+    (zoo / "m").mkdir()
+    torch.save({"model": {"a": torch.ones(3)}}, zoo / "m" / name)
+    (source,) = errors(zoo)
+    assert source.error.reason in (
+        "holds weights, and there is no config for them", "no config.yaml beside last_checkpoint",
+    )  # fmt: skip
+    if name == "last_checkpoint":
+        (zoo / "m" / "config.yaml").write_text("MODEL: {}")
+        (source,) = (s for s in find_checkpoints([zoo]) if s.name == "m")
+        assert source.weights == zoo / "m" / name
+
+
+@pytest.mark.parametrize("only_final", [False, True])
+def test_tens_of_thousands_of_weights_take_no_time(zoo, only_final):
+    (zoo / "m").mkdir()
+    (zoo / "m" / "config.yaml").write_text("MODEL: {}")
+    (zoo / "m" / "0.pth").write_bytes(b"PK")
+    for number in range(1, 8000):
+        os.link(zoo / "m" / "0.pth", zoo / "m" / f"{number}.pth")
+    for number in range(8000):
+        (zoo / f"n{number}").mkdir()
+        os.link(zoo / "m" / "config.yaml", zoo / f"n{number}" / "config.yaml")
+        os.link(zoo / "m" / "0.pth", zoo / f"n{number}" / "model_final.pth")
+    start = time.process_time()
+    discover([zoo], only_final=only_final)
+    assert time.process_time() - start < 25
 
 
 def test_names_that_are_no_utf8(zoo):

@@ -1257,6 +1257,23 @@ def weights_in_a_tar_archive(w: CaseFolder) -> None:
 
 
 @case
+def weights_in_a_compressed_archive(w: CaseFolder) -> None:
+    w.honest("model_final.pth")
+    with tarfile.open(w.folder / "download.tar.gz", "w:gz") as file:
+        file.add(w.good / "model_final.pth", "run/model_final.pth")
+
+
+@case
+def weights_named_as_a_config(w: CaseFolder) -> None:
+    shutil.copyfile(w.good / "model_final.pth", w.folder / "config.yaml")
+
+
+@case
+def weights_named_as_a_marker(w: CaseFolder) -> None:
+    shutil.copyfile(w.good / "model_final.pth", w.folder / "last_checkpoint")
+
+
+@case
 def onnx_beside_a_config(w: CaseFolder) -> None:
     w.honest("model_final.pth")
     (w.folder / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
