@@ -87,6 +87,10 @@ def test_files_that_exhaust_their_reader_are_errors_in_time(d2defense, zoo, own_
     (zoo / "f" / "weights.pkl").write_bytes(b"\x80\x02" + b"N" * 1_900_000 + b".")
     sparse(zoo / "g" / "config.yaml", 50 << 30)
     shutil.copy(zoo / "z_honest" / "model_final.pth", zoo / "g")
+    (zoo / "h").mkdir()
+    shutil.copy(zoo / "z_honest" / "model_final.pth", zoo / "h")
+    (zoo / "h" / "config.yaml").write_text("_BASE_: base.yaml\n")
+    (zoo / "h" / "base.yaml").write_text("MODEL: {A: [" + "1," * (1 << 20) + "]}")
     start = time.monotonic()
     outcome = d2defense(
         "scan", zoo, *own_data, "--output", tmp_path / "out", "--time-limit", "10", *QUICK
@@ -96,7 +100,7 @@ def test_files_that_exhaust_their_reader_are_errors_in_time(d2defense, zoo, own_
     results = {result["name"]: result for result in load_results(tmp_path / "out")}
     assert results.pop("z_honest")["verdict"] == "clean"
     reasons = {name: result["error"] for name, result in results.items()}
-    assert set(reasons) == {"a", "b", "last_checkpoint", "d", "e", "f", "g"}
+    assert set(reasons) == {"a", "b", "last_checkpoint", "d", "e", "f", "g", "h"}
     assert "has 107374182400 bytes; at most 34359738368 are read" in reasons["a"]
     assert "the time limit of 10 s" in reasons["b"] or "not a readable" in reasons["b"]
     assert "larger than 4096 bytes" in reasons["last_checkpoint"]
@@ -104,6 +108,7 @@ def test_files_that_exhaust_their_reader_are_errors_in_time(d2defense, zoo, own_
     assert "no weights file" in reasons["e"]
     assert "no config.yaml beside" in reasons["f"]
     assert f"{zoo / 'g' / 'config.yaml'}: has 53687091200 bytes" in reasons["g"]
+    assert "config.yaml: larger than 262144 bytes with its _BASE_ files" in reasons["h"]
 
 
 @pytest.mark.parametrize("isolation", ["process", "none"])

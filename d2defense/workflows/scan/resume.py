@@ -61,8 +61,8 @@ class CheckpointFiles:
         bases, config_files = document, (source.config,)
         if source.trusted_config:
             bases, config_files = _trusted_config(source.config)
-        elif isinstance(document, CheckpointError):  # the scan will say so
-            bases = ""
+        elif isinstance(document, CheckpointError):  # the scan will say so, if it may read it all
+            bases, config_files = "", (source.config.parent,)
         elif document:
             # Bases of an untrusted config lie in its folder, and may be links within it.
             config_files = (source.config.parent,)
