@@ -33,7 +33,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
-from d2defense.isolation.limits import own_memory
+from d2defense.isolation.limits import usage
 from d2defense.text import duration
 
 #: Name of the row, and the config: of the model zoo, or below this project's.
@@ -82,7 +82,8 @@ def scan(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[dict[str
     def watch() -> None:
         nonlocal peak
         while not ended.wait(_INTERVAL):
-            peak = max(peak, sum(map(own_memory, descendants(process.pid))))
+            taken = sum(usage(pid).memory_bytes for pid in descendants(process.pid))
+            peak = max(peak, taken)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -13,24 +13,32 @@ from typing import Any
 from . import landlock, seccomp
 from .errors import ProtectionError
 from .limits import Limits, limit_resources
-from .system import (
-    die_with_parent,
-    drop_capabilities,
-    forbid_new_privileges,
-    is_linux,
-    leave_network,
-)
+from .namespaces import ALL, NETWORK, PROCESSES, Namespaces, enter_others
+from .system import die_with_parent, drop_capabilities, forbid_new_privileges, is_linux
 
 # What libraries read on their own while they run.
 _SYSTEM_PATHS = (
-    *("/usr", "/lib", "/lib64", "/proc", "/sys"),
-    *("/etc/ld.so.cache", "/etc/localtime"),
-    *("/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat"),
+    *("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/mmap_min_addr"),
+    *("/sys/devices/system/cpu", "/sys/devices/system/node"),
+    "/sys/kernel/mm/transparent_hugepage",
 )
-_GPU_CONTROL = Path("/dev/nvidiactl")
+_GPU_PATHS = (
+    *("/proc/driver", "/proc/devices", "/proc/modules", "/proc/filesystems"),
+    *("/sys/devices", "/sys/bus/pci", "/sys/class", "/sys/module", "/etc/nvidia"),
+)
+# The driver gives its threads names through files here.
+_GPU_WRITABLE = ("/dev/null", "/proc/self")
 
 
-def confine(readable: Iterable[Path], limits: Limits) -> dict[str, Any]:
+def confine(
+    readable: Iterable[Path],
+    limits: Limits,
+    gpu: bool = False,
+    namespaces: Namespaces | None = None,
+) -> dict[str, Any]:
     """Take from this process, which must have one thread, what a scan does not need.
 
     Each means of protection is used where the system has it; where it does not, the others hold.
@@ -39,14 +47,17 @@ def confine(readable: Iterable[Path], limits: Limits) -> dict[str, Any]:
         readable: files, and folders with what is below them, that stay readable beside the
             interpreter's and the system's own.
         limits: of memory and time. Of time only the record is made here; who forked the process
-            keeps it.
+            keeps it, and the limit of memory too.
+        gpu: leave what a GPU's driver needs.
+        namespaces: those that this process has of its own; it is given the others.
 
     Returns:
         What ``environment.isolation`` in a result records: ``mode``; ``memory_limit_bytes`` and
-        ``time_limit_seconds``, None for none; ``network``, ``files`` and ``system_calls``, by what
-        they are restricted, None if by nothing; ``missing``, one line for each means that this
-        system does not offer.
+        ``time_limit_seconds``, None for none; ``network``, ``files``, ``processes`` and
+        ``system_calls``, by what they are restricted, None if by nothing; ``namespaces``, those of
+        its own; ``gpu``; ``missing``, one line for each means that this system does not offer.
     """
+    namespaces = namespaces or Namespaces()
     missing: list[str] = []
 
     def attempt(protect: Callable[[], Any]) -> tuple[bool, Any]:
@@ -58,33 +69,41 @@ def confine(readable: Iterable[Path], limits: Limits) -> dict[str, Any]:
             missing.append(str(error))
         return False, None
 
-    has_gpu = _GPU_CONTROL.exists()
-    # A GPU's driver maps more than it uses; there the memory in use alone is watched.
-    attempt(lambda: limit_resources(None if has_gpu else limits.memory_bytes))
+    attempt(lambda: limit_resources(limits.memory_bytes, gpu))
     record: dict[str, Any] = {
         "mode": "process",
         "memory_limit_bytes": limits.memory_bytes,
         "time_limit_seconds": limits.seconds,
         "network": None,
         "files": None,
+        "processes": None,
         "system_calls": None,
+        "namespaces": [],
+        "gpu": gpu,
         "missing": missing,
     }
     if not is_linux():
         missing.append(f"only Linux restricts network and files, not {sys.platform}")
         return record
     _offer_to_oom_killer()
-    attempt(die_with_parent)
+    enter_others(namespaces)
+    record["namespaces"] = [name for name in ALL if name in namespaces.active]
+    missing += namespaces.missing()
     attempt(forbid_new_privileges)
-    without_network, _ = attempt(leave_network)
     attempt(drop_capabilities)
+    # After all that changes this process's rights: with those the kernel forgets it.
+    attempt(die_with_parent)
     allowed = [*readable, *_interpreter_paths(), *map(Path, _SYSTEM_PATHS)]
-    restricted, version = attempt(lambda: landlock.restrict(allowed, _device_paths()))
-    filtered, _ = attempt(lambda: seccomp.restrict(unix_sockets=has_gpu))
+    devices = [*_device_paths()] if gpu else []
+    if gpu:
+        allowed += map(Path, _GPU_PATHS)
+    restricted, version = attempt(lambda: landlock.restrict(allowed, devices))
+    filtered, _ = attempt(lambda: seccomp.restrict(gpu))
     record["files"] = f"landlock {version}" if restricted else None
     record["system_calls"] = "seccomp" if filtered else None
-    means = [("namespace", without_network), ("seccomp", filtered)]
-    record["network"] = next((name for name, active in means if active), None)
+    for kind, namespace in (("network", NETWORK), ("processes", PROCESSES)):
+        means = [("namespace", namespace in namespaces.active), ("seccomp", filtered)]
+        record[kind] = next((name for name, active in means if active), None)
     return record
 
 
@@ -110,4 +129,4 @@ def _interpreter_paths() -> list[Path]:
 
 
 def _device_paths() -> list[Path]:
-    return [Path("/dev/null"), *sorted(Path("/dev").glob("nvidia*"))]
+    return [*map(Path, _GPU_WRITABLE), *sorted(Path("/dev").glob("nvidia*"))]

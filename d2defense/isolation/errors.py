@@ -19,5 +19,20 @@ class ServerLostError(IsolationError):
     """The server that confined processes are forked from is gone; another one can be started."""
 
 
+class IncompleteProtectionError(IsolationError):
+    """A protection that was asked for is missing, and nothing was run.
+
+    Attributes:
+        missing: one line for each.
+    """
+
+    def __init__(self, missing: list[str]) -> None:
+        self.missing = missing
+        super().__init__(f"this system does not offer every protection: {'; '.join(missing)}")
+
+    def __reduce__(self) -> tuple[type[IncompleteProtectionError], tuple[list[str]]]:
+        return type(self), (self.missing,)
+
+
 class ProtectionError(OSError):
     """The system refuses one means of protection; the message says why."""

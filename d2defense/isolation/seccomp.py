@@ -1,91 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A filter of system calls: no sockets, no other programs, no other processes.
-
-https://docs.kernel.org/userspace-api/seccomp_filter.html
-"""
+"""Letting the kernel refuse every system call but the allowed ones."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 
+from . import bpf
+from .calls import NUMBERS, allowed_calls
 from .errors import ProtectionError
-from .system import prctl
+from .system import syscall
 
-_PR_SET_SECCOMP = 22
-_MODE_FILTER = 2
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-
-# Offsets into struct seccomp_data.
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-
-_AF_UNIX = 1
-_CLONE_THREAD = 0x00010000
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SET_MODE_FILTER = 1
+_ALL_THREADS = 1
+#: Names of architectures, as ``uname`` has them, in the order of :data:`NUMBERS`.
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # On x86-64 the same calls have second numbers from here on.
 _X32_BIT = 0x40000000
-
-_AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_SOCKET = {"x86_64": 41, "aarch64": 198}
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_CLONE3 = 435
-# Calls that start programs or processes, reach into other ones, or open large parts of the kernel
-# that no scan needs.
-_DENIED = {
-    "x86_64": {
-        "fork": 57,
-        "vfork": 58,
-        "execve": 59,
-        "kill": 62,
-        "ptrace": 101,
-        "pivot_root": 155,
-        "mount": 165,
-        "umount2": 166,
-        "init_module": 175,
-        "delete_module": 176,
-        "kexec_load": 246,
-        "add_key": 248,
-        "request_key": 249,
-        "keyctl": 250,
-        "unshare": 272,
-        "perf_event_open": 298,
-        "open_by_handle_at": 304,
-        "setns": 308,
-        "process_vm_readv": 310,
-        "process_vm_writev": 311,
-        "finit_module": 313,
-        "bpf": 321,
-        "execveat": 322,
-        "userfaultfd": 323,
-        "io_uring_setup": 425,
-    },
-    "aarch64": {
-        "umount2": 39,
-        "mount": 40,
-        "pivot_root": 41,
-        "unshare": 97,
-        "kexec_load": 104,
-        "init_module": 105,
-        "delete_module": 106,
-        "ptrace": 117,
-        "kill": 129,
-        "add_key": 217,
-        "request_key": 218,
-        "keyctl": 219,
-        "execve": 221,
-        "perf_event_open": 241,
-        "open_by_handle_at": 265,
-        "setns": 268,
-        "process_vm_readv": 270,
-        "process_vm_writev": 271,
-        "finit_module": 273,
-        "bpf": 280,
-        "execveat": 281,
-        "userfaultfd": 282,
-        "io_uring_setup": 425,
-    },
-}
+# Libraries know what to do without the calls that came last, from clone3 on, whose flags a filter
+# cannot see: they fall back to older ones.
+_FIRST_RECENT_CALL = 435
 
 
 class _Instruction(ctypes.Structure):
@@ -101,47 +38,46 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("filter", ctypes.POINTER(_Instruction)))
 
 
-def restrict(unix_sockets: bool = False) -> None:
-    """Deny this process, for good, sockets, other programs, and processes beside itself.
+def restrict(gpu: bool = False) -> None:
+    """Deny this process, for good, every system call that is not on the list.
 
-    Threads can still be started. A denied call fails with "Operation not permitted".
+    A denied call fails with "Operation not permitted", a recent one with "Function not
+    implemented"; a call of another architecture kills the process.
 
     Args:
-        unix_sockets: let sockets of the local machine be made, which GPU drivers use.
+        gpu: allow what a GPU's driver needs (:func:`~d2defense.isolation.calls.allowed_calls`).
 
     Raises:
         ProtectionError: the kernel refuses, or its calls' numbers are not known.
     """
     machine = platform.machine()
-    if machine not in _DENIED:
+    if machine not in ARCHITECTURES:
         raise ProtectionError(0, f"seccomp: calls of {machine} are not known")
-    lines = _filter(machine, unix_sockets)
-    instructions = (_Instruction * len(lines))(*lines)
-    program = _Program(len(lines), instructions)
-    prctl("seccomp", _PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program))
+    lines = filter_program(machine, os.getpid(), gpu)
+    program = _Program(len(lines), (_Instruction * len(lines))(*lines))
+    unreached = syscall(
+        "seccomp", _SECCOMP[machine], _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program)
+    )
+    if unreached:
+        raise ProtectionError(0, f"seccomp: thread {unreached} is beyond reach")
 
 
-def _filter(machine: str, unix_sockets: bool) -> list[tuple[int, int, int, int]]:
-    deny, allow = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
-    lines = [
-        (_LOAD, 0, 0, _ARCHITECTURE),
-        (_JUMP_EQUAL, 1, 0, _AUDIT_ARCHITECTURES[machine]),
-        deny,
-        (_LOAD, 0, 0, _NUMBER),
-    ]
-    if machine == "x86_64":
-        lines += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), deny]
-    # The C library falls back from clone3, whose flags a filter cannot see, to clone.
-    lines += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for number in _DENIED[machine].values():
-        lines += [(_JUMP_EQUAL, 0, 1, number), deny]
-    lines += [
-        (_JUMP_EQUAL, 0, 4, _CLONE[machine]),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD),
-        allow,
-        deny,
-    ]
-    lines += [(_JUMP_EQUAL, 0, 4, _SOCKET[machine]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
-    lines += [(_JUMP_EQUAL, 0, 1, _AF_UNIX if unix_sockets else 0xFFFFFFFF), allow, deny]
-    return [*lines, allow]
+def filter_program(machine: str, own_pid: int, gpu: bool = False) -> list[bpf.Instruction]:
+    """The filter of a process, as instructions of :func:`d2defense.isolation.bpf.program`.
+
+    Args:
+        machine: one of :data:`ARCHITECTURES`.
+        own_pid: of the process.
+        gpu: see :func:`restrict`.
+    """
+    column = list(ARCHITECTURES).index(machine)
+    calls = allowed_calls(own_pid, gpu)
+    numbered = {NUMBERS[name][column]: cases for name, cases in calls.items()}
+    return bpf.program(
+        ARCHITECTURES[machine],
+        {number: cases for number, cases in numbered.items() if number is not None},
+        denied=errno.EPERM,
+        unknown=errno.ENOSYS,
+        first_unknown=_FIRST_RECENT_CALL,
+        foreign_bit=_X32_BIT if machine == "x86_64" else None,
+    )

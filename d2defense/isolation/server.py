@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import ChildFailedError, ServerLostError
-from .forker import LENGTH, READY
-from .limits import Limits, format_size
+from .errors import ChildFailedError, IncompleteProtectionError, ServerLostError
+from .forker import LENGTH, READY, Request
+from .limits import MAX_THREADS, Limits, format_size
 from .messages import Decoder, MessageError
 
 OnMessage = Callable[[dict[str, Any], bytes], None]
@@ -32,6 +32,8 @@ _START = (
 )
 # Numerical libraries start threads when they are imported; a fork must come from one thread.
 _SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1"}
+# A confined process may not give a thread a processor.
+_PINNING = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"}
 _CLOSE_SECONDS = 5.0
 
 
@@ -53,13 +55,14 @@ class Server:
         self._lock = threading.Lock()
         self._is_ready = False
         arguments = [str(other.fileno()), json.dumps(sys.path), *preload]
+        inherited = {name: value for name, value in os.environ.items() if name not in _PINNING}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
-                env=_SINGLE_THREADED | os.environ,
+                env=_SINGLE_THREADED | inherited,
                 # Ctrl-C in a terminal reaches the caller alone, which then ends the runs.
                 start_new_session=True,
             )
@@ -79,15 +82,24 @@ class Server:
         argument: Any,
         readable: Iterable[Path] = (),
         limits: Limits | None = None,
+        gpu: bool = False,
+        complete: bool = False,
     ) -> Run:
         """Run a function in a confined process of its own; may be called from many threads.
+
+        The function gets an argument and a channel, on which it sends messages: JSON objects, with
+        bytes if it wants to. It can read the files that are named here, the interpreter's and the
+        system's; compute, with threads; and nothing else. In particular it can neither write a
+        file, start a program, reach another process, nor get an answer on the channel.
 
         Args:
             function: ``"module:name"`` of a function that takes ``argument`` and a
                 :class:`~d2defense.isolation.messages.Channel`.
             argument: pickled for the way there.
-            readable: files and folders that the function may read.
+            readable: files and folders that the function may read; what does not exist is left out.
             limits: of memory and time; the defaults if None.
+            gpu: let the function use GPUs, whose driver needs more of the system.
+            complete: do not call the function where a protection is missing.
 
         Raises:
             ServerLostError: the server is gone.
@@ -97,7 +109,7 @@ class Server:
         status, child_status = socket.socketpair()
         module, _, name = function.partition(":")
         payload = pickle.dumps((module, name, [Path(p).absolute() for p in readable], argument))
-        request = json.dumps({"memory_bytes": limits.memory_bytes, "seconds": limits.seconds})
+        request = Request(limits, gpu, complete)
         try:
             with self._lock:
                 if not self._is_ready:
@@ -114,7 +126,21 @@ class Server:
             for end in (data, child_data, status, child_status):
                 end.close()
             raise ServerLostError(f"the process that scans are forked from: {error}") from None
-        return Run(data, status, limits)
+        return Run(data, status, request)
+
+    def protections(self, gpu: bool = False) -> dict[str, Any]:
+        """Which protections a run has here (:func:`~d2defense.isolation.confine.confine`).
+
+        Args:
+            gpu: as of :meth:`start`.
+
+        Raises:
+            ChildFailedError: a process that does nothing failed.
+            ServerLostError: the server is gone.
+        """
+        run = self.start("operator:is_", None, gpu=gpu)
+        run.wait(lambda content, blob: None)
+        return run.isolation or {}
 
     def is_alive(self) -> bool:
         """Whether the server's process runs."""
@@ -134,20 +160,22 @@ class Server:
 
 
 class Run:
-    """One run in a confined process; made by :meth:`Server.start`."""
+    """One run in a confined process; made by :meth:`Server.start`.
 
-    def __init__(self, data: socket.socket, status: socket.socket, limits: Limits) -> None:
+    Attributes:
+        isolation: the protections that were active, as
+            :func:`~d2defense.isolation.confine.confine` describes them; None before they were.
+    """
+
+    def __init__(self, data: socket.socket, status: socket.socket, request: Request) -> None:
         self._data = data
         self._status = status
-        self._limits = limits
+        self._request = request
         self._is_cancelled = False
         self.isolation: dict[str, Any] | None = None
 
     def wait(self, on_message: OnMessage) -> None:
         """Hand on what the function sends until its process has ended.
-
-        :attr:`isolation` then tells which protections were active, as
-        :func:`~d2defense.isolation.confine.confine` describes them.
 
         Args:
             on_message: called with each message, in this thread; what it holds is not to be
@@ -155,6 +183,7 @@ class Run:
 
         Raises:
             ChildFailedError: the process crashed, hung or broke a limit.
+            IncompleteProtectionError: :attr:`isolation` lacks one, and that was not allowed.
             ServerLostError: the server ended, or the run was cancelled.
         """
         decoder, report = Decoder(), bytearray()
@@ -181,6 +210,8 @@ class Run:
         self._check(json.loads(report))
         if broken or not decoder.is_empty:
             raise ChildFailedError(f"its process sent nonsense: {broken or 'half a message'}")
+        if self._request.complete and (missing := (self.isolation or {}).get("missing")):
+            raise IncompleteProtectionError(missing)
 
     def cancel(self) -> None:
         """Kill the process; :meth:`wait`, in whichever thread, then ends."""
@@ -198,11 +229,14 @@ class Run:
                 on_message(content, blob)
 
     def _check(self, report: dict[str, Any]) -> None:
+        limits = self._request.limits
         if report["killed_for"] == "time":
-            raise ChildFailedError(f"exceeded the time limit of {self._limits.seconds:g} s")
+            raise ChildFailedError(f"exceeded the time limit of {limits.seconds:g} s")
         if report["killed_for"] == "memory":
-            size = format_size(self._limits.memory_bytes or 0)
+            size = format_size(limits.memory_bytes or 0)
             raise ChildFailedError(f"exceeded the memory limit of {size}")
+        if report["killed_for"] == "threads":
+            raise ChildFailedError(f"started more than {MAX_THREADS} threads")
         code = report["exit_code"]
         if code == 0:
             return

@@ -13,8 +13,6 @@ from .errors import ProtectionError
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x20080522
 # A scan that root runs may meet files of others that only root reads.
@@ -35,6 +33,15 @@ def _check(result: int, what: str) -> int:
         code = ctypes.get_errno()
         raise ProtectionError(code, f"{what}: {os.strerror(code)}")
     return result
+
+
+def libc_call(name: str, *arguments: object) -> int:
+    """A function of the C library that returns -1 when the kernel refuses.
+
+    Raises:
+        ProtectionError: it does.
+    """
+    return _check(getattr(_libc(), name)(*arguments), name)
 
 
 def syscall(what: str, number: int, *arguments: object) -> int:
@@ -78,21 +85,8 @@ def forbid_new_privileges() -> None:
     prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
-def leave_network() -> None:
-    """Move this process, which must have one thread, to a network that holds nothing.
-
-    Root needs no user namespace for it, and would lose access to other users' files in one.
-
-    Raises:
-        ProtectionError: the kernel refuses.
-    """
-    libc = _libc()
-    if libc.unshare(ctypes.c_int(_CLONE_NEWNET)) != 0:
-        _check(libc.unshare(ctypes.c_int(_CLONE_NEWUSER | _CLONE_NEWNET)), "unshare")
-
-
 def drop_capabilities() -> None:
-    """Give up every capability but those to read files of other users.
+    """Give up every capability but root's to read files of other users.
 
     Raises:
         ProtectionError: the kernel refuses, or its call's number is not known.
@@ -102,7 +96,9 @@ def drop_capabilities() -> None:
         raise ProtectionError(0, f"capset: not known on {platform.machine()}")
     with open("/proc/self/status") as stream:
         permitted = next(int(line.split()[1], 16) for line in stream if line.startswith("CapPrm:"))
-    kept = permitted & (1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH)
+    # Others have capabilities only in a user namespace of their own.
+    readers = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH if os.geteuid() == 0 else 0
+    kept = permitted & readers
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = kept & 0xFFFFFFFF, kept >> 32
     # effective, permitted, inheritable; twice for 64 capabilities

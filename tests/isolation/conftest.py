@@ -25,8 +25,12 @@ def attempts(channel, **actions):
             channel.send({name: error.strerror})
 
 
+SEEN = []
+
+
 def echo(argument, channel):
-    channel.send({"argument": argument, "pid": os.getpid()}, b"\\x00\\xff")
+    SEEN.append(argument)
+    channel.send({"argument": argument, "seen": len(SEEN)}, b"\\x00\\xff")
 
 
 def loaded(argument, channel):
@@ -106,10 +110,16 @@ def files(argument, channel):
              null=lambda: open(os.devnull, "w").write("x"))
 
 
-def processes(argument, channel):
-    attempts(channel, fork=os.fork, execute=lambda: os.execv(sys.executable, ["python"]),
-             signal=lambda: os.kill(argument, 0),
-             memory=lambda: open(f"/proc/{argument}/mem", "rb"))
+def observe(argument, channel):
+    with open("/proc/self/status") as stream:
+        pairs = (line.rstrip().partition(":\\t") for line in stream)
+        status = {name: value for name, _, value in pairs}
+    names = ("pid", "net", "ipc", "mnt", "uts", "user")
+    status["namespaces"] = {name: os.readlink(f"/proc/self/ns/{name}") for name in names}
+    channel.send(status)
+
+
+def start_thread(argument, channel):
     thread = threading.Thread(target=lambda: channel.send({"thread": "done"}))
     thread.start()
     thread.join()

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from d2defense.isolation import Limits, parse_size
-from d2defense.isolation.limits import format_size, own_memory
+from d2defense.isolation.limits import format_size, usage
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_limits_are_positive(limits):
 
 def test_memory_of_a_process_is_its_own():
     size = 64 << 20
-    before = own_memory(os.getpid())
+    before = usage(os.getpid()).memory_bytes
     # Pages straight from the system: the C library may have as much at hand already.
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
         held[:: mmap.PAGESIZE] = b"1" * (size // mmap.PAGESIZE)
-        assert own_memory(os.getpid()) - before >= 60 << 20
-    assert own_memory(2**22 + 1) == 0
+        assert usage(os.getpid()).memory_bytes - before >= 60 << 20
+    assert usage(2**22 + 1).memory_bytes == 0
