@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.epilog = (
         "exit codes: 0 every checkpoint is clean; 1 one is backdoored or uncertain; 2 one could "
-        "not be scanned; 3 there was nothing to scan; 4 wrong usage"
+        "not be scanned; 3 there was nothing to scan; 4 wrong usage, or a protection that is "
+        "required is missing"
     )
     parser.add_argument(
         "checkpoints",
@@ -103,6 +104,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("process", "none"),
         default="process",
         help="scan each checkpoint in a confined process, or here (%(default)s)",
+    )
+    group.add_argument(
+        "--require-isolation",
+        action="store_true",
+        help="scan nothing, and end with exit code 4, where this system lacks a protection",
     )
     group.add_argument(
         "--memory-limit",
@@ -192,6 +198,7 @@ def _run_options(args: argparse.Namespace) -> RunOptions:
         limits = Limits(parse_size(args.memory_limit) or None, args.time_limit or None)
         return RunOptions(
             isolation=args.isolation,
+            require_isolation=args.require_isolation,
             limits=limits,
             workers=max(1, args.num_gpus) if args.workers is None else args.workers,
             num_gpus=args.num_gpus,

@@ -24,7 +24,7 @@ class Process:
         self.messages = messages
         self.isolation = {"mode": "process"}
 
-    def start(self, function, argument, readable, limits):
+    def start(self, function, argument, readable, limits, gpu, complete):
         self.readable = list(readable)
         return self
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from d2defense.detection.survey import Progress
+from d2defense.devices import resolve_device
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
 from d2defense.isolation.messages import Channel
 from d2defense.memory import keep_freed_memory
@@ -62,6 +63,11 @@ def main(task: ScanTask, channel: Channel) -> None:
     for name, content in scanned.figures.items():
         channel.send({"figure": name}, content)
     channel.send({"result": scanned.result})
+
+
+def uses_gpu(device: str | None) -> bool:
+    """Whether a scan on ``device``, the configs' choice if None, may need a GPU of this machine."""
+    return resolve_device(device or "cuda").startswith("cuda")
 
 
 @dataclass
@@ -117,6 +123,7 @@ def scan_confined(
     limits: Limits,
     on_progress: Progress,
     on_start: Callable[[Run], None] = lambda run: None,
+    complete: bool = False,
 ) -> tuple[Scanned, dict[str, Any]]:
     """Scan one checkpoint in a process of its own; whatever becomes of that is a result.
 
@@ -126,11 +133,13 @@ def scan_confined(
         limits: of memory and time.
         on_progress: told, in this thread, how much is done.
         on_start: gets the run, which can be cancelled from another thread.
+        complete: do not begin where a protection is missing.
 
     Returns:
         The result and figures; the protections that were active.
 
     Raises:
+        IncompleteProtectionError: a protection is missing, and ``complete`` is asked for.
         ServerLostError: the server ended, or the run was cancelled.
     """
     inbox = _Inbox(task, on_progress)
@@ -138,7 +147,14 @@ def scan_confined(
     left = None
     if limits.seconds is not None:
         left = max(limits.seconds - task.spent_seconds, _LEAST_SECONDS)
-    run = server.start(f"{__name__}:main", task, task.files, replace(limits, seconds=left))
+    run = server.start(
+        f"{__name__}:main",
+        task,
+        task.files,
+        replace(limits, seconds=left),
+        gpu=uses_gpu(task.device),
+        complete=complete,
+    )
     on_start(run)
     try:
         run.wait(inbox)

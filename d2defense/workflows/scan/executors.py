@@ -113,7 +113,12 @@ class ProcessExecutor:
 
             try:
                 scanned, isolation = scan_confined(
-                    placed, self._server(), self._options.limits, on_progress, on_start
+                    placed,
+                    self._server(),
+                    self._options.limits,
+                    on_progress,
+                    on_start,
+                    self._options.require_isolation,
                 )
                 return Finished(task, scanned, isolation)
             except ServerLostError as error:

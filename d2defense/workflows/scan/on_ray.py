@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from d2defense.isolation import Limits, shared_server
+from d2defense.isolation import IncompleteProtectionError, Limits, shared_server
 from d2defense.user_modules import import_modules, imported_modules
 
 from .checkpoint import Scanned, ScanTask, run_task
@@ -22,7 +22,11 @@ MAX_RETRIES = 3
 
 
 def scan_on_worker(
-    task: ScanTask, limits: Limits, isolation: str, modules: Sequence[str] = ()
+    task: ScanTask,
+    limits: Limits,
+    isolation: str,
+    modules: Sequence[str] = (),
+    require_isolation: bool = False,
 ) -> tuple[Scanned, dict[str, Any]]:
     """What a Ray worker does: scan one checkpoint as a local scan does.
 
@@ -32,15 +36,19 @@ def scan_on_worker(
         isolation: "process" or "none".
         modules: of the user's own, imported first; files among them must lie on the worker's
             machine as well.
+        require_isolation: do not begin where a protection is missing.
 
     Raises:
+        IncompleteProtectionError: one is, and that was not allowed.
         UserModuleError: one of these cannot be imported.
         ServerLostError: the server ended; Ray tries again.
     """
     import_modules(modules)
     if isolation == NONE:
         return run_task(task), {"mode": NONE}
-    return scan_confined(task, shared_server(preload()), limits, lambda share: None)
+    return scan_confined(
+        task, shared_server(preload()), limits, lambda share: None, complete=require_isolation
+    )
 
 
 class RayExecutor:
@@ -73,7 +81,11 @@ class RayExecutor:
                 raise UsageError(f"no Ray cluster at {options.ray_address}: {reason}") from None
 
     def __call__(self, tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
-        """See :class:`Executor`; progress is not reported within a checkpoint."""
+        """See :class:`Executor`; progress is not reported within a checkpoint.
+
+        Raises:
+            UsageError: a machine lacks a protection that is required.
+        """
         ray, options = self._ray, self._options
         remote = ray.remote(scan_on_worker).options(
             max_retries=MAX_RETRIES, retry_exceptions=True, num_gpus=options.num_gpus or None
@@ -84,7 +96,11 @@ class RayExecutor:
             while True:
                 while len(running) < self._room() and (task := next(remaining, None)) is not None:
                     reference = remote.remote(
-                        task, options.limits, options.isolation, imported_modules()
+                        task,
+                        options.limits,
+                        options.isolation,
+                        imported_modules(),
+                        options.require_isolation,
                     )
                     running[reference] = task
                 if not running:
@@ -93,6 +109,10 @@ class RayExecutor:
                 task = running.pop(reference)
                 try:
                     scanned, isolation = ray.get(reference)
+                except IncompleteProtectionError as error:
+                    # Ray raises a class of its own that is also the task's, which it calls cause.
+                    reason = getattr(error, "cause", error)
+                    raise UsageError(f"a machine of the cluster: {reason}") from None
                 except ray.exceptions.RayError as error:
                     reason = str(error).strip().split("\n", 1)[0]
                     yield failed(task, f"lost on the Ray cluster: {reason}")

@@ -22,6 +22,7 @@ class RunOptions:
     Attributes:
         isolation: "process" scans each checkpoint in a confined process of its own, "none" in the
             caller's.
+        require_isolation: scan nothing where a protection of these processes is missing.
         limits: of memory and time of one checkpoint; kept where each has its own process.
         workers: checkpoints that are scanned at once on this machine.
         num_gpus: of this machine, given to the workers in turn; 0 leaves the device as it is. On a
@@ -36,6 +37,7 @@ class RunOptions:
     """
 
     isolation: str = PROCESS
+    require_isolation: bool = False
     limits: Limits = field(default_factory=Limits)
     workers: int = 1
     num_gpus: int = 0
@@ -47,6 +49,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.isolation not in (PROCESS, NONE):
             raise ValueError(f"isolation {self.isolation!r} is neither {PROCESS!r} nor {NONE!r}")
+        if self.require_isolation and self.isolation == NONE:
+            raise ValueError("isolation 'none' offers no protection that could be required")
         if self.workers < 1:
             raise ValueError(f"workers {self.workers} is not positive")
         if self.num_gpus < 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 from d2defense.checkpoint import Discovery, NoCheckpointError, discover
 from d2defense.checkpoint.output_folder import CONFIG_NAME
 
-from .inspector import make_inspector
+from .inspector import check_protections, make_inspector
 from .options import RunOptions, UsageError
 
 
@@ -36,12 +36,14 @@ def find_sources(
         without checkpoints.
 
     Raises:
-        UsageError: the config cannot be found.
+        UsageError: the config cannot be found; a protection that is required is missing here.
     """
     if config_file is not None and not Path(config_file).is_file():
         raise UsageError(f"{config_file}: no such config file")
     paths = [Path(path) for path in paths]
-    inspector = make_inspector(options or RunOptions(), _readable(paths))
+    options = options or RunOptions()
+    check_protections(options)
+    inspector = make_inspector(options, _readable(paths))
     try:
         found = discover(paths, config_file, model_zoo, only_final, inspector)
     except ValueError as error:
