@@ -122,12 +122,12 @@ def ways(victim: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
         "prlimit64",
         lambda: call("prlimit64", pid, int(resource.RLIMIT_CPU), limits, None),
     )
-    yield "setpriority", lambda: call("setpriority", 0, pid, 7)
+    yield "setpriority", lambda: call("setpriority", 0, pid, 19)
     yield "sched_setaffinity", lambda: os.sched_setaffinity(pid, os.sched_getaffinity(0))
     priority = (ctypes.c_int * 1)(0)
     yield "sched_setscheduler", lambda: call("sched_setscheduler", pid, 3, priority)
     yield "sched_setparam", lambda: call("sched_setparam", pid, priority)
-    attributes = (ctypes.c_uint32 * 12)(48, 3)
+    attributes = (ctypes.c_uint32 * 12)(48, 3, 0, 0, 19)  # size, policy, flags, nice
     yield "sched_setattr", lambda: call("sched_setattr", pid, attributes, 0)
     yield "ioprio_set", lambda: call("ioprio_set", 1, pid, 3 << 13)
 
