@@ -133,7 +133,7 @@ def cuda_toolkit_fits(cuda_home: str) -> bool:
 
 def extension() -> tuple[list[Extension], dict[str, type]]:
     """The extension module and the commands that build it; both empty when it is left out."""
-    sources = relative("csrc/*.cpp", "csrc/cpu/*.cpp")
+    sources = relative("csrc/*.cpp", "csrc/autograd/*.cpp", "csrc/cpu/*.cpp")
     if switched_on("D2DEFENSE_NO_EXTENSION") or not sources:
         return [], {}
     find_cuda_toolkit()

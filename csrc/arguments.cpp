@@ -54,11 +54,6 @@ void check_shapes(const InconsistencyArguments& given) {
       given.target_offsets.sizes());
 }
 
-void check_type(const char* name, const at::Tensor& tensor, at::ScalarType type) {
-  TORCH_CHECK_TYPE(
-      tensor.scalar_type() == type, name, " must be ", type, ", got ", tensor.scalar_type());
-}
-
 void check_types(const InconsistencyArguments& given) {
   const at::ScalarType logit_type = given.objectness_logits.scalar_type();
   TORCH_CHECK_TYPE(
@@ -71,12 +66,6 @@ void check_types(const InconsistencyArguments& given) {
   check_type("target_boxes", given.target_boxes, at::kFloat);
   check_type("target_offsets", given.target_offsets, at::kLong);
   check_type("target_classes", given.target_classes, at::kLong);
-}
-
-void check_device(const char* name, const at::Tensor& tensor, at::Device device) {
-  TORCH_CHECK_VALUE(
-      tensor.device() == device, name, " must be on ", device, ", got ", tensor.device());
-  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, " must be a dense tensor");
 }
 
 void check_devices(const InconsistencyArguments& given, at::DeviceType type) {
@@ -114,6 +103,17 @@ void check_settings(const InconsistencyArguments& given) {
 }
 
 }  // namespace
+
+void check_type(const char* name, const at::Tensor& tensor, at::ScalarType type) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == type, name, " must be ", type, ", got ", tensor.scalar_type());
+}
+
+void check_device(const char* name, const at::Tensor& tensor, at::Device device) {
+  TORCH_CHECK_VALUE(
+      tensor.device() == device, name, " must be on ", device, ", got ", tensor.device());
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, " must be a dense tensor");
+}
 
 void check_arguments(const InconsistencyArguments& arguments, at::DeviceType device) {
   check_shapes(arguments);

@@ -64,8 +64,36 @@ struct InconsistencyOutputs {
   int64_t* unmatched_foreground;
 };
 
+// The maxima of a target, in the order in which InconsistencySaved has their rows.
+enum TargetMaximum { kObjectness, kForeground, kTrueClass, kTargetMaxima };
+constexpr int64_t kNoRow = -1;
+
+// What a forward pass keeps for the backward one; all null where nothing is to be kept.
+struct InconsistencySaved {
+  float* largest_logit;   // [N], of the class logits of a proposal
+  float* foreground_sum;  // [N], of their exponentials relative to it; NaN where not finite
+  int64_t* maximum_rows;  // [kTargetMaxima, M], the first proposal that has the maximum, or kNoRow
+};
+
+// What a backward pass reads beside the inputs. A gradient that is null is zero.
+struct InconsistencyGradients {
+  const double* tau_sum;
+  const double* confident_sum;
+  const float* target_maxima[kTargetMaxima];
+  const float* largest_logit;
+  const float* foreground_sum;
+  const int64_t* maximum_rows;  // compared with rows, never followed
+  // What it writes, contiguous and of the logits' type.
+  void* objectness_logits;
+  void* class_logits;
+};
+
 void inconsistency_cpu_kernel(
-    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs);
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved);
+void inconsistency_backward_cpu_kernel(
+    const InconsistencyInputs& inputs, const InconsistencyGradients& gradients);
 
 // Instruction sets that the CPU kernel was compiled for, narrowest first.
 std::vector<std::string> compiled_instruction_sets();
@@ -74,11 +102,13 @@ std::vector<std::string> compiled_instruction_sets();
 std::string chosen_instruction_set();
 
 #ifdef WITH_CUDA
-// Bytes of workspace that the CUDA kernels need.
-int64_t inconsistency_cuda_workspace(int64_t proposals, int64_t groups);
-// Queues the kernels on the current stream and waits for nothing.
+// They queue their work on the current stream and wait for nothing.
 void inconsistency_cuda_kernel(
-    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, void* workspace);
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved);
+void inconsistency_backward_cuda_kernel(
+    const InconsistencyInputs& inputs, const InconsistencyGradients& gradients);
 
 std::string cuda_version();
 // Compute capabilities that the kernels were compiled for, such as "8.0".

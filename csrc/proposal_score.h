@@ -55,6 +55,52 @@ D2DEFENSE_INLINE Real inconsistency_of(Real difference) {
   return difference < Real{} ? -difference : difference;
 }
 
+// dp/do from exp(-|o|). Not as p (1 - p): the subtraction would lose the digits of a p near 1.
+template <typename Real>
+D2DEFENSE_INLINE Real objectness_slope(Real decay) {
+  const Real both = Real{} + 1.0 + decay;
+  return decay / (both * both);
+}
+
+// softmax(z)[background], from what q is made of.
+template <typename Real>
+D2DEFENSE_INLINE Real background_probability(Real foreground_sum, Real background_term) {
+  return background_term / (foreground_sum + background_term);
+}
+
+// Gradient of a loss with respect to a proposal's d, from those with respect to its group's tau_sum
+// and confident_sum, each taken where the proposal counts for that sum. s = |d| counts where it is
+// above epsilon >= 0, so d is not 0 there. Selected, since a gradient need not be finite.
+template <typename Real>
+D2DEFENSE_INLINE Real difference_gradient(
+    Real difference,
+    Real significant,
+    Real confident,
+    Real tau_sum_gradient,
+    Real confident_sum_gradient) {
+  const Real of_s = significant > Real{} ? tau_sum_gradient : Real{};
+  const Real of_d = confident > Real{} ? confident_sum_gradient : Real{};
+  return (difference < Real{} ? -of_s : of_s) + of_d;
+}
+
+// Gradient of a loss with respect to a row of class logits z, from those with respect to q (g_q)
+// and to the probabilities pi_c of some foreground classes (g_c, their sum of g_c pi_c is S):
+//   pi_j (g_q pi_b - S + g_j) for a foreground column j, -pi_b (g_q q + S) for the background b,
+// since dq/dz_j = pi_b (pi_j - [j = b]) and dpi_c/dz_j = pi_c ([j = c] - pi_j).
+template <typename Real>
+struct RowGradient {
+  Real common;      // g_q pi_b - S
+  Real background;  // the background's logit
+};
+
+template <typename Real>
+D2DEFENSE_INLINE RowGradient<Real> row_gradient(
+    Real foreground_gradient, Real foreground, Real background_probability, Real class_sum) {
+  return RowGradient<Real>{
+      foreground_gradient * background_probability - class_sum,
+      -background_probability * (foreground_gradient * foreground + class_sum)};
+}
+
 // Bin of s in [0, 1]; 1 itself falls into the last one.
 D2DEFENSE_INLINE int64_t histogram_bin(double inconsistency, int64_t num_bins) {
   const int64_t bin = static_cast<int64_t>(inconsistency * static_cast<double>(num_bins));

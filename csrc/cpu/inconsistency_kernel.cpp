@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over memory on a CPU. The unit of work is a chunk: up to kChunkRows proposals of one
-// group, counted from the group's start. What a chunk yields depends on nothing else, and chunks
-// are added up in their order, so the number of threads leaves no trace in the result.
+// The walk over memory on a CPU: chunk by chunk, and the chunks of a group are added up in their
+// order.
 
 // Every function on vectors is inlined: none crosses a call, so its calling convention is nobody's
 // concern.
@@ -9,32 +8,20 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "../inconsistency.h"
 #include "../proposal_score.h"
+#include "chunks.h"
+#include "instruction_set.h"
+#include "scores.h"
 #include "vector.h"
 
 namespace d2defense {
 namespace {
-
-// Proposals handled together: a register of floats at its widest.
-constexpr int kLanes = 16;
-constexpr int64_t kChunkRows = 4096;
-static_assert(kChunkRows % kLanes == 0, "a chunk is made of whole blocks");
-
-struct Chunk {
-  int64_t group;
-  int64_t begin;
-  int64_t end;
-};
 
 // What a chunk adds to its group.
 struct ChunkSums {
@@ -50,9 +37,8 @@ struct ChunkSums {
 // Where a chunk's matches and histogram go: straight into the group's rows of the outputs, or,
 // where several chunks share a group, into memory of the thread first.
 struct ChunkTargets {
-  float* objectness;
-  float* foreground;
-  float* true_class;
+  float* maxima[kTargetMaxima];
+  int64_t* maximum_rows[kTargetMaxima];  // null where no gradient will be asked for
   int32_t* matches;
   int64_t* histogram;
 };
@@ -67,29 +53,17 @@ struct Scratch {
   std::vector<TargetGeometry> geometry;
   std::vector<char> rows;  // of a block, where class_logits has them in columns
   std::vector<float> maxima;
+  std::vector<int64_t> maximum_rows;
   std::vector<int32_t> matches;
   std::vector<int64_t> histogram;
 };
 
-// Sixteen proposals, one a lane. What is true or false is 1 or 0 in a double: comparisons that only
-// select numbers stay in registers of any kind.
-struct Block {
-  int64_t begin;
-  int64_t lanes;
-  alignas(64) float logit[kLanes];
-  alignas(64) float largest_logit[kLanes];
-  alignas(64) float foreground_sum[kLanes];  // NaN where the proposal is not finite
-  alignas(64) float background[kLanes];
-  alignas(64) float background_term[kLanes];
-  alignas(64) float decay[kLanes];
+struct Block : Scores {
   alignas(64) double boxes[4][kLanes];
   alignas(64) double area[kLanes];
-  alignas(64) double objectness[kLanes];
-  alignas(64) double foreground[kLanes];
-  alignas(64) double difference[kLanes];
-  alignas(64) double finite[kLanes];
-  alignas(64) double unmatched[kLanes];  // IoU with every target so far is below kUnmatchedIou
-  alignas(64) double matched[kLanes];    // IoU with this target reaches the threshold
+  alignas(64) double unmatched[kLanes];    // IoU with every target so far is below kUnmatchedIou
+  alignas(64) double matched[kLanes];      // IoU with this target reaches the threshold
+  alignas(64) double probability[kLanes];  // of this target's class, where it is matched
 };
 
 // Lane sums of a chunk; counts are exact in double.
@@ -112,9 +86,6 @@ constexpr uint32_t kLaneMasks[3 * kLanes] = {
     kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, kOnes, 0,     0,     0,     0,
     0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0,     0};
 
-alignas(64) constexpr double kLaneNumbers[kLanes] = {
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 // A chunk's work, compiled for one register width.
 template <typename Logit, int Bytes>
 class ChunkReducer {
@@ -123,12 +94,14 @@ class ChunkReducer {
   using Bits = typename V::Bits;
   using Double = typename V::Double;
   using LaneIndex = typename V::DoubleBits;
+  using Lanes = ScoreLanes<Bytes>;
 
  public:
   static D2DEFENSE_VECTOR_INLINE ChunkSums reduce(
       const InconsistencyInputs& inputs,
       const Chunk& chunk,
       const ChunkTargets& out,
+      const InconsistencySaved& saved,
       Scratch& scratch) {
     const int64_t first_target = inputs.target_offsets[chunk.group];
     const int64_t targets = inputs.target_offsets[chunk.group + 1] - first_target;
@@ -137,20 +110,21 @@ class ChunkReducer {
       const Box<double> box = target_box(inputs.target_boxes + 4 * (first_target + target));
       scratch.geometry[target] = TargetGeometry{box, box_area(box)};
     }
-    const int64_t group_begin = inputs.proposal_offsets[chunk.group];
-    const bool all_lead = inputs.topk == 0 || inputs.topk > chunk.end - group_begin;
-    const int64_t leading_end = all_lead ? chunk.end : group_begin + inputs.topk;
     LaneSums sums{};
     Block block{};
     for (block.begin = chunk.begin; block.begin < chunk.end; block.begin += kLanes) {
       block.lanes = std::min<int64_t>(kLanes, chunk.end - block.begin);
       read_logits(inputs, scratch, block);
       read_boxes(inputs, block);
-      score(block);
+      Lanes::score(block);
+      if (saved.largest_logit != nullptr) {
+        save_rows(block, saved);
+      }
       for (int64_t target = 0; target < targets; ++target) {
         match(inputs, scratch.geometry[target], target, first_target + target, out, block);
       }
-      const int64_t leading_lanes = std::min(block.lanes, leading_end - block.begin);
+      const int64_t leading_lanes =
+          std::min(block.lanes, leading_rows(inputs, chunk.group, block.begin));
       add(inputs, block, leading_lanes, sums);
       if (inputs.num_bins > 0) {
         fill_histogram(block, leading_lanes, inputs.num_bins, out.histogram);
@@ -289,15 +263,10 @@ class ChunkReducer {
       const int64_t readable = (rows_left - 1 - lane) * row_stride + classes + 1;
       add_exponentials(row, classes, readable, block.largest_logit[lane], sums[lane]);
     }
+    Lanes::exponentiate(block);
     for (int lane = 0; lane < kLanes; lane += V::kFloats) {
-      const Float logit = V::load(block.logit + lane);
-      const Float magnitude = (Float)((Bits)logit & 0x7fffffffu);
-      V::store(block.decay + lane, V::exponential(-magnitude));
-      const Float background = V::load(block.background + lane);
-      const Float shifted = background - V::load(block.largest_logit + lane);
-      V::store(block.background_term + lane, V::exponential(shifted));
       const Float sum = combine_rows<Bits>(sums + lane, Sum());
-      V::store(block.foreground_sum + lane, sum + logit * 0.0f);
+      V::store(block.foreground_sum + lane, sum + V::load(block.logit + lane) * 0.0f);
     }
   }
 
@@ -321,10 +290,12 @@ class ChunkReducer {
       }
       V::store(block.foreground_sum + lane, sum);
     }
-    for (int edge = 0; edge < 4; ++edge) {
-      for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
+      for (int edge = 0; edge < 4; ++edge) {
         V::store(block.boxes[edge] + lane, V::load_double(edges[edge] + lane));
       }
+      V::store(block.area + lane, box_area(boxes_of(block, lane)));
+      V::store(block.unmatched + lane, Lanes::number(1.0));
     }
   }
 
@@ -336,28 +307,11 @@ class ChunkReducer {
         V::load_double(block.boxes[3] + lane)};
   }
 
-  static D2DEFENSE_VECTOR_INLINE Double number(double value) {
-    return V::opaque(Double{} + value);
-  }
-
-  // Proposals that are not finite score zero: of zero and NaN, zero is what larger_of returns.
-  static D2DEFENSE_VECTOR_INLINE void score(Block& block) {
-    for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
-      const Double sum = V::load_double(block.foreground_sum + lane);
-      const Double zero_or_nan = sum * 0.0;
-      const Double objectness = objectness_probability(
-          V::load_double(block.logit + lane), V::load_double(block.decay + lane));
-      const Double foreground =
-          foreground_probability(sum, V::load_double(block.background_term + lane));
-      const Double p = V::opaque(larger_of(objectness + zero_or_nan, Double{}));
-      const Double q = V::opaque(larger_of(foreground, Double{}));
-      V::store(block.finite + lane, sum == sum ? number(1.0) : Double{});
-      V::store(block.objectness + lane, p);
-      V::store(block.foreground + lane, q);
-      V::store(block.difference + lane, p - q);
-      V::store(block.unmatched + lane, number(1.0));
-      V::store(block.area + lane, box_area(boxes_of(block, lane)));
-    }
+  // For the backward pass: what else it would have to read the rows and boxes for.
+  static D2DEFENSE_VECTOR_INLINE void save_rows(
+      const Block& block, const InconsistencySaved& saved) {
+    std::copy_n(block.largest_logit, block.lanes, saved.largest_logit + block.begin);
+    std::copy_n(block.foreground_sum, block.lanes, saved.foreground_sum + block.begin);
   }
 
   // `index` is the target's place in the group, `target` in all.
@@ -369,20 +323,25 @@ class ChunkReducer {
       const ChunkTargets& out,
       Block& block) {
     const Box<Double> box{
-        number(geometry.box.x1),
-        number(geometry.box.y1),
-        number(geometry.box.x2),
-        number(geometry.box.y2)};
+        Lanes::number(geometry.box.x1),
+        Lanes::number(geometry.box.y1),
+        Lanes::number(geometry.box.x2),
+        Lanes::number(geometry.box.y2)};
     Double count{};
     Double objectness{};
     Double foreground{};
     for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
       const Double overlap = V::opaque(intersection_over_union(
-          boxes_of(block, lane), V::load_double(block.area + lane), box, number(geometry.area)));
+          boxes_of(block, lane),
+          V::load_double(block.area + lane),
+          box,
+          Lanes::number(geometry.area)));
       const Double unmatched = V::load_double(block.unmatched + lane);
-      V::store(block.unmatched + lane, overlap < number(kUnmatchedIou) ? unmatched : Double{});
+      V::store(
+          block.unmatched + lane, overlap < Lanes::number(kUnmatchedIou) ? unmatched : Double{});
       const Double finite = V::load_double(block.finite + lane);
-      const Double matched = V::opaque(overlap >= number(inputs.iou_threshold) ? finite : Double{});
+      const Double matched =
+          V::opaque(overlap >= Lanes::number(inputs.iou_threshold) ? finite : Double{});
       V::store(block.matched + lane, matched);
       count += matched;
       objectness = larger_of(objectness, matched * V::load_double(block.objectness + lane));
@@ -395,18 +354,45 @@ class ChunkReducer {
     objectness = combine_lanes<LaneIndex, 1>(objectness, Larger());
     foreground = combine_lanes<LaneIndex, 1>(foreground, Larger());
     out.matches[index] += static_cast<int32_t>(matches);
-    out.objectness[index] = std::max(out.objectness[index], static_cast<float>(objectness[0]));
-    out.foreground[index] = std::max(out.foreground[index], static_cast<float>(foreground[0]));
+    raise_maximum<kObjectness>(
+        out, index, static_cast<float>(objectness[0]), block.objectness, block);
+    raise_maximum<kForeground>(
+        out, index, static_cast<float>(foreground[0]), block.foreground, block);
     const int64_t true_class = inputs.target_classes[target];
     if (true_class >= 0) {
-      out.true_class[index] =
-          std::max(out.true_class[index], largest_probability(inputs, block, true_class));
+      const float probability = largest_probability(inputs, true_class, block);
+      raise_maximum<kTrueClass>(out, index, probability, block.probability, block);
     }
   }
 
-  // The largest softmax probability of a class over the matched lanes.
+  // Raises a target's maximum to the block's, if that is larger, and keeps the first row that has
+  // it. `values` are those of the lanes.
+  template <TargetMaximum which>
+  static D2DEFENSE_VECTOR_INLINE void raise_maximum(
+      const ChunkTargets& out,
+      int64_t index,
+      float largest,
+      const double (&values)[kLanes],
+      const Block& block) {
+    float& maximum = out.maxima[which][index];
+    if (!(largest > maximum)) {
+      return;
+    }
+    maximum = largest;
+    if (out.maximum_rows[which] == nullptr) {
+      return;
+    }
+    for (int64_t lane = 0; lane < block.lanes; ++lane) {
+      if (block.matched[lane] != 0.0 && static_cast<float>(values[lane]) == largest) {
+        out.maximum_rows[which][index] = block.begin + lane;
+        return;
+      }
+    }
+  }
+
+  // Softmax probabilities of a class in the matched lanes. Returns the largest.
   static D2DEFENSE_VECTOR_INLINE float largest_probability(
-      const InconsistencyInputs& inputs, const Block& block, int64_t column) {
+      const InconsistencyInputs& inputs, int64_t column, Block& block) {
     const Logit* logits = static_cast<const Logit*>(inputs.class_logits) +
                           block.begin * inputs.row_stride + column * inputs.column_stride;
     alignas(64) float term[kLanes] = {};
@@ -423,8 +409,9 @@ class ChunkReducer {
       const Double sum = V::load_double(block.foreground_sum + lane) +
                          V::load_double(block.background_term + lane);
       const Double matched = V::load_double(block.matched + lane);
-      const Double probability = V::load_double(term + lane) / sum;
-      largest = larger_of(largest, matched > Double{} ? probability : Double{});
+      const Double probability = matched > Double{} ? V::load_double(term + lane) / sum : Double{};
+      V::store(block.probability + lane, probability);
+      largest = larger_of(largest, probability);
     }
     return static_cast<float>(combine_lanes<LaneIndex, 1>(largest, Larger())[0]);
   }
@@ -434,20 +421,15 @@ class ChunkReducer {
       const Block& block,
       int64_t leading_lanes,
       LaneSums& sums) {
-    const Double one = number(1.0);
-    const Double leading = number(static_cast<double>(leading_lanes));
     for (int lane = 0; lane < kLanes; lane += V::kDoubles) {
       const Double finite = V::load_double(block.finite + lane);
-      const Double p = V::load_double(block.objectness + lane);
       const Double q = V::load_double(block.foreground + lane);
       const Double d = V::load_double(block.difference + lane);
       const Double s = inconsistency_of(d);
-      const Double leads =
-          V::opaque(V::load_double(kLaneNumbers + lane) < leading ? one : Double{});
-      const Double significant = V::opaque(s > number(inputs.epsilon) ? leads * finite : Double{});
-      const Double confident = V::opaque(p > number(inputs.objectness_floor) ? finite : Double{});
+      const Double significant = Lanes::significant(inputs, block, leading_lanes, lane);
+      const Double confident = Lanes::confident(inputs, block, lane);
       const Double alone =
-          q > number(kForegroundFloor) ? V::load_double(block.unmatched + lane) : Double{};
+          q > Lanes::number(kForegroundFloor) ? V::load_double(block.unmatched + lane) : Double{};
       const Double largest = V::load_double(sums.score_max + lane);
       V::store(sums.score_max + lane, larger_of(largest, s));
       add_to(sums.tau_sum + lane, significant * s);
@@ -482,117 +464,32 @@ class ChunkReducer {
 };
 
 template <typename Logit>
-using ChunkKernel =
-    ChunkSums (*)(const InconsistencyInputs&, const Chunk&, const ChunkTargets&, Scratch&);
+struct ReduceChunk {
+  template <int Bytes>
+  static D2DEFENSE_VECTOR_INLINE ChunkSums
+  run(const InconsistencyInputs& inputs,
+      const Chunk& chunk,
+      const ChunkTargets& out,
+      const InconsistencySaved& saved,
+      Scratch& scratch) {
+    return ChunkReducer<Logit, Bytes>::reduce(inputs, chunk, out, saved, scratch);
+  }
+};
 
-// One entry an instruction set: the reducer is inlined into it and compiled for it.
 template <typename Logit>
-ChunkSums reduce_chunk_baseline(
+using ReduceVersions = Versions<
+    ReduceChunk<Logit>,
+    ChunkSums(
+        const InconsistencyInputs&,
+        const Chunk&,
+        const ChunkTargets&,
+        const InconsistencySaved&,
+        Scratch&)>;
+
+void initialise(
     const InconsistencyInputs& inputs,
-    const Chunk& chunk,
-    const ChunkTargets& out,
-    Scratch& scratch) {
-  return ChunkReducer<Logit, 16>::reduce(inputs, chunk, out, scratch);
-}
-
-#if defined(__x86_64__)
-template <typename Logit>
-__attribute__((target("avx2,fma"))) ChunkSums reduce_chunk_avx2(
-    const InconsistencyInputs& inputs,
-    const Chunk& chunk,
-    const ChunkTargets& out,
-    Scratch& scratch) {
-  return ChunkReducer<Logit, 32>::reduce(inputs, chunk, out, scratch);
-}
-
-#if defined(__clang__)
-#define D2DEFENSE_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
-#else
-#define D2DEFENSE_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"
-#endif
-
-template <typename Logit>
-__attribute__((target(D2DEFENSE_AVX512))) ChunkSums reduce_chunk_avx512(
-    const InconsistencyInputs& inputs,
-    const Chunk& chunk,
-    const ChunkTargets& out,
-    Scratch& scratch) {
-  return ChunkReducer<Logit, 64>::reduce(inputs, chunk, out, scratch);
-}
-#endif
-
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
-
-InstructionSet widest_instruction_set() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return InstructionSet::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return InstructionSet::kAvx2;
-  }
-#endif
-  return InstructionSet::kBaseline;
-}
-
-const char* name_of(InstructionSet set) {
-  switch (set) {
-    case InstructionSet::kAvx512:
-      return "avx512";
-    case InstructionSet::kAvx2:
-      return "avx2";
-    case InstructionSet::kBaseline:
-      break;
-  }
-  return "baseline";
-}
-
-InstructionSet choose_instruction_set() {
-  const InstructionSet widest = widest_instruction_set();
-  const char* wanted = std::getenv("D2DEFENSE_CPU_CAPABILITY");
-  if (wanted != nullptr) {
-    for (const InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kAvx2}) {
-      if (set < widest && std::string(wanted) == name_of(set)) {
-        return set;
-      }
-    }
-  }
-  return widest;
-}
-
-InstructionSet instruction_set() {
-  static const InstructionSet chosen = choose_instruction_set();
-  return chosen;
-}
-
-template <typename Logit>
-ChunkKernel<Logit> chunk_kernel() {
-#if defined(__x86_64__)
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return &reduce_chunk_avx512<Logit>;
-    case InstructionSet::kAvx2:
-      return &reduce_chunk_avx2<Logit>;
-    case InstructionSet::kBaseline:
-      break;
-  }
-#endif
-  return &reduce_chunk_baseline<Logit>;
-}
-
-std::vector<Chunk> split_into_chunks(const InconsistencyInputs& inputs) {
-  std::vector<Chunk> chunks;
-  for (int64_t group = 0; group < inputs.groups; ++group) {
-    const int64_t end = inputs.proposal_offsets[group + 1];
-    for (int64_t begin = inputs.proposal_offsets[group]; begin < end; begin += kChunkRows) {
-      chunks.push_back(Chunk{group, begin, std::min(end, begin + kChunkRows)});
-    }
-  }
-  return chunks;
-}
-
-void initialise(const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs) {
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved) {
   std::fill_n(outputs.tau_sum, inputs.groups, 0.0);
   std::fill_n(outputs.tau_count, inputs.groups, 0);
   std::fill_n(outputs.confident_sum, inputs.groups, 0.0);
@@ -608,46 +505,65 @@ void initialise(const InconsistencyInputs& inputs, const InconsistencyOutputs& o
     outputs.target_true_class[target] =
         inputs.target_classes[target] < 0 ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
   }
+  if (saved.maximum_rows != nullptr) {
+    std::fill_n(saved.maximum_rows, kTargetMaxima * inputs.targets, kNoRow);
+  }
 }
 
 ChunkTargets rows_of_group(
-    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, int64_t group) {
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved,
+    int64_t group) {
   const int64_t target = inputs.target_offsets[group];
-  return ChunkTargets{
-      outputs.target_objectness + target,
-      outputs.target_foreground + target,
-      outputs.target_true_class + target,
+  ChunkTargets rows{
+      {outputs.target_objectness + target,
+       outputs.target_foreground + target,
+       outputs.target_true_class + target},
+      {},
       outputs.target_matches + target,
       outputs.histogram + group * inputs.num_bins};
+  if (saved.maximum_rows != nullptr) {
+    for (int which = 0; which < kTargetMaxima; ++which) {
+      rows.maximum_rows[which] = saved.maximum_rows + which * inputs.targets + target;
+    }
+  }
+  return rows;
 }
 
-ChunkTargets rows_of_thread(Scratch& scratch, int64_t targets, int64_t num_bins) {
-  scratch.maxima.assign(3 * targets, 0.0f);
+ChunkTargets rows_of_thread(Scratch& scratch, bool keep, int64_t targets, int64_t num_bins) {
+  scratch.maxima.assign(kTargetMaxima * targets, 0.0f);
+  scratch.maximum_rows.assign(keep ? kTargetMaxima * targets : 0, kNoRow);
   scratch.matches.assign(targets, 0);
   scratch.histogram.assign(num_bins, 0);
-  float* maxima = scratch.maxima.data();
-  return ChunkTargets{
-      maxima,
-      maxima + targets,
-      maxima + 2 * targets,
-      scratch.matches.data(),
-      scratch.histogram.data()};
+  ChunkTargets rows{{}, {}, scratch.matches.data(), scratch.histogram.data()};
+  for (int which = 0; which < kTargetMaxima; ++which) {
+    rows.maxima[which] = scratch.maxima.data() + which * targets;
+    if (keep) {
+      rows.maximum_rows[which] = scratch.maximum_rows.data() + which * targets;
+    }
+  }
+  return rows;
 }
 
-// Maxima and integers: the order in which chunks arrive does not matter.
-void merge(
-    const ChunkTargets& from,
-    const ChunkTargets& into,
-    const int64_t* target_classes,
-    int64_t targets,
-    int64_t num_bins) {
-  for (int64_t i = 0; i < targets; ++i) {
-    into.objectness[i] = std::max(into.objectness[i], from.objectness[i]);
-    into.foreground[i] = std::max(into.foreground[i], from.foreground[i]);
-    into.matches[i] += from.matches[i];
-    if (target_classes[i] >= 0) {
-      into.true_class[i] = std::max(into.true_class[i], from.true_class[i]);
+// Maxima, first rows and integers: the order in which chunks arrive does not matter. The maximum of
+// an unknown class is NaN, and stays so.
+void merge(const ChunkTargets& from, const ChunkTargets& into, int64_t targets, int64_t num_bins) {
+  for (int which = 0; which < kTargetMaxima; ++which) {
+    const int64_t* from_rows = from.maximum_rows[which];
+    int64_t* into_rows = into.maximum_rows[which];
+    for (int64_t i = 0; i < targets; ++i) {
+      const float value = from.maxima[which][i];
+      float& maximum = into.maxima[which][i];
+      if (into_rows != nullptr && from_rows[i] != kNoRow &&
+          (value > maximum || (value == maximum && from_rows[i] < into_rows[i]))) {
+        into_rows[i] = from_rows[i];
+      }
+      maximum = value > maximum ? value : maximum;
     }
+  }
+  for (int64_t i = 0; i < targets; ++i) {
+    into.matches[i] += from.matches[i];
   }
   for (int64_t bin = 0; bin < num_bins; ++bin) {
     into.histogram[bin] += from.histogram[bin];
@@ -655,38 +571,35 @@ void merge(
 }
 
 template <typename Logit>
-void run(const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs) {
-  initialise(inputs, outputs);
+void run(
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved) {
+  initialise(inputs, outputs, saved);
   const std::vector<Chunk> chunks = split_into_chunks(inputs);
   std::vector<ChunkSums> sums(chunks.size());
-  const ChunkKernel<Logit> kernel = chunk_kernel<Logit>();
+  const auto reduce = ReduceVersions<Logit>::chosen();
   std::mutex merging;
-
-  // Rows are shared out evenly, and a chunk goes where its first row went.
-  const int64_t grain = std::max<int64_t>(1, 65536 / (inputs.classes + 1));
-  at::parallel_for(0, inputs.proposals, grain, [&](int64_t begin, int64_t end) {
+  share_out(inputs, chunks, [&](auto chunk, auto last) {
     Scratch scratch;
     if (inputs.column_stride != 1) {
       scratch.rows.resize(kLanes * (inputs.classes + 1) * sizeof(Logit));
     }
-    auto chunk = std::lower_bound(
-        chunks.begin(), chunks.end(), begin, [](const Chunk& candidate, int64_t row) {
-          return candidate.begin < row;
-        });
-    for (; chunk != chunks.end() && chunk->begin < end; ++chunk) {
+    for (; chunk != last; ++chunk) {
       ChunkSums& result = sums[chunk - chunks.begin()];
-      const ChunkTargets rows = rows_of_group(inputs, outputs, chunk->group);
+      const ChunkTargets rows = rows_of_group(inputs, outputs, saved, chunk->group);
       const int64_t* edges = inputs.proposal_offsets + chunk->group;
       if (edges[1] - edges[0] <= kChunkRows) {
-        result = kernel(inputs, *chunk, rows, scratch);
+        result = reduce(inputs, *chunk, rows, saved, scratch);
         continue;
       }
-      const int64_t first = inputs.target_offsets[chunk->group];
-      const int64_t targets = inputs.target_offsets[chunk->group + 1] - first;
-      const ChunkTargets own = rows_of_thread(scratch, targets, inputs.num_bins);
-      result = kernel(inputs, *chunk, own, scratch);
+      const int64_t* target_edges = inputs.target_offsets + chunk->group;
+      const int64_t targets = target_edges[1] - target_edges[0];
+      const bool keep = saved.maximum_rows != nullptr;
+      const ChunkTargets own = rows_of_thread(scratch, keep, targets, inputs.num_bins);
+      result = reduce(inputs, *chunk, own, saved, scratch);
       const std::lock_guard<std::mutex> lock(merging);
-      merge(own, rows, inputs.target_classes + first, targets, inputs.num_bins);
+      merge(own, rows, targets, inputs.num_bins);
     }
   });
 
@@ -706,27 +619,17 @@ void run(const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs)
 }  // namespace
 
 void inconsistency_cpu_kernel(
-    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs) {
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved) {
   switch (inputs.logit_type) {
     case at::kHalf:
-      return run<c10::Half>(inputs, outputs);
+      return run<c10::Half>(inputs, outputs, saved);
     case at::kBFloat16:
-      return run<c10::BFloat16>(inputs, outputs);
+      return run<c10::BFloat16>(inputs, outputs, saved);
     default:
-      return run<float>(inputs, outputs);
+      return run<float>(inputs, outputs, saved);
   }
-}
-
-std::vector<std::string> compiled_instruction_sets() {
-#if defined(__x86_64__)
-  return {"baseline", "avx2", "avx512"};
-#else
-  return {"baseline"};
-#endif
-}
-
-std::string chosen_instruction_set() {
-  return name_of(instruction_set());
 }
 
 }  // namespace d2defense

@@ -124,6 +124,17 @@ struct Vectors : Registers<Bytes> {
     std::memcpy(address, &vector, sizeof(vector));
   }
 
+  static D2DEFENSE_VECTOR_INLINE void store_logits(float* address, Float vector) {
+    store(address, vector);
+  }
+
+  template <typename Logit>
+  static D2DEFENSE_VECTOR_INLINE void store_logits(Logit* address, Float vector) {
+    for (int lane = 0; lane < kFloats; ++lane) {
+      address[lane] = static_cast<Logit>(vector[lane]);
+    }
+  }
+
   // The same value, of which the compiler forgets how it came about. GCC merges selections that
   // follow each other into logic on masks, which it then works out lane by lane.
   static D2DEFENSE_VECTOR_INLINE Double opaque(Double vector) {

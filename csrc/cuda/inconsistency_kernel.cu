@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over memory on a GPU. The unit of work is a tile: 32 consecutive proposals, one warp.
-// First a few lanes at a time reduce a row of logits, so that loads coalesce; then each lane holds
-// one proposal. A tile writes one partial sum for each group that it touches, and a second kernel
-// adds a group's partial sums in an order that the offsets decide. What is accumulated by atomics
-// (maxima and integers) does not depend on an order.
+// The walk over memory on a GPU, tile by tile. First a few lanes at a time reduce a row of logits,
+// so that loads coalesce; then each lane holds one proposal. A tile writes one partial sum for each
+// group that it touches, and a second kernel adds a group's partial sums in an order that the
+// offsets decide. What is accumulated by atomics (maxima and integers) does not depend on an order.
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/BFloat16.h>
@@ -14,15 +14,12 @@
 
 #include "../inconsistency.h"
 #include "../proposal_score.h"
+#include "tiles.cuh"
 
 namespace d2defense {
 namespace {
 
-constexpr int kTile = 32;
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kTile;
 constexpr int kFinishThreads = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // What a tile adds to a group.
 struct Partial {
@@ -39,10 +36,6 @@ struct Partial {
 // grows from one partial sum to the next, so no two share a place.
 __device__ __forceinline__ int64_t partial_index(int64_t tile, int64_t group) {
   return tile + group;
-}
-
-__host__ __device__ __forceinline__ int64_t tiles_of(int64_t proposals) {
-  return (proposals + kTile - 1) / kTile;
 }
 
 __device__ __forceinline__ double warp_sum(double value) {
@@ -69,21 +62,6 @@ __device__ __forceinline__ float warp_max(float value) {
 
 __device__ __forceinline__ void atomic_max(float* address, float value) {
   atomicMax(reinterpret_cast<int*>(address), __float_as_int(value));
-}
-
-// The group that owns a row: the last that does not begin after it.
-__device__ __forceinline__ int64_t group_of(const int64_t* offsets, int64_t groups, int64_t row) {
-  int64_t low = 0;
-  int64_t high = groups;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (offsets[middle + 1] > row) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
 }
 
 // Sum of a row's exponentials relative to its largest logit, by Lanes neighbouring lanes which all
@@ -148,18 +126,54 @@ struct Proposal {
   double area;
 };
 
+// A maximum and the proposal that has it, such that the larger number is the larger maximum or, of
+// equal ones, the earlier proposal. Maxima are not negative, so that they order like their bits.
+__device__ __forceinline__ unsigned long long pack_maximum(float value, int64_t row) {
+  const unsigned long long bits = __float_as_uint(value);
+  return bits << 32 | (0xffffffffu - static_cast<unsigned>(row));
+}
+
+// 0 stands for none, like a maximum that is 0: no gradient comes from there.
+__device__ __forceinline__ int64_t row_of_maximum(unsigned long long packed) {
+  const unsigned row = 0xffffffffu - static_cast<unsigned>(packed);
+  return packed >> 32 == 0 ? kNoRow : static_cast<int64_t>(row);
+}
+
+// Raises a maximum to the largest value of the matched lanes, of which there is one at least.
+// `packed` keeps its row, and is null where none is wanted.
+__device__ __forceinline__ void raise_maximum(
+    float* maximum, unsigned long long* packed, bool matched, float value, int64_t row) {
+  const float largest = warp_max(matched ? value : 0.0f);
+  const bool leader = threadIdx.x % kTile == 0;
+  if (leader) {
+    atomic_max(maximum, largest);
+  }
+  if (packed != nullptr) {
+    const unsigned holders = __ballot_sync(kAllLanes, matched && value == largest);
+    const int64_t first = __shfl_sync(kAllLanes, row, __ffs(holders) - 1);
+    if (leader) {
+      atomicMax(packed, pack_maximum(largest, first));
+    }
+  }
+}
+
 // Matches the tile's proposals of one group (`member`) with its targets. Returns whether this
 // lane's proposal has nothing to do with any of them.
 template <typename Logit>
 __device__ bool match_targets(
     const InconsistencyInputs& inputs,
     const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved,
     int64_t group,
     bool member,
     const Proposal& proposal) {
   const int64_t begin = inputs.target_offsets[group];
   const int64_t end = inputs.target_offsets[group + 1];
   const bool leader = threadIdx.x % kTile == 0;
+  auto* packed = reinterpret_cast<unsigned long long*>(saved.maximum_rows);
+  const auto packed_of = [&](TargetMaximum which, int64_t target) {
+    return packed == nullptr ? nullptr : packed + which * inputs.targets + target;
+  };
   bool unmatched = true;
   for (int64_t target = begin; target < end; ++target) {
     const Box<double> box = target_box(inputs.target_boxes + 4 * target);
@@ -170,13 +184,21 @@ __device__ bool match_targets(
     if (lanes == 0) {
       continue;
     }
-    const float objectness = warp_max(matched ? static_cast<float>(proposal.objectness) : 0.0f);
-    const float foreground = warp_max(matched ? static_cast<float>(proposal.foreground) : 0.0f);
     if (leader) {
-      atomic_max(outputs.target_objectness + target, objectness);
-      atomic_max(outputs.target_foreground + target, foreground);
       atomicAdd(outputs.target_matches + target, __popc(lanes));
     }
+    raise_maximum(
+        outputs.target_objectness + target,
+        packed_of(kObjectness, target),
+        matched,
+        static_cast<float>(proposal.objectness),
+        proposal.row);
+    raise_maximum(
+        outputs.target_foreground + target,
+        packed_of(kForeground, target),
+        matched,
+        static_cast<float>(proposal.foreground),
+        proposal.row);
     const int64_t true_class = inputs.target_classes[target];
     if (true_class >= 0) {
       float probability = 0.0f;
@@ -186,10 +208,12 @@ __device__ bool match_targets(
             logits[proposal.row * inputs.row_stride + true_class * inputs.column_stride]);
         probability = expf(logit - proposal.largest_logit) / proposal.exponential_sum;
       }
-      probability = warp_max(probability);
-      if (leader) {
-        atomic_max(outputs.target_true_class + target, probability);
-      }
+      raise_maximum(
+          outputs.target_true_class + target,
+          packed_of(kTrueClass, target),
+          matched,
+          probability,
+          proposal.row);
     }
   }
   return unmatched;
@@ -197,7 +221,10 @@ __device__ bool match_targets(
 
 template <typename Logit, int Lanes, int Unroll>
 __global__ void __launch_bounds__(kThreads) reduce_tiles(
-    const InconsistencyInputs inputs, const InconsistencyOutputs outputs, Partial* partials) {
+    const InconsistencyInputs inputs,
+    const InconsistencyOutputs outputs,
+    const InconsistencySaved saved,
+    Partial* partials) {
   constexpr int kRowsAtOnce = kTile / Lanes;
   __shared__ float shared_largest[kWarps][kTile];
   __shared__ float shared_sum[kWarps][kTile];
@@ -242,6 +269,10 @@ __global__ void __launch_bounds__(kThreads) reduce_tiles(
   proposal.area = box_area(proposal.box);
   const float check = foreground_sum + logit * 0.0f + nonfinite_marker(box);
   const bool finite = active && check == check;
+  if (active && saved.largest_logit != nullptr) {
+    saved.largest_logit[proposal.row] = proposal.largest_logit;
+    saved.foreground_sum[proposal.row] = check;
+  }
   proposal.objectness =
       objectness_probability<double>(logit, static_cast<double>(expf(-fabsf(logit))));
   proposal.foreground = foreground_probability<double>(foreground_sum, background_term);
@@ -259,7 +290,7 @@ __global__ void __launch_bounds__(kThreads) reduce_tiles(
         inputs.topk == 0 || proposal.row - inputs.proposal_offsets[current] < inputs.topk;
     const bool significant = member && leading && s > inputs.epsilon;
     const bool confident = member && proposal.objectness > inputs.objectness_floor;
-    const bool unmatched = match_targets<Logit>(inputs, outputs, current, member, proposal);
+    const bool unmatched = match_targets<Logit>(inputs, outputs, saved, current, member, proposal);
     const bool alone = member && unmatched && proposal.foreground > kForegroundFloor;
     if (inputs.num_bins > 0 && member && leading) {
       int64_t* bin =
@@ -346,8 +377,10 @@ __global__ void __launch_bounds__(kFinishThreads) finish_groups(
 }
 
 // Initialises what the tiles add to.
-__global__ void __launch_bounds__(kThreads)
-    set_up(const InconsistencyInputs inputs, const InconsistencyOutputs outputs) {
+__global__ void __launch_bounds__(kThreads) set_up(
+    const InconsistencyInputs inputs,
+    const InconsistencyOutputs outputs,
+    const InconsistencySaved saved) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = first; i < inputs.targets; i += step) {
@@ -359,61 +392,83 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = first; i < inputs.groups * inputs.num_bins; i += step) {
     outputs.histogram[i] = 0;
   }
+  if (saved.maximum_rows != nullptr) {
+    for (int64_t i = first; i < kTargetMaxima * inputs.targets; i += step) {
+      saved.maximum_rows[i] = 0;
+    }
+  }
+}
+
+// From packed maxima to rows.
+__global__ void __launch_bounds__(kThreads) unpack_rows(int64_t* rows, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) {
+    rows[i] = row_of_maximum(static_cast<unsigned long long>(rows[i]));
+  }
 }
 
 template <typename Logit>
 void launch_tiles(
     const InconsistencyInputs& inputs,
     const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved,
     Partial* partials,
     cudaStream_t stream) {
-  // Short rows leave most lanes of a whole warp idle, long ones make few loads coalesce.
-  constexpr int64_t kShortRow = 256;
-  const int64_t blocks = (tiles_of(inputs.proposals) + kWarps - 1) / kWarps;
-  const dim3 grid(static_cast<unsigned>(blocks));
+  const dim3 grid = grid_of(inputs.proposals);
   if (inputs.classes <= kShortRow) {
-    reduce_tiles<Logit, 8, 12><<<grid, kThreads, 0, stream>>>(inputs, outputs, partials);
+    reduce_tiles<Logit, 8, 12><<<grid, kThreads, 0, stream>>>(inputs, outputs, saved, partials);
   } else {
-    reduce_tiles<Logit, 32, 12><<<grid, kThreads, 0, stream>>>(inputs, outputs, partials);
+    reduce_tiles<Logit, 32, 12><<<grid, kThreads, 0, stream>>>(inputs, outputs, saved, partials);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace
-
-int64_t inconsistency_cuda_workspace(int64_t proposals, int64_t groups) {
-  return (tiles_of(proposals) + groups) * static_cast<int64_t>(sizeof(Partial));
+unsigned blocks_for(int64_t threads) {
+  return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
 }
 
+}  // namespace
+
 void inconsistency_cuda_kernel(
-    const InconsistencyInputs& inputs, const InconsistencyOutputs& outputs, void* workspace) {
+    const InconsistencyInputs& inputs,
+    const InconsistencyOutputs& outputs,
+    const InconsistencySaved& saved) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  Partial* partials = static_cast<Partial*>(workspace);
-  constexpr int64_t kMostBlocks = 1024;
-  const int64_t work = std::max(inputs.targets, inputs.groups * inputs.num_bins);
-  const int64_t blocks = std::min(kMostBlocks, (work + kThreads - 1) / kThreads);
-  if (blocks > 0) {
-    set_up<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(inputs, outputs);
+  constexpr int64_t kMostThreads = 1024 * kThreads;
+  const int64_t row_count = saved.maximum_rows == nullptr ? 0 : kTargetMaxima * inputs.targets;
+  const int64_t initialised =
+      std::max({inputs.targets, row_count, inputs.groups * inputs.num_bins});
+  if (initialised > 0) {
+    set_up<<<blocks_for(std::min(kMostThreads, initialised)), kThreads, 0, stream>>>(
+        inputs, outputs, saved);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
   if (inputs.groups == 0) {
     return;
   }
+  const int64_t partial_count = tiles_of(inputs.proposals) + inputs.groups;
+  const c10::DataPtr workspace = c10::cuda::CUDACachingAllocator::get()->allocate(
+      static_cast<size_t>(partial_count) * sizeof(Partial));
+  Partial* partials = static_cast<Partial*>(workspace.get());
   if (inputs.proposals > 0) {
     switch (inputs.logit_type) {
       case at::kHalf:
-        launch_tiles<c10::Half>(inputs, outputs, partials, stream);
+        launch_tiles<c10::Half>(inputs, outputs, saved, partials, stream);
         break;
       case at::kBFloat16:
-        launch_tiles<c10::BFloat16>(inputs, outputs, partials, stream);
+        launch_tiles<c10::BFloat16>(inputs, outputs, saved, partials, stream);
         break;
       default:
-        launch_tiles<float>(inputs, outputs, partials, stream);
+        launch_tiles<float>(inputs, outputs, saved, partials, stream);
     }
   }
   finish_groups<<<static_cast<unsigned>(inputs.groups), kFinishThreads, 0, stream>>>(
       inputs, outputs, partials);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (row_count > 0) {
+    unpack_rows<<<blocks_for(row_count), kThreads, 0, stream>>>(saved.maximum_rows, row_count);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 }
 
 std::string cuda_version() {

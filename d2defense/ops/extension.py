@@ -73,5 +73,30 @@ def _fake_inconsistency(
     )
 
 
+def _fake_forward(*arguments: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, ...]:
+    """What an operator that keeps something for its backward pass returns beside the results."""
+    objectness_logits, target_boxes = arguments[0], arguments[4]
+    new = objectness_logits.new_empty
+    return (
+        *_fake_inconsistency(*arguments, **settings),
+        new(objectness_logits.shape, dtype=torch.float32),
+        new(objectness_logits.shape, dtype=torch.float32),
+        new((3, target_boxes.shape[0]), dtype=torch.int64),
+    )
+
+
+def _fake_backward(
+    *arguments: torch.Tensor | None, **settings: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of both logits, which follow five gradients and three kept tensors."""
+    objectness_logits, class_logits = arguments[8:10]
+    return (
+        objectness_logits.new_empty(objectness_logits.shape),
+        class_logits.new_empty(class_logits.shape),
+    )
+
+
 if _C is not None:
     torch.library.register_fake("d2defense::inconsistency", _fake_inconsistency)
+    torch.library.register_fake("d2defense::_inconsistency_forward", _fake_forward)
+    torch.library.register_fake("d2defense::_inconsistency_backward", _fake_backward)

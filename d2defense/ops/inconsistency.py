@@ -32,9 +32,13 @@ def inconsistency(
 
     With ``p = sigmoid(o)``, ``q = 1 - softmax(z)[background]`` and ``s = |p - q|`` (section 3 of
     arXiv 2409.16057) it sums, counts and matches in one pass over the logits, without a
-    temporary of their size. The same bits on every run and any number of threads. No gradient
-    flows through it. It calls ``torch.ops.d2defense.inconsistency``; where the compiled extension
-    is missing, it warns once and calls :func:`inconsistency_reference`.
+    temporary of their size. The same bits on every run and any number of threads. It calls
+    ``torch.ops.d2defense.inconsistency``; where the compiled extension is missing, it warns once
+    and calls :func:`inconsistency_reference`.
+
+    ``tau_sum``, ``confident_sum`` and the three maxima of each target have gradients with respect
+    to both logits (reverse mode, first order). A maximum hands its gradient to one proposal, the
+    first of those that have it; the rest of the result has none.
 
     Logits and boxes are on one device, offsets and classes on the CPU whatever the device.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the inconsistency operator's arguments, for the reference and for tracing.
 
-``csrc/arguments.cpp`` makes the same ones for the compiled operator.
+``csrc/arguments.cpp`` makes the same ones for the compiled operator, which takes no float64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 
 import torch
 
-_LOGIT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# float64 is for the reference alone: gradcheck needs it.
+_LOGIT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_arguments(

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 TESTS = [
     "test_inconsistency.py",
+    "test_inconsistency_backward.py",
     "test_inconsistency_errors.py",
     "test_inconsistency_hypothesis.py",
     "test_reference.py",
@@ -33,7 +34,7 @@ def build(folder: Path) -> None:
     torch loads what it has built, and the sanitizers' runtime, which must come before any other
     library, then ends the process.
     """
-    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    sources = [path for path in ROOT.glob("csrc/**/*.cpp") if path.parent.name != "cuda"]
     openmp = ["-fopenmp"] if "backend: OpenMP" in torch.__config__.parallel_info() else []
     cpp_extension.load(
         name="_C",

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,11 +169,12 @@ def test_every_instruction_set_agrees_with_the_reference(instruction_set):
         "from d2defense.ops import build_info\n"
         f"assert build_info()['instruction_set'] == {instruction_set!r}\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', "
-        "'any_number_of_classes or strided or edge or finite', sys.argv[1]]))"
+        "'any_number_of_classes or strided or edge or finite', *sys.argv[1:]]))"
     )
     environment = {**os.environ, "D2DEFENSE_CPU_CAPABILITY": instruction_set}
+    backward = Path(__file__).with_name("test_inconsistency_backward.py")
     outcome = subprocess.run(
-        [sys.executable, "-c", code, __file__],
+        [sys.executable, "-c", code, __file__, str(backward)],
         env=environment,
         capture_output=True,
         text=True,

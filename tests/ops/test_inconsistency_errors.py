@@ -12,7 +12,7 @@ if extension_available():
 
 WRONG_TENSORS = {
     "objectness_logits of two dimensions": ("objectness_logits", lambda t: t[None], ValueError),
-    "objectness_logits of doubles": ("objectness_logits", torch.Tensor.double, TypeError),
+    "objectness_logits of integers": ("objectness_logits", torch.Tensor.int, TypeError),
     "class_logits short of a row": ("class_logits", lambda t: t[:-1], ValueError),
     "class_logits with the background alone": ("class_logits", lambda t: t[:, :1], ValueError),
     "class_logits of another type": ("class_logits", torch.Tensor.half, TypeError),
@@ -100,3 +100,12 @@ def test_a_wrong_tensor_is_named(make_problem, case, function):
 def test_a_wrong_setting_is_named(make_problem, name, value, function):
     with pytest.raises(ValueError, match=f"^{name} must "):
         function(**make_problem([4, 5], [1, 2]), **{name: value})
+
+
+@pytest.mark.skipif(not extension_available(), reason="d2defense._C is not built")
+def test_the_compiled_operator_takes_no_doubles(make_problem):
+    problem = make_problem([4, 5], [1, 2])
+    for name in ("objectness_logits", "class_logits"):
+        problem[name] = problem[name].double()
+    with pytest.raises(TypeError, match=r"^objectness_logits must be Float"):
+        inconsistency(**problem)

@@ -37,15 +37,6 @@ def test_opcheck_finds_no_fault(make_problem):
     )
 
 
-def test_logits_that_require_gradients_are_read_without_them(make_problem):
-    problem = make_problem([9], [1])
-    expected = inconsistency(**problem)
-    problem["class_logits"].requires_grad_()
-    result = inconsistency(**problem)
-    assert same(result, expected)
-    assert not any(tensor.requires_grad for tensor in result)
-
-
 def test_tracing_for_a_gpu_takes_offsets_and_classes_on_the_cpu(make_problem):
     problem = make_problem([9, 4], [2, 1])
     with FakeTensorMode() as mode:
