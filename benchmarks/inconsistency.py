@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the inconsistency operator against eager PyTorch, ``torch.compile`` and a plain read.
 
+The gradient is timed against autograd of eager PyTorch and of the float64 reference.
 All contenders run in turn, repetition by repetition, so that whatever else the machine does
 falls on all of them alike. Reported are medians and, for machines that are never quiet, the best.
 
@@ -14,14 +15,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from d2defense.files import write_json
-from d2defense.ops import build_info, extension_available, inconsistency
+from d2defense.ops import (
+    build_info,
+    extension_available,
+    inconsistency,
+    inconsistency_reference,
+)
 
 EPSILON = 0.1
 OBJECTNESS_FLOOR = 0.8
@@ -264,6 +270,57 @@ def compare(arguments: argparse.Namespace, classes: int, dtype: str) -> dict[str
     return row
 
 
+def total(
+    tau_sum: torch.Tensor, confident_sum: torch.Tensor, maxima: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """A loss that every result with a gradient takes part in; targets of unknown class do not."""
+    known = [torch.where(values.isnan(), 0.0, values).double().sum() for values in maxima]
+    return tau_sum.sum() - confident_sum.sum() + sum(known)
+
+
+def compare_gradients(arguments: argparse.Namespace, classes: int, dtype: str) -> dict[str, Any]:
+    """Time the backward pass alone, of graphs that are kept, and a forward pass for it."""
+    device = arguments.device
+    proposals = arguments.proposals if classes < 1000 else arguments.proposals // 10
+    groups = max(1, proposals // 1000)
+    tensors = make_problem(proposals, classes, groups, arguments.targets, TYPES[dtype], device)
+    logits = [tensor.requires_grad_() for tensor in tensors[:2]]
+    with torch.enable_grad():
+        result = inconsistency(*tensors)
+        reference = inconsistency_reference(*tensors)
+        other = eager(*(tensor.to(device) for tensor in tensors), arguments.targets)
+        losses = {
+            "op": total(result.tau_sum, result.confident_sum, result[7:10]),
+            "op, maxima alone": total(result.tau_sum[:0], result.confident_sum[:0], result[7:10]),
+            "eager": total(other[0], other[2], other[6:9]),
+            "reference": total(reference.tau_sum, reference.confident_sum, reference[7:10]),
+        }
+
+    def backward(loss: torch.Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(loss, logits, retain_graph=True)
+
+    contenders = {name: backward(loss) for name, loss in losses.items()}
+    for mine, exact in zip(contenders["op"](), contenders["reference"](), strict=True):
+        scale = float(exact.abs().max())
+        if not torch.allclose(mine.double(), exact.double(), rtol=0.02, atol=0.02 * scale):
+            raise SystemExit("the gradients of the operator and of the reference differ")
+
+    def forward() -> Any:
+        with torch.enable_grad():
+            return inconsistency(*tensors)
+
+    contenders["op, forward"] = lambda: inconsistency(*tensors)
+    contenders["op, forward kept"] = forward
+    times = measure(contenders, arguments)
+    print(f"\nGradient: N = {proposals:,}, K = {classes}, {dtype}")
+    for name, value in times.items():
+        print(
+            f"  {name:18} {value['median'] * 1e3:9.3f} ms (best {value['best'] * 1e3:.3f})"
+            f"  {value['median'] / times['op']['median']:6.2f} x op"
+        )
+    return {"N": proposals, "K": classes, "type": dtype, "seconds": times}
+
+
 def growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the operator alone from N = 1e4 to ``--largest``, K = 80, float32."""
     rows = []
@@ -321,9 +378,11 @@ def main() -> None:
     print(", ".join(f"{key}: {value}" for key, value in description.items()))
     with torch.no_grad():
         rows = [compare(arguments, k, dtype) for k in (80, 1203) for dtype in TYPES]
+        gradients = [compare_gradients(arguments, k, dtype) for k in (80, 1203) for dtype in TYPES]
         table = growth(arguments)
     if arguments.json is not None:
-        write_json(arguments.json, {"machine": description, "compare": rows, "growth": table})
+        figures = {"compare": rows, "gradients": gradients, "growth": table}
+        write_json(arguments.json, {"machine": description, **figures})
 
 
 if __name__ == "__main__":
