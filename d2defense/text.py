@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 #: Shown where there is no data.
 DASH = "\N{EN DASH}"
+#: Seconds from which on it is said beforehand how long something will take.
+WORTH_SAYING = 30
 _MINUS = "\N{MINUS SIGN}"
 
 

@@ -121,8 +121,8 @@ def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: Data
     if options.modules is None and args.scan:
         evidence = load_evidence(args.scan, source)
         options = replace(options, modules=evidence["dominant_modules"] or None)
-    done = fine_tune(source, dataset, args.output, options, args.device)
-    print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s")
+    done = fine_tune(source, dataset, args.output, options, args.device, print)
+    print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s, {done.batch}")
 
 
 def _options(args: argparse.Namespace) -> FineTuningOptions:

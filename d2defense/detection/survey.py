@@ -15,7 +15,7 @@ from torch import nn
 
 from d2defense.modeling import BatchSize
 from d2defense.statistics import STATISTICS, Observation
-from d2defense.text import duration
+from d2defense.text import WORTH_SAYING, duration
 
 from .images import CleanImage
 from .observing import observe_batches
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 #: Told the share of the work that is done, 0..1.
 Progress = Callable[[float], None]
-# Seconds from which on it is said beforehand how long a survey will take.
-_WORTH_SAYING = 30
 #: Asked after every batch, with its observation without and with each trigger, whether to end.
 Watch = Callable[[Observation, Sequence[Observation]], bool]
 
@@ -203,7 +201,7 @@ class _Work:
     def _announce(self, start: float, before: int) -> None:
         each = (time.monotonic() - start) / (self._done - before)
         seconds = each * self._total
-        if seconds >= _WORTH_SAYING:
+        if seconds >= WORTH_SAYING:
             logger.info(
                 "%d images to look at, %.2g s each: about %s in all",
                 self._total,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -33,6 +33,7 @@ from d2defense.statistics import ObservationSettings
 
 from .checkpointer import TrainingCheckpointer
 from .loader import STEP, build_train_loader, enter_at
+from .parts import PartwiseTrainer
 from .randomness import derived_seed, seed_everything
 
 
@@ -42,7 +43,24 @@ class Trainer(DefaultTrainer):
     With ``SEED`` of at least 0 every random choice of a step follows from ``SEED``, the number of
     the step and the process's rank, so a training that was killed and resumed goes the way of one
     that was not. The batch normalization statistics of ``TEST.PRECISE_BN`` are the exception.
+
+    In one process and full precision, a batch that does not fit into the memory goes through in
+    parts (:class:`PartwiseTrainer`); Detectron2's own steps are taken with several processes or
+    with ``SOLVER.AMP.ENABLED``.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        stock = self._trainer
+        if type(stock) is SimpleTrainer and comm.get_world_size() == 1:
+            self._trainer = PartwiseTrainer(stock.model, stock.data_loader, stock.optimizer)
+
+    @property
+    def images_at_once(self) -> int:
+        """The most images of a step that went through the network together in this process."""
+        if isinstance(self._trainer, PartwiseTrainer):
+            return self._trainer.images_at_once
+        return self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
 
     @classmethod
     def build_mapper(cls, cfg: CfgNode) -> DatasetMapper:

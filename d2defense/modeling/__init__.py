@@ -2,7 +2,7 @@
 """Instrumented detectors: stock parameters and detections, plus a probe of both heads."""
 
 from .backbone import build_tiny_resnet_backbone, build_tiny_resnet_fpn_backbone
-from .batches import BatchSize, alike
+from .batches import BatchSize, alike, kept_for_backward
 from .double_head import DoubleHeadROIHeads
 from .instrument import UnsupportedArchitectureError, instrument_config
 from .meta_arch import InstrumentedRCNN
@@ -36,6 +36,7 @@ __all__ = [
     "build_tiny_resnet_fpn_backbone",
     "classification_modules",
     "instrument_config",
+    "kept_for_backward",
     "module_group_parameters",
     "resettable_modules",
 ]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from d2defense.memory import available_bytes, is_out_of_memory
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Shape = tuple[int, int]
+#: Counts bytes while its body runs a model, and says how many there were.
+Counted = Callable[[nn.Module], AbstractContextManager[Callable[[], int]]]
 
 # Of the memory there is, what the layers' outputs may take: the rest is for what is not counted,
 # such as buffers of the convolutions.
@@ -43,22 +46,32 @@ def alike(shapes: Sequence[Shape], divisor: int) -> list[list[int]]:
 class BatchSize:
     """How many images at a time a detector can take.
 
-    The first image goes alone, and the outputs of all layers are counted: an upper bound of what
-    inference holds at one time, which frees most of them on its way. From that and from the memory
-    there is follows how many images fit. Where the estimate was wrong and memory runs out, the
-    batch is halved and tried again.
+    What one image takes is counted while it goes through alone. From that and from the memory there
+    is follows how many images fit. Where the estimate was wrong and memory runs out, the batch is
+    halved and tried again.
 
     Args:
         model: the detector.
         limit: the most images that are wanted at a time; None for as many as fit.
+        counted: counts what is held for an image, as :func:`layer_outputs`, which is for inference,
+            and :func:`kept_for_backward`, which is for training.
+        reserved: bytes of the memory there is that are for something else.
 
     Attributes:
         used: the largest batch that went through; 0 before the first.
     """
 
-    def __init__(self, model: nn.Module, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        limit: int | None = None,
+        counted: Counted | None = None,
+        reserved: int = 0,
+    ) -> None:
         self._model = model
         self._limit = sys.maxsize if limit is None else limit
+        self._counted = counted or layer_outputs
+        self._reserved = reserved
         self._pixel_bytes: float | None = None
         self._room = 0.0
         self.used = 0
@@ -81,7 +94,7 @@ class BatchSize:
         """
         start = 0
         while start < len(indices):
-            size = min(self._fitting(shape), len(indices) - start)
+            size = min(self.fitting(shape), len(indices) - start)
             part = indices[start : start + size]
             try:
                 if self._pixel_bytes is None:
@@ -89,10 +102,8 @@ class BatchSize:
                 else:
                     done = work(part)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
+                if not self.halve(size, error):
                     raise
-                self._limit = size // 2
-                logger.info("%d images at a time do not fit; trying %d", size, self._limit)
                 continue
             self.used = max(self.used, size)
             start += size
@@ -108,24 +119,41 @@ class BatchSize:
         if self._pixel_bytes is None:
             self._measured(shape, work)
 
-    def _measured(self, shape: Shape, work: Callable[[], T]) -> T:
-        # Asked once: what a batch frees stays with the process and counts as used.
-        self._room = _SHARE * available_bytes(self._model.device)
-        with _counted_outputs(self._model) as counted:
-            done = work()
-        self._pixel_bytes = counted() / (shape[0] * shape[1])
-        return done
-
-    def _fitting(self, shape: Shape) -> int:
+    def fitting(self, shape: Shape) -> int:
+        """How many images of a shape fit, at least 1; 1 while nothing is measured."""
         if self._pixel_bytes is None:
             return 1
         image_bytes = max(1.0, self._pixel_bytes * shape[0] * shape[1])
         return max(1, min(self._limit, int(self._room / image_bytes)))
 
+    def halve(self, size: int, error: BaseException) -> bool:
+        """Take half as many from now on, if ``error`` says that ``size`` images do not fit.
+
+        Returns:
+            whether it is worth trying again.
+        """
+        if size == 1 or not is_out_of_memory(error):
+            return False
+        self._limit = size // 2
+        logger.info("%d images at a time do not fit; trying %d", size, self._limit)
+        return True
+
+    def _measured(self, shape: Shape, work: Callable[[], T]) -> T:
+        # Asked once: what a batch frees stays with the process and counts as used.
+        device = next(self._model.parameters()).device
+        self._room = _SHARE * max(0, available_bytes(device) - self._reserved)
+        with self._counted(self._model) as counted:
+            done = work()
+        self._pixel_bytes = counted() / (shape[0] * shape[1])
+        return done
+
 
 @contextmanager
-def _counted_outputs(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Count the bytes of the outputs of all layers while the body runs."""
+def layer_outputs(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count the bytes of the outputs of all layers while the body runs.
+
+    An upper bound of what inference holds at one time, which frees most of them on its way.
+    """
     total = 0
 
     def count(module: nn.Module, inputs: object, output: object) -> None:
@@ -140,3 +168,20 @@ def _counted_outputs(model: nn.Module) -> Iterator[Callable[[], int]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def kept_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count the bytes that the body's forward passes keep for a backward pass."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        # Not the tensor itself, which would hold the graph that holds it.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(kept.values())

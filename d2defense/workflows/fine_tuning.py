@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,14 @@ from d2defense.devices import resolve_device
 from d2defense.files import write_bytes
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.removal import RemovalTrainer, removal_config
+from d2defense.text import WORTH_SAYING, duration
 
 from .labels import prepare_training
 
 # With patches a reset removes no more and costs AP.
 DEFAULT_METHOD = "patch_augmentation"
+# How many steps are timed before it is said how long all will take.
+_TIMED_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,20 @@ class FineTuned:
         output_dir: Detectron2 output folder of the repaired checkpoint.
         modules: module groups that were reset.
         seconds: wall clock of the fine-tuning.
+        batch_size: images of a step.
+        images_at_once: how many of them at most went through the network together.
     """
 
     output_dir: Path
     modules: tuple[str, ...]
     seconds: float
+    batch_size: int
+    images_at_once: int
+
+    @property
+    def batch(self) -> str:
+        """The images of a step in words."""
+        return describe_batch(self.batch_size, self.images_at_once)
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ def fine_tune(
     output_dir: Path,
     options: FineTuningOptions | None = None,
     device: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FineTuned:
     """Fine-tune a checkpoint on the defender's set; the original stays untouched.
 
@@ -82,6 +95,7 @@ def fine_tune(
             ``model_final.pth``, ``metrics.json`` and ``log.txt``.
         options: the defaults if None.
         device: where to train; the config's choice if None.
+        say: told after the first steps how long all of them will take.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -98,13 +112,26 @@ def fine_tune(
         seed_all_rng(options.seed)
         trainer = RemovalTrainer(cfg)
         with tqdm(total=cfg.SOLVER.MAX_ITER, desc=options.method, unit="step", disable=None) as bar:
-            trainer.register_hooks([ProgressHook(bar)])
+            trainer.register_hooks([ProgressHook(bar, say)])
             trainer.resume_or_load(resume=False)
             trainer.train()
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
     _publish_config(source.config, output_dir / CONFIG_NAME)
-    return FineTuned(output_dir, trainer.modules, time.perf_counter() - start)
+    return FineTuned(
+        output_dir,
+        trainer.modules,
+        time.perf_counter() - start,
+        cfg.SOLVER.IMS_PER_BATCH,
+        trainer.images_at_once,
+    )
+
+
+def describe_batch(batch_size: int, images_at_once: int) -> str:
+    """The images of a training's step in words."""
+    if images_at_once < batch_size:
+        return f"{batch_size} images a step, {images_at_once} at a time"
+    return f"{batch_size} images a step"
 
 
 def fine_tuning_config(
@@ -168,11 +195,33 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 class ProgressHook(HookBase):
-    """Moves a progress bar by one with every training step."""
+    """Moves a progress bar by one with every training step, and says how long all will take.
 
-    def __init__(self, bar: tqdm) -> None:
+    Args:
+        bar: its total is the number of steps.
+        say: told so after the first steps, unless it is soon over.
+    """
+
+    def __init__(self, bar: tqdm, say: Callable[[str], None] | None = None) -> None:
         self.bar = bar
+        self.say = say
+        self._steps = 0
+        self._start = 0.0
 
     def after_step(self) -> None:
         """Called by the trainer."""
         self.bar.update()
+        self._steps += 1
+        if self._steps == 1:
+            # The first step is slower than others.
+            self._start = time.monotonic()
+        elif self._steps == 1 + _TIMED_STEPS:
+            self._announce((time.monotonic() - self._start) / _TIMED_STEPS)
+
+    def _announce(self, each: float) -> None:
+        seconds = each * self.bar.total
+        if self.say is not None and seconds >= WORTH_SAYING:
+            with tqdm.external_write_mode():
+                self.say(
+                    f"{self.bar.total} steps, {each:.2g} s each: about {duration(seconds)} in all"
+                )

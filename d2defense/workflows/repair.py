@@ -29,7 +29,13 @@ from d2defense.report.repair_figures import ShownDetector, draw_repair
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence
 from .examples import example_pairs
-from .fine_tuning import FineTuned, FineTuningOptions, fine_tune, fine_tuning_config
+from .fine_tuning import (
+    FineTuned,
+    FineTuningOptions,
+    describe_batch,
+    fine_tune,
+    fine_tuning_config,
+)
 from .labels import require_objects
 from .scan import find_sources, scan
 
@@ -131,7 +137,7 @@ def repair_checkpoint(
         say(describe_modules(before) + ".")
         options = replace(options, modules=before["dominant_modules"] or None)
     say(f"Fine-tuning on {defender.name} ({options.method}) ...")
-    fine_tuned = fine_tune(source, defender, output_dir, options, task.device)
+    fine_tuned = fine_tune(source, defender, output_dir, options, task.device, say)
     say(f"Scanning and measuring the repaired checkpoint on {measured.name} ...")
     after = _scan(task, output_dir, output_dir / SCAN_AFTER)
     (repaired,) = find_checkpoints([output_dir / "model_final.pth"], only_final=True)
@@ -144,6 +150,8 @@ def repair_checkpoint(
         "method": options.method,
         "modules": list(fine_tuned.modules),
         "seconds": fine_tuned.seconds,
+        "batch_size": fine_tuned.batch_size,
+        "images_at_once": fine_tuned.images_at_once,
         "defender": defender.name,
         "measured_on": measured.name,
         "measured_on_training_images": task.test is None,
@@ -243,7 +251,8 @@ def format_repair(summary: dict[str, Any]) -> str:
     table = tabulate(rows, ("", "before", "after"), tablefmt="simple", disable_numparse=True)
     reset = ", ".join(summary["modules"]) or "nothing"
     lines = [
-        f"{summary['output']}: {summary['method']}, reset {reset}, {summary['seconds']:.0f} s",
+        f"{summary['output']}: {summary['method']}, reset {reset}, {summary['seconds']:.0f} s, "
+        + describe_batch(summary["batch_size"], summary["images_at_once"]),
         table,
         f"measured on {summary['measured_on']}",
     ]

@@ -86,7 +86,7 @@ def test_a_long_scan_says_beforehand_how_long_it_takes(
     with caplog.at_level(logging.INFO, logger="d2defense"):
         inspect_detector(detector("clean_0"), images, SETTINGS, calibration, "BGR")
         assert not caplog.messages
-        monkeypatch.setattr(survey, "_WORTH_SAYING", 0)
+        monkeypatch.setattr(survey, "WORTH_SAYING", 0)
         inspect_detector(detector("clean_0"), images, SETTINGS, calibration, "BGR")
     (line,) = caplog.messages
     assert line.startswith("24 images to look at")

@@ -153,6 +153,5 @@ def _clean_batches(cfg: CfgNode) -> Iterable[list[dict]]:
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    return build_detection_test_loader(
-        records, mapper=DatasetMapper(cfg, is_train=False), batch_size=cfg.SOLVER.IMS_PER_BATCH
-    )
+    # One image at a time: more may not fit, and would be padded, which is no activity of theirs.
+    return build_detection_test_loader(records, mapper=DatasetMapper(cfg, is_train=False))
