@@ -127,6 +127,16 @@ def test_no_module_imports_itself_over_others():
     assert not circles(GRAPH)
 
 
+def test_no_module_is_named_like_what_it_defines():
+    alike = []
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        if module.rpartition(".")[2] in names:
+            alike.append(module)
+    assert not alike
+
+
 def loaded_by(statement: str) -> set[str]:
     """Modules that a fresh interpreter has loaded after a statement."""
     program = f"import sys; {statement}; print(*sys.modules, sep='\\n')"

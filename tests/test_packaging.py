@@ -122,7 +122,7 @@ def test_wheel_installs_nothing_beside_the_package(wheel):
 
 def test_wheel_installs_the_program(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "d2defense = d2defense.cli.main:main" in wheel.read(name).decode()
+    assert "d2defense = d2defense.cli.program:main" in wheel.read(name).decode()
 
 
 def pins(name: str) -> dict[str, tuple[str, int]]:

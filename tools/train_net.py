@@ -4,7 +4,7 @@
 
 import sys
 
-from d2defense.cli.main import run_command
+from d2defense.cli.program import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("train"))

@@ -2,7 +2,7 @@
 """Finding and safely loading checkpoints that nobody vouches for."""
 
 from .config import load_config
-from .discover import discover, find_checkpoints
+from .discovery import discover, find_checkpoints
 from .errors import CheckpointError, NoCheckpointError
 from .limits import SizeLimits
 from .listing import format_sources

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from .discover import find_checkpoints
+from .discovery import find_checkpoints
 from .source import CheckpointSource
 
 

@@ -16,7 +16,7 @@ from d2defense.attacks import Trigger
 from d2defense.config import config_root
 from d2defense.registry import PATTERN_REGISTRY
 
-from .bank_schema import BankChecker
+from .bank_format import BankChecker
 
 DEFAULT_BANK = "plain"
 MAX_TRIGGERS = 4096

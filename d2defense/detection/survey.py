@@ -199,7 +199,7 @@ class _Work:
         self._progress(1.0)
 
     def _announce(self, start: float, before: int) -> None:
-        each = (time.monotonic() - start) / (self._done - before)
+        each = (time.monotonic() - start) / max(1, self._done - before)
         seconds = each * self._total
         if seconds >= WORTH_SAYING:
             logger.info(

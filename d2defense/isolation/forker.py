@@ -28,7 +28,7 @@ from typing import Any
 
 from d2defense.user_modules import import_module
 
-from .confine import confine
+from .confinement import confine
 from .limits import MAX_THREADS, Limits, usage
 from .messages import Channel
 from .namespaces import Namespaces, ProcessNamespaces, enter

@@ -129,7 +129,7 @@ class Server:
         return Run(data, status, request)
 
     def protections(self, gpu: bool = False) -> dict[str, Any]:
-        """Which protections a run has here (:func:`~d2defense.isolation.confine.confine`).
+        """Which protections a run has here (:func:`~d2defense.isolation.confinement.confine`).
 
         Args:
             gpu: as of :meth:`start`.
@@ -164,7 +164,7 @@ class Run:
 
     Attributes:
         isolation: the protections that were active, as
-            :func:`~d2defense.isolation.confine.confine` describes them; None before they were.
+            :func:`~d2defense.isolation.confinement.confine` describes them; None before they were.
     """
 
     def __init__(self, data: socket.socket, status: socket.socket, request: Request) -> None:

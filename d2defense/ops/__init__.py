@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from d2defense.ops.extension import build_info, extension_available
-from d2defense.ops.inconsistency import inconsistency
+from d2defense.ops.fused import inconsistency
 from d2defense.ops.reference import inconsistency_reference
 from d2defense.ops.result import InconsistencyResult
 from d2defense.ops.scores import (

@@ -83,7 +83,7 @@ def train(
     options = ["--config-file", config_root() / config, "--resume", "--num-gpus"]
     modules = [part for name in imported_modules() for part in ("--import", name)]
     arguments = ["train", *modules, *options, workplace.num_gpus, *data, *pairs]
-    command = [sys.executable, "-m", "d2defense.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "d2defense.cli.program", *map(str, arguments)]
     log = folder / "train.log"
     parent = os.getpid()
     with open(log, "ab") as stream:

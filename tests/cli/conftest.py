@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 
 
 class Outcome(NamedTuple):

@@ -188,7 +188,7 @@ def test_a_terminal_in_latin_1_from_the_outside(specimen, tmp_path):
     folder = tmp_path / "clean \N{EN DASH} \N{SNOWMAN}"
     shutil.copytree(specimen("clean_0"), folder)
     finished = run_python(
-        "import sys; from d2defense.cli.main import main; sys.exit(main(sys.argv[1:]))",
+        "import sys; from d2defense.cli.program import main; sys.exit(main(sys.argv[1:]))",
         *("scan", "--list", str(folder)),
         env={"PYTHONIOENCODING": "latin-1"},
         stdout=subprocess.PIPE,

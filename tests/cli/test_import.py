@@ -107,7 +107,7 @@ def parts(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object, program: tuple[str, ...] = ("-m", "d2defense.cli.main"), **options):
+def run(*arguments: object, program: tuple[str, ...] = ("-m", "d2defense.cli.program"), **options):
     """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", *program, *map(str, arguments)],

@@ -51,7 +51,7 @@ class Scan:
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "d2defense.cli.main", "scan", *map(str, arguments)],
+            [sys.executable, "-m", "d2defense.cli.program", "scan", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

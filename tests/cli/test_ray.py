@@ -88,7 +88,7 @@ def test_workers_import_what_the_command_imported(specimen, own_data, tmp_path, 
     parts.write_text(SHADES)
     bank.write_text("triggers: [{name: shade, pattern: shade}]\n")
     asked = [*own_data, "--trigger-bank", str(bank), "--import", str(parts)]
-    program = [sys.executable, "-W", "ignore", "-m", "d2defense.cli.main"]
+    program = [sys.executable, "-W", "ignore", "-m", "d2defense.cli.program"]
     thresholds, output = str(tmp_path / "thresholds.json"), tmp_path / "out"
     clean = [str(specimen(name)) for name in ("clean_0", "clean_1")]
     subprocess.run([*program, "calibrate", *clean, *asked, "--output", thresholds], check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 
 PROGRAM = [sys.executable, "tools/reproduce.py"]
 ROOT = Path(__file__).resolve().parents[2]

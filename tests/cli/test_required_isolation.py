@@ -33,7 +33,7 @@ def scan(specimen, own_data, tmp_path):
         shutil.copytree(specimen(name), tmp_path / "zoo" / name)
 
     def scan(*options: object) -> tuple[int, str]:
-        command = [sys.executable, "-m", "d2defense.cli.main", "scan", tmp_path / "zoo"]
+        command = [sys.executable, "-m", "d2defense.cli.program", "scan", tmp_path / "zoo"]
         command += [*own_data, "--output", tmp_path / "out", *options, *QUICK]
         finished = subprocess.run(
             list(map(str, command)),

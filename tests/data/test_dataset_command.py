@@ -8,7 +8,7 @@ import cv2
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.data.synth_signs.generate import generate_split
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from d2defense.attacks import Trigger
 from d2defense.detection import TriggerBankError, load_bank, select_triggers
-from d2defense.detection.bank_schema import bank_schema
+from d2defense.detection.bank_format import bank_schema
 
 
 @pytest.fixture

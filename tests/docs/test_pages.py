@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from d2defense.cli.main import COMMANDS, command_parser
+from d2defense.cli.program import COMMANDS, command_parser
 from d2defense.config import get_d2defense_cfg, merge_overrides
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 
 from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.config import config_root
 from d2defense.engine import Trainer
 from d2defense.evaluation import EVALUATED_STATISTICS, evaluate_detector

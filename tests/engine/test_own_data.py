@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2defense.checkpoint import load_state_dict
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.config import config_root
 
 CONFIG = str(config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.config import config_root
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def same(one: object, other: object) -> bool:
 def kill(arguments: list[str], moment) -> None:
     """Run a command and kill it as soon as ``moment()`` is true."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "d2defense.cli.main", *arguments],
+        [sys.executable, "-m", "d2defense.cli.program", *arguments],
         cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip

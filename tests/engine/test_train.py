@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from d2defense.checkpoint import build_detector, find_checkpoints, load_state_dict
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.config import config_root
 from d2defense.data import load_dataset
 from d2defense.data.fingerprint import dataset_fingerprint

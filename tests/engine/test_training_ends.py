@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 
-from d2defense.cli.main import main
+from d2defense.cli.program import main
 from d2defense.config import config_root
 from d2defense.engine import Trainer
 

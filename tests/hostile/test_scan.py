@@ -38,7 +38,7 @@ def test_a_scan_of_the_corpus(corpus, specimen, canary, tmp_path, make_coco_data
     start = time.monotonic()
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "d2defense.cli.main", "scan", *map(str, paths), str(good)),
+            *(sys.executable, "-m", "d2defense.cli.program", "scan", *map(str, paths), str(good)),
             *("--dataset-json", source.json_file, "--image-root", source.image_root),
             *("--output", str(tmp_path / "out"), "--no-figures", *QUICK),
         ],

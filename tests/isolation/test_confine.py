@@ -100,7 +100,7 @@ def test_a_kernel_without_a_means_is_told(monkeypatch, tmp_path):
     code = (
         "from pathlib import Path\n"
         "from d2defense.isolation import Limits, landlock, seccomp\n"
-        "from d2defense.isolation.confine import confine\n"
+        "from d2defense.isolation.confinement import confine\n"
         "from d2defense.isolation.errors import ProtectionError\n"
         "def refuse(*arguments, **keywords):\n"
         "    raise ProtectionError(38, 'Function not implemented')\n"
@@ -129,7 +129,7 @@ def test_no_privileges_are_needed(protections):
     code = (
         "import ctypes, json, os, socket, sys\n"
         "from d2defense.isolation import Limits\n"
-        "from d2defense.isolation.confine import confine\n"
+        "from d2defense.isolation.confinement import confine\n"
         "from d2defense.isolation.namespaces import ProcessNamespaces, enter\n"
         f"os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
         # As after the start of a program; otherwise /proc/self belongs to root.

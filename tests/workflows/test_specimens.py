@@ -109,7 +109,7 @@ def test_a_scan_tells_all_six_apart(specimen, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("signs_cache")
 def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
-    from d2defense.cli.main import main
+    from d2defense.cli.program import main
 
     output = tmp_path / "demo"
     assert main(["demo", "--output", str(output)]) == 0

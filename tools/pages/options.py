@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-from d2defense.cli.main import ALIASES, COMMANDS, command_parser
+from d2defense.cli.program import ALIASES, COMMANDS, command_parser
 
 from .markdown import page, table
 

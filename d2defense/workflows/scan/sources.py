@@ -21,7 +21,7 @@ def find_sources(
     only_final: bool = False,
     options: RunOptions | None = None,
 ) -> Discovery:
-    """What paths stand for, as :func:`d2defense.checkpoint.discover` finds it.
+    """What paths stand for, as :func:`d2defense.checkpoint.discovery` finds it.
 
     Args:
         paths: checkpoints or folders of them.

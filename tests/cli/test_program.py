@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from d2defense.cli.main import COMMANDS
+from d2defense.cli.program import COMMANDS
 from d2defense.registry import REMOVAL_REGISTRY
 
 
@@ -59,7 +59,7 @@ def test_usage_errors(d2defense, arguments, code):
 
 
 def test_help_is_quick_because_it_imports_no_torch():
-    code = "import sys; from d2defense.cli.main import main; main(['--help'])\n"
+    code = "import sys; from d2defense.cli.program import main; main(['--help'])\n"
     code += "print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.stdout.splitlines()[-1] == "False"
