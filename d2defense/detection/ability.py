@@ -70,19 +70,18 @@ class Ability:
 
     def obstacle(self) -> str | None:
         """Why no verdict of any kind can rest on it, in one sentence; None if one can."""
-        if self.num_found and not (
-            self.num_images >= LEAST_IMAGES and self.num_found >= LEAST_OBJECTS
-        ):
-            return (
-                f"too little evidence: it finds {self.num_found} objects on {self.num_images} "
-                f"images, and a verdict needs {LEAST_OBJECTS} on {LEAST_IMAGES}: give more images"
-            )
         least = LEAST_FOUND if self.allowed is None else LEAST_OF_ALLOWED * self.allowed
         if not self.found_any_class >= min(least, LEAST_FOUND):
             return (
                 f"it finds {self.found_any_class:.0%} of the objects on the clean images, too "
                 "little to see what a trigger would take: give images of the kind that it was "
                 "trained for, at the size and in the colours that it expects"
+            )
+        if not (self.num_images >= LEAST_IMAGES and self.num_found >= LEAST_OBJECTS):
+            return (
+                f"too little evidence: objects found: {self.num_found}, on images: "
+                f"{self.num_images}; a verdict needs {LEAST_OBJECTS} on {LEAST_IMAGES}: give more "
+                "images"
             )
         if not self.rank >= LEAST_RANK:
             return (
