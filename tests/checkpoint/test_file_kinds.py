@@ -49,6 +49,11 @@ def tarred(members: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
+def gzipped(content: bytes, level: int = 9) -> bytes:
+    """``content`` compressed, without the time, which would be part of a test's name."""
+    return gzip.compress(content, level, mtime=0)
+
+
 STATE = {f"layer{i}.weight": torch.full((3,), float(i)) for i in range(12)}
 CHECKPOINT = saved({"model": STATE})
 ZOO = pickle.dumps({"model": {k: v.numpy() for k, v in STATE.items()}, "__author__": "x"}, 2)
@@ -127,9 +132,9 @@ def test_a_directory_of_a_zip_that_only_its_64_bit_record_tells(kind):
         ("metrics.json", b"{}"),
         ("photos.zip", zipped({"a.jpg": b"..."})),
         ("photos.tar", tarred({"a.jpg": b"..."})),
-        ("photos.tar.gz", gzip.compress(tarred({"a.jpg": b"..."}))),
-        ("labels.json.gz", gzip.compress(b"{}")),
-        ("cut.gz", gzip.compress(b"{}")[:12]),
+        ("photos.tar.gz", gzipped(tarred({"a.jpg": b"..."}))),
+        ("labels.json.gz", gzipped(b"{}")),
+        ("cut.gz", gzipped(b"{}")[:12]),
         ("photos.7z", b"7z\xbc\xaf\x27\x1c\0\4"),
         ("clip.ts", b"G@..."),
         ("graph.pb", b""),
@@ -155,12 +160,12 @@ def test_what_is_named_as_weights_and_is_no_other_thing_counts(kind, name, conte
         ("model.pb", b"\x0a\x00\x12"),
         ("model.ts", zipped({"x/data.pkl": b"N."})),
         ("download.zip", zipped({"run/model_final.pth": b"..."})),
-        ("download.tar.gz", gzip.compress(tarred({"a/model_final.pth": bytes(5000)}))),
+        ("download.tar.gz", gzipped(tarred({"a/model_final.pth": bytes(5000)}))),
         ("download.tar.xz", lzma.compress(tarred({"a/model_final.pth": bytes(5000)}))),
         ("download.tar.bz2", bz2.compress(tarred({"a/model_final.pth": bytes(5000)}))),
-        ("download", gzip.compress(zipped({"run/model_final.pth": b"..."}))),
-        ("photo.jpg", gzip.compress(CHECKPOINT)),
-        ("model_final.pth", gzip.compress(CHECKPOINT)),
+        ("download", gzipped(zipped({"run/model_final.pth": b"..."}))),
+        ("photo.jpg", gzipped(CHECKPOINT)),
+        ("model_final.pth", gzipped(CHECKPOINT)),
         ("download.tar", tarred({"readme": b"", "a/" * 80 + "model_final.pth": b"..."})),
     ],
 )
@@ -171,12 +176,12 @@ def test_models_that_cannot_be_scanned(kind, name, content):
 def test_compressed_archives_that_are_not_looked_through_are_listed(output_folder):
     folder = output_folder("model", "config.yaml", "model_final.pth")
     far = {"photo.jpg": os.urandom(5 << 20), "model_final.pth": b"..."}
-    (folder / "far.tar.gz").write_bytes(gzip.compress(tarred(far), 0))
-    (folder / "twice.gz.gz").write_bytes(gzip.compress(gzip.compress(CHECKPOINT)))
+    (folder / "far.tar.gz").write_bytes(gzipped(tarred(far), 0))
+    (folder / "twice.gz.gz").write_bytes(gzipped(gzipped(CHECKPOINT)))
     (folder / "x.rar").write_bytes(b"Rar!\x1a\x07\x01\0")
-    (folder / "bomb.gz").write_bytes(gzip.compress(bytes(100 << 20)))
+    (folder / "bomb.gz").write_bytes(gzipped(bytes(100 << 20)))
     # Whatever is in it, its name says that it is weights.
-    (folder / "best.pth.gz").write_bytes(gzip.compress(gzip.compress(CHECKPOINT)))
+    (folder / "best.pth.gz").write_bytes(gzipped(gzipped(CHECKPOINT)))
     found = discover([folder])
     assert [path.name for path, _ in found.left_out] == ["far.tar.gz", "twice.gz.gz", "x.rar"]
     assert [source.weights.name for source in found.sources] == ["model_final.pth", "best.pth.gz"]
