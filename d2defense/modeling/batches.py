@@ -140,7 +140,8 @@ class BatchSize:
 
     def _measured(self, shape: Shape, work: Callable[[], T]) -> T:
         # Asked once: what a batch frees stays with the process and counts as used.
-        device = next(self._model.parameters()).device
+        held = next(self._model.parameters(), None)
+        device = torch.device("cpu") if held is None else held.device
         self._room = _SHARE * max(0, available_bytes(device) - self._reserved)
         with self._counted(self._model) as counted:
             done = work()

@@ -70,6 +70,11 @@ def test_a_batch_that_does_not_fit_is_halved(error):
     assert batch_size.used <= 3
 
 
+def test_a_model_without_parameters_is_measured_too():
+    batch_size = BatchSize(nn.Identity(), 16)
+    assert list(batch_size.run(range(4), (10, 10), list)) == [[0], [1, 2, 3]]
+
+
 def test_an_image_that_does_not_fit_alone_is_an_error():
     def work(part):
         raise RuntimeError("can't allocate memory")
