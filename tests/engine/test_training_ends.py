@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -44,34 +45,41 @@ def iteration_of(path) -> int:
     return torch.load(path, weights_only=True)["iteration"]
 
 
-@pytest.fixture
-def at_iteration(monkeypatch):
-    """Do something to the losses of one iteration."""
+@contextmanager
+def at_iteration(iteration, change):
+    """Do something to the losses of one iteration, however often the model is asked for them."""
+    build_model, before_step = Trainer.build_model.__func__, Trainer.before_step
+    now = None
 
-    def install(iteration, change):
-        build_model, steps = Trainer.build_model.__func__, []
+    def noted(trainer):
+        nonlocal now
+        now = trainer.iter
+        before_step(trainer)
 
-        def build(cls, cfg):
-            model = build_model(cls, cfg)
-            forward = model.forward
+    def build(cls, cfg):
+        model = build_model(cls, cfg)
+        forward = model.forward
+        model.forward = lambda inputs: (
+            change(forward(inputs)) if now == iteration else forward(inputs)
+        )
+        return model
 
-            def spoiled(inputs):
-                losses = forward(inputs)
-                steps.append(None)
-                return change(losses) if len(steps) == iteration + 1 else losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "build_model", classmethod(build))
+        patch.setattr(Trainer, "before_step", noted)
+        yield
 
-            model.forward = spoiled
-            return model
 
-        monkeypatch.setattr(Trainer, "build_model", classmethod(build))
-
-    return install
+def times(value, only=None):
+    return lambda losses: {
+        name: loss * float(value) if only in (None, name) else loss for name, loss in losses.items()
+    }
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_loss_that_is_not_finite_ends_training_at_once(train, at_iteration, tmp_path, capfd, value):
-    at_iteration(2, lambda losses: losses | {"loss_cls": losses["loss_cls"] * float(value)})
-    assert train() == 2
+def test_loss_that_is_not_finite_ends_training_at_once(train, tmp_path, capfd, value):
+    with at_iteration(2, times(value, "loss_cls")):
+        assert train() == 2
     captured = capfd.readouterr()
     line = captured.err.splitlines()[-1]
     last = tmp_path / "model_0000001.pth"
@@ -93,32 +101,32 @@ class InfiniteGradient(torch.autograd.Function):
         return gradient * float("inf")
 
 
-def test_weights_that_are_not_finite_are_never_the_last_good_checkpoint(
-    train, at_iteration, tmp_path, capfd
-):
+def infinite_gradient(losses):
+    return losses | {"loss_cls": InfiniteGradient.apply(losses["loss_cls"])}
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_checkpoint(train, tmp_path, capfd):
     """A finite loss whose gradient is not: the step breaks the weights."""
-    at_iteration(
-        1, lambda losses: losses | {"loss_cls": InfiniteGradient.apply(losses["loss_cls"])}
-    )
-    assert train() == 2
+    with at_iteration(1, infinite_gradient):
+        assert train() == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert "iteration 1" in line
     assert line.endswith(f"last good checkpoint: {tmp_path / 'model_0000000.pth'}")
     assert not (tmp_path / "model_0000001.pth").exists()
 
 
-def test_divergence_before_the_first_checkpoint(train, at_iteration, capfd):
-    at_iteration(0, lambda losses: {name: loss * float("nan") for name, loss in losses.items()})
-    assert train() == 2
+def test_divergence_before_the_first_checkpoint(train, capfd):
+    with at_iteration(0, times("nan")):
+        assert train() == 2
     assert capfd.readouterr().err.endswith("last good checkpoint: none\n")
 
 
-def test_new_training_does_not_go_on_from_an_older_one(train, at_iteration, tmp_path, capfd):
+def test_new_training_does_not_go_on_from_an_older_one(train, tmp_path, capfd):
     """Started anew in a used folder, it ends before its first checkpoint, and is resumed."""
     assert train("SOLVER.MAX_ITER", "2") == 0
     assert iteration_of(tmp_path / "model_final.pth") == 1
-    at_iteration(0, lambda losses: {name: loss * float("nan") for name, loss in losses.items()})
-    assert train() == 2
+    with at_iteration(0, times("nan")):
+        assert train() == 2
     assert capfd.readouterr().err.endswith("last good checkpoint: none\n")
     assert train("--resume") == 0
     provenance = json.loads((tmp_path / "provenance.json").read_text())
@@ -126,7 +134,7 @@ def test_new_training_does_not_go_on_from_an_older_one(train, at_iteration, tmp_
     assert provenance["result"]["iterations"] == 4
 
 
-def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capfd):
+def test_interrupted_training_can_be_resumed(train, tmp_path, capfd):
     def interrupt(losses):
         os.kill(os.getpid(), signal.SIGINT)
         return losses
@@ -134,8 +142,8 @@ def test_interrupted_training_can_be_resumed(train, at_iteration, tmp_path, capf
     # A shell lets its background jobs ignore the signal, and with them a test run there.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        at_iteration(2, interrupt)
-        assert train() == 130
+        with at_iteration(2, interrupt):
+            assert train() == 130
     finally:
         signal.signal(signal.SIGINT, before)
     captured = capfd.readouterr()
