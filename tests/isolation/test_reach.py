@@ -52,9 +52,9 @@ ONLY_FILTER = """
 import json, sys
 from pathlib import Path
 import reach, without_landlock
-from d2defense.isolation import Limits, confine
-confine.enter_others = lambda namespaces: None
-confine.confine([], Limits())
+from d2defense.isolation import Limits, confinement
+confinement.enter_others = lambda namespaces: None
+confinement.confine([], Limits())
 reach.{task}(json.loads(sys.argv[1]), reach.Printing())
 """
 UNCONFINED = "import json, reach, sys; reach.reach(json.loads(sys.argv[1]), reach.Printing())"
