@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import pickle
 import socket
+import sys
 import time
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -50,6 +52,17 @@ def errors_of(path) -> list[CheckpointError]:
         except CheckpointError as error:
             errors.append(error)
     return errors
+
+
+@contextmanager
+def untraced():
+    """Without coverage's tracer, which makes a loop over millions of opcodes cost tenfold."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
 
 
 def test_the_corpus_is_large(corpus):
@@ -106,7 +119,7 @@ def test_archives_are_refused_that_pytorch_reads_with_other_numbers(corpus, tmp_
 
 
 def test_one_clear_error_and_no_side_effect(
-    hostile_case, corpus, specimen, canary, tmp_path, monkeypatch, no_network
+    hostile_case, corpus, specimen, canary, tmp_path, monkeypatch, no_network, request
 ):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -115,9 +128,11 @@ def test_one_clear_error_and_no_side_effect(
     work.mkdir()
     monkeypatch.chdir(work)
     before = sorted(tmp_path.rglob("*"))
-    start = time.process_time()
-    errors = errors_of(path)
-    assert time.process_time() - start < 20
+    endless = request.node.callspec.id.endswith("_endless")
+    with untraced() if endless else nullcontext():
+        start = time.process_time()
+        errors = errors_of(path)
+        assert time.process_time() - start < 20
     assert not canary.exists()
     assert sorted(tmp_path.rglob("*")) == before
     (error,) = errors
