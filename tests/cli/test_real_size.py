@@ -83,7 +83,7 @@ def peak_memory(pid: int) -> int:
 def test_a_standard_detector_is_scanned_within_the_memory_limit(tmp_path):
     make_detector(tmp_path / "detector")
     photos = make_photos(tmp_path)
-    command = [sys.executable, "-m", "d2defense.cli.main", "scan", str(tmp_path / "detector")]
+    command = [sys.executable, "-m", "d2defense.cli.program", "scan", str(tmp_path / "detector")]
     command += ["--output", str(tmp_path / "out"), "--no-figures"]
     command += ["--dataset-json", str(photos), "--image-root", str(tmp_path)]
     command += ["--triggers", "white", "black"]
