@@ -107,6 +107,7 @@ def test_weights_under_the_name_of_something_else(zoo, name):
         assert source.weights == zoo / "m" / name
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("only_final", [False, True])
 def test_tens_of_thousands_of_weights_take_no_time(zoo, only_final):
     (zoo / "m").mkdir()
@@ -223,6 +224,7 @@ def test_more_names_than_anybody_has_are_not_listed(zoo, monkeypatch):
     assert reasons == ["more than 100 files and folders; the rest was not looked at"]
 
 
+@pytest.mark.no_cover
 def test_thousands_of_folders_of_one_name_take_no_time(tmp_path):
     for number in range(4000):
         folder = tmp_path / str(number) / "run"

@@ -32,6 +32,7 @@ def differential() -> ModuleType:
     return module
 
 
+@pytest.mark.no_cover
 def test_all_readers_understand_alike_what_is_accepted(differential, tmp_path):
     counts = differential.run(rounds=40, seed=7, folder=tmp_path)
     for accepted, tried in counts.values():
@@ -63,6 +64,7 @@ def test_a_reader_that_ignores_frames_and_ends_is_noticed(differential, monkeypa
             differential.compare_pickle(content, zoo)
 
 
+@pytest.mark.no_cover
 def test_mutations_find_what_a_careless_reader_misses(differential, monkeypatch):
     monkeypatch.setattr(pickle_machine, "read_opcodes", careless)
     chance = random.Random(1)
