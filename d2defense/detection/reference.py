@@ -6,7 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+
+# The functions behind scipy.stats.t: all of scipy.stats takes a second to import.
+from scipy.special import stdtr, stdtrit
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Reference:
         ``mean + t(1 - rate, n - 1) * sd * sqrt(1 + 1 / n)``: few clean detectors are at hand, so
         an empirical quantile of 1 % does not exist.
         """
-        quantile = stats.t.isf(self.false_alarm_rate, len(self.clean_scores) - 1)
+        quantile = -stdtrit(len(self.clean_scores) - 1, self.false_alarm_rate)
         return float(np.mean(self.clean_scores) + quantile * self._scale())
 
     def p_value(self, score: float) -> float:
         """Probability that one more clean detector scores at least ``score``."""
         standardised = (score - np.mean(self.clean_scores)) / self._scale()
-        return float(stats.t.sf(standardised, len(self.clean_scores) - 1))
+        return float(stdtr(len(self.clean_scores) - 1, -standardised))
 
     def _scale(self) -> float:
         count = len(self.clean_scores)
