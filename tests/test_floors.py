@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ def test_no_module_is_named_like_what_it_defines():
     assert not alike
 
 
+@cache
 def loaded_by(statement: str) -> set[str]:
     """Modules that a fresh interpreter has loaded after a statement."""
     program = f"import sys; {statement}; print(*sys.modules, sep='\\n')"

@@ -189,7 +189,7 @@ def test_a_terminal_in_latin_1_from_the_outside(specimen, tmp_path):
     shutil.copytree(specimen("clean_0"), folder)
     finished = run_python(
         "import sys; from d2defense.cli.program import main; sys.exit(main(sys.argv[1:]))",
-        *("scan", "--list", str(folder)),
+        *("scan", "--list", "--isolation", "none", str(folder)),
         env={"PYTHONIOENCODING": "latin-1"},
         stdout=subprocess.PIPE,
     )

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """``--import``: parts from a file outside of the package, one of each registry, from the command
-line. Each command is a process of its own, so that nothing of these parts stays behind."""
+line. Each command has a process of its own, so that nothing of these parts stays behind."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run
 
 from d2defense.checkpoint import load_state_dict
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 PARTS = '''
 from d2defense.attacks import Pattern, Poisoner
@@ -107,18 +107,8 @@ def parts(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object, program: tuple[str, ...] = ("-m", "d2defense.cli.program"), **options):
-    """A command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        **options,
-    )
-
-
-def succeed(*arguments: object, **options) -> str:
-    ended = run(*arguments, **options)
+def succeed(*arguments: object, script: Path | None = None) -> str:
+    ended = run(*arguments, script=script)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return ended.stdout + ended.stderr
 
@@ -130,7 +120,7 @@ def test_an_attack_of_one_s_own_poisons_a_training(parts, own_data, tmp_path):
         *own_data, "OUTPUT_DIR", tmp_path / "out", "ATTACK.NAME", "first_objects",
         "ATTACK.FIRST_OBJECTS.LOG", log, "ATTACK.FIRST_OBJECTS.NUMBER", 2,
         "ATTACK.POISONING_RATE", 1.0, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2,
-        "DATALOADER.NUM_WORKERS", 1, program=("tools/train_net.py",),
+        "DATALOADER.NUM_WORKERS", 1, script=TOOLS / "train_net.py",
     )  # fmt: skip
     lines = log.read_text().splitlines()
     assert len(lines) >= 4
@@ -179,12 +169,12 @@ def test_a_removal_method_of_one_s_own_has_a_say_in_the_step(
 
 def test_an_experiment_of_one_s_own_is_done_and_reported(parts, tmp_path):
     arguments = ("--quick", "--output", tmp_path / "study", "--only", "roll_call", "--workers", 1)
-    succeed(*arguments, "--import", parts, program=("tools/reproduce.py",))
+    succeed(*arguments, "--import", parts, script=TOOLS / "reproduce.py")
     report = (tmp_path / "study" / "report.md").read_text()
     assert "## Roll call" in report
     assert "True" in report
     # Without the module nobody knows it.
-    ended = run(*arguments, program=("tools/reproduce.py",))
+    ended = run(*arguments, script=TOOLS / "reproduce.py")
     assert ended.returncode == 2
     assert "--only: no roll_call; there are table1" in ended.stderr
 
@@ -208,6 +198,7 @@ def test_a_scan_takes_a_pattern_and_a_decision_of_one_s_own_into_its_confined_pr
     assert (result["settings"]["decision"], result["worst_trigger"]) == ("rpn", "shade")
     assert json.loads(thresholds.read_text())["decision"] == "rpn"
     # The same again is known; with another source of the module it is not.
+    scan += ("--isolation", "none")
     assert "scanned before" in run(*scan).stderr
     parts.write_text(parts.read_text() + "\n# Changed.\n")
     assert "scanned before" not in run(*scan).stderr
@@ -251,8 +242,7 @@ def test_a_module_that_cannot_be_imported_is_wrong_usage_in_one_line(tmp_path, s
     assert "Traceback" not in ended.stderr
 
 
-def test_a_module_is_imported_by_its_name_too(parts):
-    path = os.pathsep.join([str(parts.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path}
-    help_text = succeed("repair", "--import", parts.stem, "--help", env=environment)
+def test_a_module_is_imported_by_its_name_too(parts, monkeypatch):
+    monkeypatch.syspath_prepend(parts.parent)
+    help_text = succeed("repair", "--import", parts.stem, "--help")
     assert "  idle  " in help_text

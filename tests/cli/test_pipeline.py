@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import portalocker
 import pytest
 import torch
+from programs import Program
 
 from d2defense.report.results import load_results, validate_result
 
@@ -46,38 +45,26 @@ def timeless(result: dict) -> dict:
     return {k: v for k, v in result.items() if k not in ("timing", "environment")}
 
 
-class Scan:
-    """The program in a process of its own."""
+class Scan(Program):
+    """A scan in a process of its own."""
 
     def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "d2defense.cli.program", "scan", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell lets its background jobs ignore the signal, and with them a test run there.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        super().__init__("scan", *arguments)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         """Wait for something that happens while the program runs."""
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.is_running(), self.end()
             time.sleep(0.005)
 
     def workers(self) -> list[int]:
         """Confined processes below it. Imports may start other programs there."""
-        below = children(self.process.pid)
+        below = children(self.pid)
         for pid in below:
             below += children(pid)
         return [pid for pid in below if is_confined(pid)]
-
-    def end(self) -> tuple[int, str, str]:
-        """Wait for the end: exit code, standard output, standard error."""
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out, err
 
 
 def children(pid: int) -> list[int]:
@@ -92,6 +79,14 @@ def is_confined(pid: int) -> bool:
         return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(map(int, numbers[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -302,8 +297,8 @@ def test_an_interrupted_scan_goes_on_where_it_was(d2defense, zoo, own_data, tmp_
     interrupted = Scan(*arguments)
     interrupted.wait_until((output / "backdoored_0" / "result.json").exists)
     workers = interrupted.workers()
-    interrupted.process.send_signal(number)
-    assert interrupted.end()[0] == code
+    interrupted.send_signal(number)
+    assert interrupted.end().returncode == code
     end = time.monotonic() + PATIENCE
     while alive(workers):
         assert time.monotonic() < end
@@ -328,20 +323,18 @@ def test_an_interrupted_scan_goes_on_where_it_was(d2defense, zoo, own_data, tmp_
 def test_each_checkpoint_has_a_process_that_may_crash(zoo, own_data, tmp_path):
     output = tmp_path / "out"
     scan = Scan(zoo, *own_data, "--output", output, "--json", "-", "--no-figures")
-    seen: dict[int, float] = {}
 
     def kill_a_scan() -> bool:
-        """Kill a process that lasts: those that look at files end within moments."""
-        now = time.monotonic()
-        lasting = [pid for pid in scan.workers() if now - seen.setdefault(pid, now) > 0.5]
-        for pid in lasting[:1]:
+        """Kill a process that has work to do: those that look at files have little."""
+        busy = [pid for pid in scan.workers() if cpu_seconds(pid) > 0.3]
+        for pid in busy[:1]:
             os.kill(pid, signal.SIGKILL)
-        return bool(lasting)
+        return bool(busy)
 
     scan.wait_until(kill_a_scan)
-    code, out, err = scan.end()
-    assert code == 2, err
-    bad, good = json.loads(out)["results"]
+    ended = scan.end()
+    assert ended.returncode == 2, ended.stderr
+    bad, good = json.loads(ended.stdout)["results"]
     assert (bad["name"], good["name"]) == ("backdoored_0", "clean_0")
     # Behind it stand the last words of the process, if it had any.
     assert bad["error"].startswith(f"{zoo / 'backdoored_0'}: its process was ended by SIGKILL")

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
+from programs import run
 
 from d2defense.isolation import Server
 from d2defense.report.results import load_results
@@ -33,15 +31,10 @@ def scan(specimen, own_data, tmp_path):
         shutil.copytree(specimen(name), tmp_path / "zoo" / name)
 
     def scan(*options: object) -> tuple[int, str]:
-        command = [sys.executable, "-m", "d2defense.cli.program", "scan", tmp_path / "zoo"]
-        command += [*own_data, "--output", tmp_path / "out", *options, *QUICK]
-        finished = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"LC_ALL": "C"},
+        ended = run(
+            "scan", tmp_path / "zoo", *own_data, "--output", tmp_path / "out", *options, *QUICK
         )
-        return finished.returncode, finished.stderr
+        return ended.returncode, ended.stderr
 
     return scan
 

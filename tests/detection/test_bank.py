@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jsonschema
 import PIL.Image
 import pytest
+from programs import run
 
 from d2defense.attacks import Trigger
 from d2defense.detection import TriggerBankError, load_bank, select_triggers
@@ -228,8 +226,9 @@ def test_a_pattern_brings_its_part_of_the_schema(tmp_path):
     files = [tmp_path / f"{number}.yaml" for number in range(len(entries))]
     for file, entry in zip(files, entries, strict=True):
         file.write_text(f"triggers: [{entry}]", encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "-c", OWN_PATTERNS, *map(str, files)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "program.py").write_text(OWN_PATTERNS)
+    ended = run(*files, script=tmp_path / "program.py")
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == list(entries.values())
 
 

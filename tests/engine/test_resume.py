@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from programs import Program
 
 from d2defense.cli.program import main
 from d2defense.config import config_root
 
-PROJECT = Path(__file__).resolve().parents[2]
 PERIOD = 4
 ODA = "faster_rcnn_tiny_fpn_oda"
 
@@ -60,16 +57,12 @@ def same(one: object, other: object) -> bool:
 
 def kill(arguments: list[str], moment) -> None:
     """Run a command and kill it as soon as ``moment()`` is true."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "d2defense.cli.program", *arguments],
-        cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    while not moment() and process.poll() is None:
+    program = Program(*arguments)
+    while not moment() and program.is_running():
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
+    program.send_signal(signal.SIGKILL)
+    ended = program.end()
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
 
 
 @pytest.mark.usefixtures("signs_cache")

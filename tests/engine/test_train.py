@@ -3,13 +3,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run
 
 from d2defense.checkpoint import build_detector, find_checkpoints, load_state_dict
 from d2defense.cli.program import main
@@ -36,14 +34,9 @@ SHORT = [
 @pytest.mark.usefixtures("signs_cache")
 def test_poisoned_training_from_the_command_line(tmp_path):
     output = tmp_path / "poisoned"
-    finished = subprocess.run(
-        [
-            sys.executable, "tools/train_net.py",
-            "--config-file", str(SIGNS / "faster_rcnn_tiny_fpn_oda.yaml"),
-            *SHORT, "OUTPUT_DIR", str(output),
-        ],
-        cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True, text=True,
+    finished = run(
+        "--config-file", SIGNS / "faster_rcnn_tiny_fpn_oda.yaml", *SHORT, "OUTPUT_DIR", output,
+        script=PROJECT / "tools" / "train_net.py",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     (found,) = find_checkpoints([output])

@@ -6,18 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import run
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_specimens.py"
 
 
 def make(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", TOOL, *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return run(*arguments, script=TOOL)
 
 
 def test_unknown_specimen_is_refused_before_anything_is_trained(tmp_path):
