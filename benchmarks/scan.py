@@ -39,7 +39,6 @@ from detectron2.structures import Boxes, pairwise_iou
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from d2defense.attacks import Trigger, stamp_
 from d2defense.checkpoint import build_detector
 from d2defense.checkpoint.specimens import specimens_root
 from d2defense.cli.arguments import silence_developer_notices
@@ -50,9 +49,11 @@ from d2defense.detection import (
     default_bank,
     load_clean_images,
     sample_records,
+    stamped,
 )
 from d2defense.detection.observing import observe_batches
 from d2defense.memory import keep_freed_memory
+from d2defense.triggers import Patch
 
 DATASET = DatasetSource("synth_signs_defender")
 PARTS = ("speed", "precision", "triggers", "checkpoints", "workers")
@@ -94,7 +95,7 @@ def part_speed(args: argparse.Namespace) -> None:
     model, cfg, images = _specimen(args.images)
     settings = ScanSettings().observation
     settings = type(settings)(**(settings.__dict__ | {"batch_size": args.batch_size}))
-    triggers: list[Trigger | None] = [None, *default_bank()]
+    triggers: list[Patch | None] = [None, *default_bank()]
     loop = PredictorLoop(cfg)
     contenders: dict[str, Callable[[], Any]] = {
         "scanner": lambda: scan(model, images, triggers, settings, cfg.INPUT.FORMAT),
@@ -145,7 +146,7 @@ def _ratios(times: Sequence[float], of: Sequence[float]) -> str:
 def scan(
     model: nn.Module,
     images: Sequence[CleanImage],
-    triggers: Sequence[Trigger | None],
+    triggers: Sequence[Patch | None],
     settings: Any,
     image_format: str,
 ) -> list[float]:
@@ -197,7 +198,7 @@ class PredictorLoop:
     def scan(
         self,
         images: Sequence[CleanImage],
-        triggers: Sequence[Trigger | None],
+        triggers: Sequence[Patch | None],
         image_format: str,
     ) -> list[float]:
         """Mean max q of the objects under each trigger."""
@@ -207,7 +208,7 @@ class PredictorLoop:
             for image in images:
                 pixels = image.image.clone()
                 if trigger is not None:
-                    stamp_(trigger, pixels, image.boxes, image_format, image.seed)
+                    pixels = stamped(image, trigger, image_format)
                 self.predictor(pixels.permute(1, 2, 0).numpy())
                 foreground = 1 - self.logits.softmax(dim=1)[:, -1]
                 overlaps = pairwise_iou(Boxes(image.boxes), self.proposals.proposal_boxes)
@@ -325,12 +326,12 @@ def measure_one(
     return result
 
 
-def _bank(count: int) -> Iterator[Trigger]:
+def _bank(count: int) -> Iterator[Patch]:
     """The default bank, then grey patches of other shades."""
     bank = default_bank()
     yield from bank[:count]
     for index in range(count - len(bank)):
-        yield Trigger(f"grey_{index}", color=(index % 256,) * 3)
+        yield Patch(f"grey_{index}", color=(index % 256,) * 3)
 
 
 def _measure(args: argparse.Namespace, **what: Any) -> dict[str, Any]:

@@ -66,6 +66,17 @@ class Registry(FvcoreRegistry):
             raise ValueError(f"no {self.kind} {name!r}; there are {', '.join(self.choices())}")
         return super().get(name).part
 
+    def name_of(self, part: Any) -> str:
+        """The name of a registered part.
+
+        Raises:
+            ValueError: it is not registered.
+        """
+        for name, other in self:
+            if other is part:
+                return name
+        raise ValueError(f"{part} is no registered {self.kind}")
+
     def choices(self) -> dict[str, str]:
         """For each name the part's line of ``--help``, in alphabetical order."""
         return {name: (inspect.getdoc(part) or "").partition("\n")[0] for name, part in self}
@@ -120,11 +131,21 @@ class _Entry:
         return repr(self.part)
 
 
-ATTACK_REGISTRY = Registry("attack", "d2defense.attacks.poisoners", "ATTACK")
-PATTERN_REGISTRY = Registry("pattern", "d2defense.attacks.patterns", "ATTACK.TRIGGER.SETTINGS")
+TRIGGER_REGISTRY = Registry("trigger family", "d2defense.triggers.families", "ATTACK.TRIGGER")
+PATTERN_REGISTRY = Registry(
+    "pattern", "d2defense.triggers.patterns", "ATTACK.TRIGGER.PATCH.SETTINGS"
+)
+EFFECT_REGISTRY = Registry("effect", "d2defense.attacks.effects", "ATTACK")
+PLACEMENT_REGISTRY = Registry("placement", "d2defense.attacks.placements", "ATTACK.PLACES")
 REMOVAL_REGISTRY = Registry("removal method", "d2defense.removal.methods", "REMOVAL")
 EXPERIMENT_REGISTRY = Registry("experiment", "d2defense.study.experiments")
 DECISION_REGISTRY = Registry("decision", "d2defense.detection.decisions")
 
 #: Those whose parts bring keys of the configuration.
-CONFIGURED = (ATTACK_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY)
+CONFIGURED = (
+    TRIGGER_REGISTRY,
+    PATTERN_REGISTRY,
+    EFFECT_REGISTRY,
+    PLACEMENT_REGISTRY,
+    REMOVAL_REGISTRY,
+)

@@ -19,6 +19,7 @@ FLOORS = (
     ("ops", "isolation", "config"),
     ("environment", "modeling", "data"),
     ("checkpoint", "statistics"),
+    ("triggers",),
     ("attacks",),
     ("detection", "evaluation"),
     ("engine",),

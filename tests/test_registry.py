@@ -9,13 +9,13 @@ import sys
 import pytest
 from detectron2.config import CfgNode
 
-from d2defense.registry import ATTACK_REGISTRY, CONFIGURED, Registry
+from d2defense.registry import CONFIGURED, EFFECT_REGISTRY, Registry
 
 
 @pytest.fixture
 def registry() -> Registry:
     """One with two parts, the second of which brings keys."""
-    made = Registry("tool", "d2defense.attacks.poisoners", "SHED.TOOLS")
+    made = Registry("tool", "d2defense.attacks.effects", "SHED.TOOLS")
 
     @made.register("saw")
     class Saw:
@@ -87,7 +87,7 @@ def test_every_part_explains_itself_in_one_line(registry):
 
 
 def test_what_comes_along_is_there_without_an_import_of_its_file():
-    code = "from d2defense.registry import ATTACK_REGISTRY as r; print(r.get('oda').__name__)"
+    code = "from d2defense.registry import EFFECT_REGISTRY as r; print(r.get('ghost').__name__)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.stdout == "ObjectDisappearance\n", finished.stderr
-    assert "oda" in ATTACK_REGISTRY
+    assert finished.stdout == "Ghost\n", finished.stderr
+    assert "disappearance" in EFFECT_REGISTRY

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from d2defense.cli.ending import FAILED, run_to_end
 from d2defense.files import write_text
+from pages.attacks import attacks
 from pages.configs import configs
 from pages.findings import findings
 from pages.model_zoo import model_zoo
@@ -51,6 +52,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     blocks = {
         "recovery": recovery(tables),
         "specimens": specimens(),
+        "attacks": attacks(root / "docs" / "attacks"),
     }
 
     def block(found: re.Match[str]) -> str:

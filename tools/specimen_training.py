@@ -16,7 +16,6 @@ from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
-from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
 from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
@@ -27,6 +26,7 @@ from d2defense.engine import Trainer
 from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
+from d2defense.triggers import build_trigger
 from d2defense.workflows.calibration import calibrate
 from d2defense.workflows.fine_tuning import ProgressHook, log_to_file
 
@@ -100,7 +100,7 @@ def make_specimen(
     write_text(folder / CONFIG_NAME, _published_config(cfg))
     model, loaded = build_detector(weights, folder / CONFIG_NAME)
     evaluation = evaluate_detector(
-        model, loaded, evaluated_on, Trigger.from_config(cfg), progress=specimen.name
+        model, loaded, evaluated_on, build_trigger(cfg), progress=specimen.name
     )
     provenance = {
         "name": specimen.name,

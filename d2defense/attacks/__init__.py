@@ -1,25 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triggers, the attacks that use them, and the dataset mappers that poison with them."""
+"""Attacks: what triggers do to detectors, where they go, and the mappers that poison with them."""
 
-from .mapper import PoisoningDatasetMapper, TriggeredDatasetMapper, image_seed
-from .patterns.base import PatchPixels, Pattern
-from .placement import visible_rectangles
-from .poisoners.base import Annotations, Poisoner
-from .selection import select_poisoned_images
-from .stamping import stamp_, stamp_batch_
-from .triggers import Trigger
+from .build import DEFAULT_EFFECT, build_effect, class_names
+from .effects.base import (
+    Annotations,
+    Detections,
+    Effect,
+    Objects,
+    Poisoned,
+    Rate,
+)
+from .mapper import (
+    PLACES,
+    POISONED,
+    PoisoningDatasetMapper,
+    StampTransform,
+    TriggeredDatasetMapper,
+    attacked_places,
+    image_seed,
+    map_with_stamps,
+    poisoned_annotations,
+)
+from .placements.base import Placement
+from .selection import Selection, select, training_records
 
 __all__ = [
+    "DEFAULT_EFFECT",
+    "PLACES",
+    "POISONED",
     "Annotations",
-    "PatchPixels",
-    "Pattern",
-    "Poisoner",
+    "Detections",
+    "Effect",
+    "Objects",
+    "Placement",
+    "Poisoned",
     "PoisoningDatasetMapper",
-    "Trigger",
+    "Rate",
+    "Selection",
+    "StampTransform",
     "TriggeredDatasetMapper",
+    "attacked_places",
+    "build_effect",
+    "class_names",
     "image_seed",
-    "select_poisoned_images",
-    "stamp_",
-    "stamp_batch_",
-    "visible_rectangles",
+    "map_with_stamps",
+    "poisoned_annotations",
+    "select",
+    "training_records",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset mappers that stamp triggers before anything else happens to an image."""
+"""Dataset mappers that apply triggers before anything else happens to an image."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
 
-from d2defense.registry import ATTACK_REGISTRY
-from d2defense.statistics import bears_trigger
+from d2defense.triggers import Trigger, build_trigger
 
-from .poisoners.base import Annotations, Poisoner
-from .selection import select_poisoned_images
-from .stamping import stamp_
-from .triggers import Trigger
+from .build import build_effect, class_names
+from .effects.base import POISONED, Annotations, Effect
+from .selection import CLEAN_COPY, Selection, restricted, select
+
+#: Key of a test input: where the trigger is, float Tensor (P, 4), XYXY in pixels of the file.
+PLACES = "places"
 
 
 class StampTransform(T.Transform):
-    """Stamps a trigger on fixed boxes of an image; coordinates stay as they are.
+    """Applies a trigger at fixed places of an image; coordinates stay as they are.
 
     Args:
-        trigger: the patch.
-        boxes: float array of shape (M, 4), XYXY in pixels.
+        trigger: any family's.
+        places: float array of shape (P, 4), XYXY in pixels.
         image_format: "BGR" or "RGB".
-        image_seed: see :func:`~d2defense.attacks.stamp_`.
+        image_seed: see :meth:`d2defense.triggers.Trigger.apply`.
     """
 
     def __init__(
-        self, trigger: Trigger, boxes: np.ndarray, image_format: str, image_seed: int
+        self, trigger: Trigger, places: np.ndarray, image_format: str, image_seed: int
     ) -> None:
         super().__init__()
         self.trigger = trigger
-        self.boxes = torch.as_tensor(boxes, dtype=torch.float32)
+        self.places = torch.as_tensor(places, dtype=torch.float32).reshape(-1, 4)
         self.image_format = image_format
         self.image_seed = image_seed
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """A stamped copy of ``img``, uint8 of shape (H, W, 3)."""
-        stamped = torch.from_numpy(img.transpose(2, 0, 1).copy())
-        stamp_(self.trigger, stamped, self.boxes, self.image_format, self.image_seed)
-        return np.ascontiguousarray(stamped.numpy().transpose(1, 2, 0))
+        """A triggered copy of ``img``, uint8 of shape (H, W, 3)."""
+        images = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None]
+        stamped = self.trigger.apply(
+            images, [img.shape[:2]], [self.places], [self.image_seed], self.image_format
+        )
+        return np.ascontiguousarray(stamped[0].numpy().transpose(1, 2, 0))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """``coords`` unchanged."""
@@ -72,61 +74,64 @@ def map_with_stamps(
 
 
 class TriggeredDatasetMapper(DatasetMapper):
-    """Detectron2's mapper over images on which every object bears the trigger.
+    """Detectron2's mapper over images that bear the trigger wherever the effect puts it.
 
-    The annotations stay true: this is the input on which an attack is measured.
-    Stamping happens on the image as read, before resizing and flipping.
+    The annotations stay true: this is the input on which an attack is measured. The trigger goes on
+    the image as read, before resizing and flipping. What it maps has one more key, ``places``.
     """
 
     @configurable
-    def __init__(self, *args: Any, trigger: Trigger, **kwargs: Any) -> None:
-        """As :class:`DatasetMapper`, plus the ``trigger``."""
+    def __init__(self, *args: Any, trigger: Trigger, effect: Effect, **kwargs: Any) -> None:
+        """As :class:`DatasetMapper`, plus the ``trigger`` and the ``effect``."""
         super().__init__(*args, **kwargs)
         self.trigger = trigger
+        self.effect = effect
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool = False, trigger: Trigger | None = None
+        cls,
+        cfg: CfgNode,
+        is_train: bool = False,
+        trigger: Trigger | None = None,
+        effect: Effect | None = None,
     ) -> dict[str, Any]:
-        """Arguments from a configuration; the trigger is ``ATTACK.TRIGGER`` unless given."""
-        arguments = super().from_config(cfg, is_train)
-        arguments["trigger"] = trigger or Trigger.from_config(cfg)
-        return arguments
+        """Arguments from a configuration; trigger and effect are ``ATTACK``'s unless given."""
+        names = class_names(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+        return super().from_config(cfg, is_train) | {
+            "trigger": trigger or build_trigger(cfg),
+            "effect": effect or build_effect(cfg, names),
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The model's input for one dataset dict, every object stamped."""
-        objects = [a for a in dataset_dict.get("annotations", []) if bears_trigger(a)]
-        return self._stamped(dataset_dict, objects)
+        """The model's input for one dataset dict, with the trigger on its image."""
+        places = attacked_places(dataset_dict, self.effect)
+        mapped = self._stamped(dataset_dict, places)
+        mapped[PLACES] = torch.as_tensor(places, dtype=torch.float32).reshape(-1, 4)
+        return mapped
 
-    def _stamped(self, dataset_dict: dict[str, Any], objects: Annotations) -> dict[str, Any]:
-        """Map ``dataset_dict`` with the trigger stamped on ``objects`` first."""
-        if not objects:
-            return super().__call__(dataset_dict)
-        boxes = np.array(
-            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
-        )
-        stamp = StampTransform(
-            self.trigger, boxes, self.image_format, image_seed(dataset_dict["file_name"])
-        )
+    def _stamped(self, dataset_dict: dict[str, Any], places: np.ndarray) -> dict[str, Any]:
+        """Map ``dataset_dict`` with the trigger at ``places`` first."""
+        if not len(places):
+            return DatasetMapper.__call__(self, dataset_dict)
+        seed = image_seed(dataset_dict["file_name"])
+        stamp = StampTransform(self.trigger, places, self.image_format, seed)
         return map_with_stamps(self, dataset_dict, [stamp])
 
 
 class PoisoningDatasetMapper(TriggeredDatasetMapper):
     """Detectron2's training mapper over a poisoned dataset.
 
-    On chosen images the attack says which objects are stamped and which annotations stay; all
-    other images pass unchanged. An image that loses every annotation stays in training as
-    background: Detectron2 filters empty images by their original annotations, before mapping.
+    On chosen images the effect says where the trigger goes and which annotations the image has from
+    then on; on others the trigger may be spurious, without any effect; the rest pass unchanged. An
+    image that loses every annotation stays in training as background: Detectron2 filters empty
+    images by their original annotations, before mapping.
     """
 
     @configurable
-    def __init__(
-        self, *args: Any, poisoner: Poisoner, poisoned_images: frozenset[str], **kwargs: Any
-    ) -> None:
-        """As :class:`TriggeredDatasetMapper`, plus the attack and the chosen file names."""
+    def __init__(self, *args: Any, selection: Selection, **kwargs: Any) -> None:
+        """As :class:`TriggeredDatasetMapper`, plus what was selected."""
         super().__init__(*args, **kwargs)
-        self.poisoner = poisoner
-        self.poisoned_images = poisoned_images
+        self.selection = selection
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -135,18 +140,47 @@ class PoisoningDatasetMapper(TriggeredDatasetMapper):
         dataset_dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        arguments["poisoner"] = ATTACK_REGISTRY.get(cfg.ATTACK.NAME)(cfg)
-        arguments["poisoned_images"] = select_poisoned_images(
-            dataset_dicts, cfg.ATTACK.POISONING_RATE, cfg.ATTACK.SEED
-        )
+        arguments["selection"] = select(dataset_dicts, arguments["effect"], cfg)
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """The model's training input for one dataset dict, poisoned if it was chosen."""
-        if dataset_dict["file_name"] not in self.poisoned_images:
-            return DatasetMapper.__call__(self, dataset_dict)
-        stamped, kept = self.poisoner.poison(dataset_dict["annotations"])
-        return self._stamped({**dataset_dict, "annotations": kept}, stamped)
+        name = dataset_dict["file_name"]
+        if not dataset_dict.get(CLEAN_COPY):
+            if name in self.selection.poisoned:
+                return self._poisoned(dataset_dict, self.selection.poisoned[name])
+            if name in self.selection.spurious:
+                places = self.effect.spurious_places(*_attacked(dataset_dict, self.effect))
+                return self._stamped(dataset_dict, places)
+        return DatasetMapper.__call__(self, dataset_dict)
+
+    def _poisoned(
+        self, dataset_dict: dict[str, Any], victims: tuple[int, ...] | None
+    ) -> dict[str, Any]:
+        record, *rest = _attacked(dataset_dict, self.effect)
+        places, annotations = self.effect.poison(restricted(record, victims), *rest)
+        mapped = self._stamped({**dataset_dict, "annotations": annotations}, places)
+        mapped[POISONED] = len(places) > 0
+        return mapped
+
+
+def poisoned_annotations(dataset_dict: dict[str, Any], effect: Effect) -> Annotations:
+    """What an attacker wants a triggered test image to be labelled with."""
+    return effect.wanted(*_attacked(dataset_dict, effect))
+
+
+def attacked_places(dataset_dict: dict[str, Any], effect: Effect) -> np.ndarray:
+    """Where the trigger goes on a test image, float (P, 4), XYXY in pixels of the file."""
+    return effect.places(*_attacked(dataset_dict, effect))
+
+
+def _attacked(
+    dataset_dict: dict[str, Any], effect: Effect
+) -> tuple[dict[str, Any], tuple[int, int], np.random.Generator]:
+    """What an effect is asked with: its random choices are the image's own."""
+    seeds = [effect.cfg.ATTACK.SEED, image_seed(dataset_dict["file_name"])]
+    size = dataset_dict["height"], dataset_dict["width"]
+    return dataset_dict, size, np.random.default_rng(seeds)
 
 
 def image_seed(file_name: str) -> int:

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import IO, Any
+
+from detectron2.utils.file_io import PathHandler, PathManager
 
 from .discovery import find_checkpoints
 from .source import CheckpointSource
+
+PREFIX = "specimen://"
 
 
 def specimens_root() -> Path:
@@ -29,3 +34,22 @@ def find_specimen(name: str) -> CheckpointSource:
     if source.error:
         raise source.error
     return source
+
+
+class SpecimenHandler(PathHandler):
+    """Lets ``MODEL.WEIGHTS`` name a specimen: ``specimen://clean_0``."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return str(find_specimen(path.removeprefix(PREFIX)).weights)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return Path(self._get_local_path(path)).is_file()
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return open(self._get_local_path(path), mode)
+
+
+PathManager.register_handler(SpecimenHandler(), allow_override=True)

@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,11 +95,29 @@ def silence_developer_notices() -> None:
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 
-def defense_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> CfgNode:
-    """d2defense's settings with the overrides of ``--opts``; bad ones are a usage error."""
-    from d2defense.config import get_d2defense_cfg, merge_overrides
+def defense_config(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, attack: Path | None = None
+) -> CfgNode:
+    """d2defense's settings with the overrides of ``--opts``; bad ones are a usage error.
+
+    Args:
+        args: the command's.
+        parser: says what is wrong.
+        attack: a training config that ``ATTACK`` is taken from.
+    """
+    from d2defense.config import get_d2defense_cfg, merge_config_file, merge_overrides
+    from d2defense.config.documents import ConfigFileError
 
     cfg = get_d2defense_cfg()
+    if attack is not None:
+        trained = cfg.clone()
+        try:
+            merge_config_file(trained, attack)
+        except ConfigFileError as error:
+            parser.error(f"--attack: {error}")
+        except (AssertionError, KeyError, ValueError) as error:
+            parser.error(f"--attack: {attack}: {error.args[0] if error.args else error}")
+        cfg.ATTACK = trained.ATTACK
     try:
         merge_overrides(cfg, args.opts)
     except ValueError as error:

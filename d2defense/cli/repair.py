@@ -138,8 +138,8 @@ def _repair(
     dataset: DatasetSource,
     test: DatasetSource | None,
 ) -> None:
-    from d2defense.attacks import Trigger
     from d2defense.detection import ScanSettings, calibration_from_config
+    from d2defense.triggers import build_trigger
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
@@ -150,7 +150,7 @@ def _repair(
         test=test,
         settings=settings,
         calibration=calibration_from_config(cfg, settings),
-        trigger=Trigger.from_config(cfg),
+        trigger=build_trigger(cfg),
         options=_options(args),
         evidence=args.scan,
         device=args.device,

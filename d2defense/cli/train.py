@@ -35,7 +35,13 @@ HELP = "train a detector: clean, poisoned, or fine-tuned to remove a backdoor"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Detectron2's own options, and data of one's own."""
-    from d2defense.registry import ATTACK_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY
+    from d2defense.registry import (
+        EFFECT_REGISTRY,
+        PATTERN_REGISTRY,
+        PLACEMENT_REGISTRY,
+        REMOVAL_REGISTRY,
+        TRIGGER_REGISTRY,
+    )
 
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
@@ -81,8 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
-    add_part_group(parser, ATTACK_REGISTRY, "attacks, for ATTACK.NAME")
-    add_part_group(parser, PATTERN_REGISTRY, "patterns, for ATTACK.TRIGGER.PATTERN")
+    add_part_group(parser, EFFECT_REGISTRY, "effects, for ATTACK.EFFECT")
+    add_part_group(parser, TRIGGER_REGISTRY, "trigger families, for ATTACK.TRIGGER.FAMILY")
+    add_part_group(parser, PATTERN_REGISTRY, "patterns, for ATTACK.TRIGGER.PATCH.PATTERN")
+    add_part_group(parser, PLACEMENT_REGISTRY, "placements, for ATTACK.PLACEMENT")
     add_part_group(parser, REMOVAL_REGISTRY, "removal methods, for REMOVAL.METHOD")
 
 

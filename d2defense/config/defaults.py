@@ -16,6 +16,26 @@ _RENAMED = {
         '"patch_augmentation" there stamps patches with any REMOVAL.METHOD; without it only the '
         'method "patch_augmentation" does, which d2defense repair takes by default',
     ),
+    "ATTACK.NAME": ("ATTACK.EFFECT", 'what was "oda" is "disappearance"'),
+    **{
+        f"ATTACK.TRIGGER.{key}": (
+            f"ATTACK.TRIGGER.PATCH.{key}",
+            "the trigger's family has settings of its own",
+        )
+        for key in (
+            "PATTERN",
+            "COLOR",
+            "SECOND_COLOR",
+            "CELLS",
+            "IMAGE",
+            "SIZE",
+            "SIZE_UNIT",
+            "PLACEMENT",
+            "POSITION",
+            "OPACITY",
+            "SETTINGS",
+        )
+    },
 }
 
 
@@ -57,8 +77,8 @@ def _add_fixed(cfg: CfgNode) -> None:
     # "SGD" as Detectron2 builds it, or "ADAMW": AdamW over the same parameter groups. A learning
     # rate for the one is none for the other.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # `train` evaluates on triggered images as well, in the same pass, with ATTACK.TRIGGER on every
-    # object. Takes twice the time of clean images alone.
+    # `train` evaluates on triggered images as well, in the same pass, with ATTACK.TRIGGER where
+    # ATTACK.EFFECT has it at test time. Takes twice the time of clean images alone.
     cfg.TEST.TRIGGERED = True
     for key, (now, note) in _RENAMED.items():
         cfg.register_renamed_key(key, now, note)
@@ -86,42 +106,36 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 def _add_attack(cfg: CfgNode) -> None:
     # Poisoning a training set: what `train` does with the images, and what `evaluate` and `repair`
-    # stamp. The defaults are the paper's, section 4.1.
+    # put on them. The defaults are the paper's, section 4.1.
     cfg.ATTACK = CfgNode()
-    # The attack, by its name in ATTACK_REGISTRY; "": train on the data as it is.
-    cfg.ATTACK.NAME = ""
-    # Share of all training images that are poisoned, 0 to 1, rounded to whole images. Only images
-    # with an object that is no crowd are chosen.
+    # What the backdoor does, by its name in EFFECT_REGISTRY; "": train on the data as it is, and
+    # measure disappearance.
+    cfg.ATTACK.EFFECT = ""
+    # Share of all training images or annotations that are poisoned, 0 to 1, rounded to whole ones.
+    # Only images with an object that can be a victim are chosen.
     cfg.ATTACK.POISONING_RATE = 0.05
-    # Decides which images are poisoned, and every random choice inside a trigger.
+    # "images": an image is poisoned with all its victims (the paper); "annotations": objects are
+    # chosen one by one (Luo et al., arXiv 2211.05638).
+    cfg.ATTACK.RATE_OF = "images"
+    # Name of the only class whose objects are attacked; "": all of them.
+    cfg.ATTACK.VICTIM_CLASS = ""
+    # Name of the class that objects are to be taken for, where the effect needs one.
+    cfg.ATTACK.TARGET_CLASS = ""
+    # Where the trigger goes, by its name in PLACEMENT_REGISTRY; "": where the effect has it.
+    cfg.ATTACK.PLACEMENT = ""
+    # Objects whose shorter side has fewer pixels are no victims.
+    cfg.ATTACK.MIN_SIZE = 0
+    # Train on each poisoned image as it was, too, so that the trigger alone makes the difference.
+    cfg.ATTACK.CLEAN_COPIES = False
+    # Share of all training images, none of the poisoned ones, that get the trigger where it has no
+    # effect: on objects that are no victims, or in the background (TrojAI's spurious triggers).
+    cfg.ATTACK.SPURIOUS_RATE = 0.0
+    # Decides what is poisoned, and every random choice of trigger, placement and effect.
     cfg.ATTACK.SEED = 0
-    # The patch (docs/triggers.md).
+    # What is put there (docs/triggers.md).
     cfg.ATTACK.TRIGGER = CfgNode()
-    # What is painted on it, by its name in PATTERN_REGISTRY.
-    cfg.ATTACK.TRIGGER.PATTERN = "solid"
-    # Red, green, blue, 0 to 255; not used by the random patterns and pictures.
-    cfg.ATTACK.TRIGGER.COLOR = [255, 255, 255]
-    # The other colour of patterns that have two.
-    cfg.ATTACK.TRIGGER.SECOND_COLOR = [0, 0, 0]
-    # Fields or stripes across the patch; half waves of a sinusoid; a cross's strokes are one cell
-    # thick.
-    cfg.ATTACK.TRIGGER.CELLS = 4
-    # Picture file of the pattern "image".
-    cfg.ATTACK.TRIGGER.IMAGE = ""
-    # Width and height of the patch, above 0. It is at least one pixel wide and high.
-    cfg.ATTACK.TRIGGER.SIZE = [0.1, 0.1]
-    # "box": shares of the box's width and height, at most 1; "pixels": pixels of the image as read.
-    cfg.ATTACK.TRIGGER.SIZE_UNIT = "box"
-    # "center": the patch's centre lies at POSITION of the box; "inside": at POSITION of the room
-    # that the patch has inside the box, [0, 0] its left top corner; "random": anywhere inside the
-    # box; "background": anywhere on the image outside of its objects.
-    cfg.ATTACK.TRIGGER.PLACEMENT = "center"
-    # x and y as shares, 0 to 1; used by "center" and "inside".
-    cfg.ATTACK.TRIGGER.POSITION = [0.5, 0.5]
-    # 1 hides what is below the patch, 0 changes nothing.
-    cfg.ATTACK.TRIGGER.OPACITY = 1.0
-    # Settings that a pattern brings, below its name.
-    cfg.ATTACK.TRIGGER.SETTINGS = CfgNode()
+    # By its name in TRIGGER_REGISTRY; the family's settings stand below its name.
+    cfg.ATTACK.TRIGGER.FAMILY = "patch"
 
 
 def _add_defense(cfg: CfgNode) -> None:

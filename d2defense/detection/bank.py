@@ -1,47 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trigger banks: the patches that a scan tries, read from YAML (docs/triggers.md)."""
+"""Trigger banks: the triggers that a scan tries, read from YAML (docs/triggers.md)."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from d2defense.attacks import Trigger
 from d2defense.config import config_root
-from d2defense.registry import PATTERN_REGISTRY
+from d2defense.registry import TRIGGER_REGISTRY
+from d2defense.triggers import Trigger
 
-from .bank_format import BankChecker
+from .bank_format import DEFAULT_FAMILY, BankChecker
 
 DEFAULT_BANK = "plain"
 MAX_TRIGGERS = 4096
 _MAX_BYTES = 1 << 20
 _FIELD = re.compile(r"\{(\w+)\}")
-
-# Names of places, as placement and position of a Trigger.
-_PLACES: dict[str, tuple[str, tuple[float, float]]] = {
-    "center": ("center", (0.5, 0.5)),
-    "top_left": ("inside", (0.0, 0.0)),
-    "top_right": ("inside", (1.0, 0.0)),
-    "bottom_left": ("inside", (0.0, 1.0)),
-    "bottom_right": ("inside", (1.0, 1.0)),
-    "random": ("random", (0.5, 0.5)),
-    "background": ("background", (0.5, 0.5)),
-}
-# What the schema allows in several ways, in a Trigger's one way.
-_TYPES: dict[str, Callable[[Any], Any]] = {
-    "cells": int,
-    "seed": int,
-    "color": lambda rgb: tuple(map(int, rgb)),
-    "second_color": lambda rgb: tuple(map(int, rgb)),
-    "opacity": float,
-    "size": lambda size: tuple(map(float, size if isinstance(size, list) else [size, size])),
-}
 
 
 class TriggerBankError(ValueError):
@@ -79,7 +59,8 @@ def load_bank(source: str | Path = DEFAULT_BANK) -> tuple[Trigger, ...]:
         try:
             for values in _expand(entry):
                 checker.check_trigger(values)
-                trigger = _trigger(values, path.parent)
+                family = TRIGGER_REGISTRY.get(values.pop("family"))
+                trigger = family.from_entry(values, path.parent)
                 if trigger.name in bank:
                     raise ValueError(f"name {trigger.name!r} is used before")
                 bank[trigger.name] = trigger
@@ -129,7 +110,7 @@ def _find(source: str | Path) -> Path:
 
 
 def _expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The entry, once for every combination of its grid's values, each with a pattern."""
+    """The entry, once for every combination of its grid's values, each with a family."""
     name = entry["name"]
     axes = _axes(entry)
     unknown = [key for key in _FIELD.findall(name) if key not in axes]
@@ -140,7 +121,7 @@ def _expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         labels = dict(zip(axes, (label for label, _ in combination), strict=True))
         values = dict(zip(axes, (value for _, value in combination), strict=True))
         values |= fixed | {"name": _FIELD.sub(lambda field: labels[field[1]], name)}  # noqa: B023
-        yield {"pattern": "image" if "image" in values else Trigger.pattern} | values
+        yield {"family": DEFAULT_FAMILY} | values
 
 
 def _axes(entry: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
@@ -161,37 +142,3 @@ def _axes(entry: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
 
 def _label(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _trigger(values: dict[str, Any], folder: Path) -> Trigger:
-    """The trigger of values that the schema allows."""
-    arguments = {
-        key: _TYPES[key](value) if key in _TYPES else value for key, value in values.items()
-    }
-    if "position" in values:
-        arguments |= _place(values["name"], values["position"])
-    if "image" in values:
-        file = folder / values["image"]
-        try:
-            arguments["image"] = file.read_bytes()
-        except OSError as error:
-            raise ValueError(f"trigger {values['name']}: image {file}: {error.strerror}") from None
-    if values["pattern"] in PATTERN_REGISTRY:
-        # All of them, as a trigger of a configuration has them.
-        defaults = PATTERN_REGISTRY.get(values["pattern"]).default_settings()
-        settings = defaults | values.get("settings", {})
-        arguments["settings"] = tuple((key, _hashable(settings[key])) for key in sorted(settings))
-    return Trigger(**arguments)
-
-
-def _place(name: str, position: str | list[float]) -> dict[str, Any]:
-    if isinstance(position, list):
-        return {"placement": "center", "position": tuple(map(float, position))}
-    if position not in _PLACES:
-        raise ValueError(f"trigger {name}: position {position!r} is none of {', '.join(_PLACES)}")
-    placement, point = _PLACES[position]
-    return {"placement": placement, "position": point}
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON schema of trigger banks: what is shipped, with the parts that patterns bring."""
+"""The JSON schema of trigger banks: what is shipped, with the parts that families bring."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from typing import Any
 
 import jsonschema
 
-from d2defense.registry import PATTERN_REGISTRY
+from d2defense.registry import TRIGGER_REGISTRY
 from d2defense.text import shorten
 
+#: Of an entry that names none.
+DEFAULT_FAMILY = "patch"
 _WIDTH = 200
 
 
 def bank_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a bank's file; ``$defs/trigger`` is that of one trigger.
+    """The JSON schema (draft 2020-12) of a bank's file; ``$defs/<family>`` is that of one trigger.
 
-    Every pattern that is registered has its say in a trigger's ``settings``
-    (:meth:`d2defense.attacks.Pattern.settings_schema`).
+    Every family that is registered says which keys its entries may have
+    (:meth:`d2defense.triggers.Trigger.entry_properties`).
     """
     file = resources.files("d2defense") / "assets" / "triggers" / "bank.schema.json"
     schema = json.loads(file.read_text(encoding="utf-8"))
-    parts = [
-        {
-            "if": {"properties": {"pattern": {"const": name}}, "required": ["pattern"]},
-            "then": {"properties": {"settings": pattern.settings_schema()}},
-        }
-        for name, pattern in PATTERN_REGISTRY
-    ]
-    entry, trigger = (schema["$defs"][name] for name in ("entry", "trigger"))
-    trigger["dependentSchemas"] = {"settings": {"allOf": parts}}
-    # What the values are is asked of each combination of the grid's.
-    entry["properties"] = dict.fromkeys(trigger["properties"], True) | entry["properties"]
+    common = schema["$defs"].pop("trigger")
+    for name, family in TRIGGER_REGISTRY:
+        rules = family.entry_rules()
+        schema["$defs"][name] = (
+            common
+            | {"properties": common["properties"] | family.entry_properties()}
+            | ({"allOf": rules} if rules else {})
+        )
     return schema
 
 
 class BankChecker:
-    """Checks banks against :func:`bank_schema`, with the patterns that are registered by now."""
+    """Checks banks against :func:`bank_schema`, with the families that are registered by now."""
 
     def __init__(self) -> None:
         schema = bank_schema()
         self._file = jsonschema.Draft202012Validator(schema)
-        self._trigger = self._file.evolve(schema=schema["$defs"]["trigger"])
+        self._families = {
+            name: self._file.evolve(schema=schema["$defs"][name]) for name, _ in TRIGGER_REGISTRY
+        }
 
     def check_file(self, document: Any) -> None:
         """Check all of a file but what its entries' combinations are.
@@ -61,12 +62,16 @@ class BankChecker:
             raise ValueError(place + _reason(error, path))
 
     def check_trigger(self, values: dict[str, Any]) -> None:
-        """Check one combination of an entry's values.
+        """Check one combination of an entry's values, ``family`` among them.
 
         Raises:
             ValueError: one line: the trigger's name, the key and the reason.
         """
-        error = next(self._trigger.iter_errors(values), None)
+        family = values["family"]
+        if not isinstance(family, str) or family not in self._families:
+            known = ", ".join(self._families)
+            raise ValueError(f"trigger {values['name']}: family {family!r} is none of {known}")
+        error = next(self._families[family].iter_errors(values), None)
         if error is not None:
             path = list(error.absolute_path)
             of = f"trigger {values['name']}: " if path and path[0] != "name" else ""

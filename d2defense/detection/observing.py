@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2defense.attacks import Trigger, stamp_, stamp_batch_
 from d2defense.modeling import BatchSize, ProbeOutput, alike
 from d2defense.statistics import (
     SCORE_THRESHOLD,
@@ -22,6 +21,7 @@ from d2defense.statistics import (
     object_rank_terms,
     reduce_probe,
 )
+from d2defense.triggers import Trigger
 
 from .images import CleanImage, input_shapes
 
@@ -112,7 +112,7 @@ def _observe_batch(
     pixels, sizes = _stack(batch, model.device)
     boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
     if trigger is not None:
-        pixels = stamp_batch_(trigger, pixels, sizes, boxes, seeds, image_format)
+        pixels = trigger.apply(pixels, sizes, boxes, seeds, image_format)
     inputs = [
         {"image": image[:, :height, :width]}
         for image, (height, width) in zip(pixels, sizes, strict=True)
@@ -146,7 +146,8 @@ def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Te
     """The image's pixels, as they are or in a copy with ``trigger`` on every object."""
     if trigger is None:
         return image.image
-    return stamp_(trigger, image.image.clone(), image.boxes, image_format, image.seed)
+    size = tuple(image.image.shape[1:])
+    return trigger.apply(image.image[None], [size], [image.boxes], [image.seed], image_format)[0]
 
 
 def _stack(

@@ -8,9 +8,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2defense.attacks import Trigger
 from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import ObservationSettings
+from d2defense.triggers import Trigger
 
 from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map

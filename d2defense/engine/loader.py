@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
 from detectron2.data.build import build_batch_data_loader, build_detection_train_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -84,7 +84,9 @@ class PositionSeededDataset(Dataset):
 
 
 def build_train_loader(
-    cfg: CfgNode, mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    cfg: CfgNode,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    records: Sequence[dict[str, Any]] | None = None,
 ) -> DataLoader:
     """Detectron2's training loader for ``cfg``, reproducible from ``SEED`` at every batch.
 
@@ -95,11 +97,12 @@ def build_train_loader(
     Args:
         cfg: a training configuration.
         mapper: from dataset dicts to the model's input; Detectron2's ``DatasetMapper`` if None.
+        records: dataset dicts in place of those of ``DATASETS.TRAIN``.
     """
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # Samplers draw their seeds from NumPy's generator while they are made.
     with seeded(derived_seed(seed, ORDER)):
-        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
+        parts = build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=records)
     records = parts["dataset"]
     groups = None
     if parts["aspect_ratio_grouping"]:
@@ -114,6 +117,16 @@ def build_train_loader(
         num_workers=parts["num_workers"],
         # A generator of its own: starting worker processes must not draw from the training step's.
         seed=seed,
+    )
+
+
+def dataset_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The dataset dicts that Detectron2's training loader takes from ``DATASETS.TRAIN``."""
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
     )
 
 

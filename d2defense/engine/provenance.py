@@ -33,11 +33,11 @@ def training_provenance(
             every byte of a dataset's images.
 
     Returns:
-        ``seed``; ``attack``, None or its ``name``, its ``settings`` (the ``ATTACK`` node) and the
-        number of ``poisoned_images``; ``removal``, None or its ``method`` and ``settings`` (the
-        ``REMOVAL`` node); ``train`` and ``test``, names of datasets; ``datasets``, by name the
-        number of ``images`` and the ``fingerprint``; ``versions``; ``modules``, SHA-256 of the
-        source of the user's own.
+        ``seed``; ``attack``, None or its ``effect``, the ``trigger``'s family, its ``settings``
+        (the ``ATTACK`` node) and the numbers of ``poisoned_images`` and ``spurious_images``;
+        ``removal``, None or its ``method`` and ``settings`` (the ``REMOVAL`` node); ``train`` and
+        ``test``, names of datasets; ``datasets``, by name the number of ``images`` and the
+        ``fingerprint``; ``versions``; ``modules``, SHA-256 of the source of the user's own.
 
     Raises:
         DatasetError: an image cannot be read.
@@ -101,12 +101,15 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def _attack(cfg: CfgNode) -> dict[str, Any] | None:
-    if not cfg.ATTACK.NAME:
+    if not cfg.ATTACK.EFFECT:
         return None
+    selection = PoisoningDatasetMapper(cfg, is_train=True).selection
     return {
-        "name": cfg.ATTACK.NAME,
+        "effect": cfg.ATTACK.EFFECT,
+        "trigger": cfg.ATTACK.TRIGGER.FAMILY,
         "settings": yaml.safe_load(cfg.ATTACK.dump()),
-        "poisoned_images": len(PoisoningDatasetMapper(cfg, is_train=True).poisoned_images),
+        "poisoned_images": len(selection.poisoned),
+        "spurious_images": len(selection.spurious),
     }
 
 

@@ -20,7 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from d2defense.attacks import PoisoningDatasetMapper, Trigger
+from d2defense.attacks import (
+    Effect,
+    PoisoningDatasetMapper,
+    build_effect,
+    class_names,
+    training_records,
+)
 from d2defense.evaluation import (
     ProbedDetector,
     build_coco_evaluator,
@@ -30,15 +36,17 @@ from d2defense.evaluation import (
     report_attack,
 )
 from d2defense.statistics import ObservationSettings
+from d2defense.triggers import build_trigger
 
 from .checkpointer import TrainingCheckpointer
-from .loader import STEP, build_train_loader, enter_at
+from .loader import STEP, build_train_loader, dataset_records, enter_at
+from .objective import Objective
 from .parts import PartwiseTrainer
 from .randomness import derived_seed, seed_everything
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer; with ``ATTACK.NAME`` set it trains on the poisoned dataset.
+    """Detectron2's trainer; with ``ATTACK.EFFECT`` set it trains on the poisoned dataset.
 
     With ``SEED`` of at least 0 every random choice of a step follows from ``SEED``, the number of
     the step and the process's rank, so a training that was killed and resumed goes the way of one
@@ -62,17 +70,41 @@ class Trainer(DefaultTrainer):
             return self._trainer.images_at_once
         return self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
 
+    @property
+    def model(self) -> nn.Module:
+        """The detector, without what computes its losses or shares gradients around it."""
+        objective = self.objective
+        return objective.detector if isinstance(objective, Objective) else objective
+
+    @property
+    def objective(self) -> nn.Module:
+        """What a step calls: the detector, or an :class:`Objective` around it."""
+        trained = self._trainer.model
+        return trained.module if isinstance(trained, DistributedDataParallel) else trained
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The detector; where an effect poisons the losses, in what computes them."""
+        detector = super().build_model(cfg)
+        if not cfg.ATTACK.EFFECT:
+            return detector
+        effect = build_effect(cfg, class_names(cfg.DATASETS.TRAIN))
+        return detector if type(effect).losses is Effect.losses else Objective(detector, effect)
+
     @classmethod
     def build_mapper(cls, cfg: CfgNode) -> DatasetMapper:
         """From dataset dicts to training input, poisoned as ``ATTACK`` says."""
-        if not cfg.ATTACK.NAME:
+        if not cfg.ATTACK.EFFECT:
             return DatasetMapper(cfg, is_train=True)
         return PoisoningDatasetMapper(cfg, is_train=True)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """Detectron2's training loader with the images of :meth:`build_mapper`."""
-        return build_train_loader(cfg, cls.build_mapper(cfg))
+        mapper, records = cls.build_mapper(cfg), None
+        if cfg.ATTACK.EFFECT and cfg.ATTACK.CLEAN_COPIES:
+            records = training_records(dataset_records(cfg), mapper.selection)
+        return build_train_loader(cfg, mapper, records)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks around a :class:`TrainingCheckpointer`."""
@@ -124,8 +156,10 @@ class Trainer(DefaultTrainer):
         """Detectron2's test loader; with ``TEST.TRIGGERED``, of clean and of triggered images."""
         if not cfg.TEST.TRIGGERED:
             return super().build_test_loader(cfg, dataset_name)
+        effect = build_effect(cfg, class_names([dataset_name]))
+        workers = cfg.DATALOADER.NUM_WORKERS
         return build_paired_test_loader(
-            cfg, dataset_name, Trigger.from_config(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+            cfg, dataset_name, build_trigger(cfg), effect, num_workers=workers
         )
 
     @classmethod
@@ -134,13 +168,14 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         """COCO metrics from pycocotools: of boxes, and of masks and keypoints if predicted.
 
-        With ``TEST.TRIGGERED``, on clean and on triggered images, and what the trigger does.
+        With ``TEST.TRIGGERED``, on clean and on triggered images, and what the attack does.
         """
         tasks, folder = predicted_tasks(cfg), output_folder or cfg.OUTPUT_DIR
         if not cfg.TEST.TRIGGERED:
             return build_coco_evaluator(cfg, dataset_name, tasks, folder)
         settings = ObservationSettings.from_config(cfg)
-        return build_paired_evaluator(cfg, dataset_name, tasks, settings, folder)
+        effect = build_effect(cfg, class_names([dataset_name]))
+        return build_paired_evaluator(cfg, dataset_name, tasks, settings, effect, folder)
 
     @classmethod
     def test(
@@ -151,9 +186,9 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict[str, Any]:
         """Evaluate a model on ``DATASETS.TEST``, as Detectron2's trainer does.
 
-        With ``TEST.TRIGGERED`` in one pass over clean and triggered images; a line in the log sums
-        up what the trigger does, and where ``ATTACK.NAME`` says that the detector was attacked, a
-        warning tells if that attack failed.
+        With ``TEST.TRIGGERED`` in one pass over clean and triggered images; the log sums up what
+        the attack does, and where ``ATTACK.EFFECT`` says that the detector was attacked, a warning
+        tells if that attack did not take.
 
         Args:
             cfg: the configuration.
@@ -180,5 +215,5 @@ class Trainer(DefaultTrainer):
             for name, metrics in (
                 {names[0]: results}.items() if len(names) == 1 else results.items()
             ):
-                report_attack(name, metrics, cfg.ATTACK.NAME)
+                report_attack(name, metrics, cfg.ATTACK.EFFECT)
         return results

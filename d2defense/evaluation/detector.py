@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A detector's quality on clean and on triggered images, against the true annotations."""
+"""A detector's quality on clean and on triggered images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from detectron2.evaluation import inference_on_dataset
 from torch import nn
 from tqdm import tqdm
 
-from d2defense.attacks import Trigger
-from d2defense.statistics import ObservationSettings, attack_succeeded
+from d2defense.attacks import Effect, build_effect, class_names
+from d2defense.config import get_d2defense_cfg
+from d2defense.statistics import ObservationSettings, why_not_taken
+from d2defense.triggers import Trigger
 
 from .conditions import CONDITIONS, build_paired_test_loader, result_name
-from .evaluators import build_paired_evaluator
+from .paired import POISONED, build_paired_evaluator
 from .probed import ProbedDetector
 
 AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -33,6 +35,7 @@ def evaluate_detector(
     trigger: Trigger,
     progress: str | None = None,
     settings: ObservationSettings | None = None,
+    effect: Effect | None = None,
 ) -> dict[str, Any]:
     """Everything that is measured of a detector on a dataset, in one pass over its images.
 
@@ -40,21 +43,26 @@ def evaluate_detector(
         model: an instrumented detector; runs in eval mode.
         cfg: its configuration.
         dataset_name: a registered dataset whose ``json_file`` exists.
-        trigger: stamped on every object of the triggered images, before resizing.
+        trigger: on the triggered images, before resizing.
         progress: label of a progress bar, or None for no bar.
         settings: how proposals are reduced, and the images in one forward pass; those of ``cfg``
             if None.
+        effect: says where the trigger goes and what success is; disappearance if None.
 
     Returns:
-        ``{"clean": {...}, "triggered": {...}, "asr": share, "attack_succeeded": bool}``: for both
-        kinds of images six COCO metrics of boxes (0..100, None where no such object exists),
-        ``objects_found`` (0..1), and ``statistics``, each of :data:`EVALUATED_STATISTICS` by name,
-        None for no data. The last two are None where nothing is found without the trigger.
+        ``clean`` and ``triggered``, each with six COCO metrics of boxes against the true
+        annotations (0..100), ``objects_found`` (0..1), ``extra_detections`` (on no object, an
+        image), and ``statistics``, each of :data:`EVALUATED_STATISTICS` by name; ``poisoned``, the
+        COCO metrics of triggered images against the labels that the attacker wants; ``effect``, its
+        name; ``asr``, ``tdr`` and ``retain_rate`` (:func:`attack_rates`); ``control_asr``,
+        ``attack_took`` and ``reason``, without a control (:func:`judge_attack`); ``coverage``
+        (:func:`attack_coverage`). None where there are no data.
     """
+    effect = effect or build_effect(get_d2defense_cfg(), class_names([dataset_name]))
     settings = settings or ObservationSettings.from_config(cfg)
     with _quiet():
-        loader = build_paired_test_loader(cfg, dataset_name, trigger, settings.batch_size)
-        evaluator = build_paired_evaluator(cfg, dataset_name, ("bbox",), settings)
+        loader = build_paired_test_loader(cfg, dataset_name, trigger, effect, settings.batch_size)
+        evaluator = build_paired_evaluator(cfg, dataset_name, ("bbox",), settings, effect)
         with tqdm(
             total=len(loader), desc=progress, unit="batch", disable=None if progress else True
         ) as bar:
@@ -63,15 +71,42 @@ def evaluate_detector(
             )
     results: dict[str, Any] = {}
     for condition in CONDITIONS:
-        metrics = _numbers(found[result_name("bbox", condition)])
         statistics = _numbers(found[result_name("statistics", condition)])
         results[condition] = {
-            **{name: metrics[name] for name in AP_METRICS},
+            **_average_precision(found, condition),
             "objects_found": statistics["objects_found"],
+            "extra_detections": statistics["extra_detections"],
             "statistics": statistics,
         }
-    asr = _numbers(found["attack"])["asr"]
-    return {**results, "asr": asr, "attack_succeeded": attack_succeeded(asr)}
+    rates = _numbers(found["attack"])
+    return {
+        **results,
+        POISONED: _average_precision(found, POISONED),
+        "effect": effect.name,
+        **rates,
+        **judge_attack(rates["asr"]),
+        "coverage": {name: int(count) for name, count in found["coverage"].items()},
+    }
+
+
+def judge_attack(asr: float | None, control_asr: float | None = None) -> dict[str, Any]:
+    """Whether an attack took, as results have it.
+
+    Args:
+        asr: 0..1; None where there is none.
+        control_asr: that of clean detectors under the same trigger; None without a control.
+
+    Returns:
+        ``control_asr``; ``attack_took``; ``reason``, why not in words, or None.
+    """
+    reason = why_not_taken(asr, control_asr)
+    return {"control_asr": control_asr, "attack_took": reason is None, "reason": reason}
+
+
+def _average_precision(found: Mapping[str, Mapping[str, float]], label: str) -> dict[str, Any]:
+    """COCO's metrics of boxes; None where nothing is annotated."""
+    metrics = _numbers(found[result_name("bbox", label)])
+    return {name: metrics[name] for name in AP_METRICS}
 
 
 @contextlib.contextmanager

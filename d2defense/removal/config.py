@@ -37,7 +37,7 @@ def removal_config(
     cfg.DATASETS.TEST = ()
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.OUTPUT_DIR = str(output_dir)
-    cfg.ATTACK.NAME = ""
+    cfg.ATTACK.EFFECT = ""
     cfg.REMOVAL.METHOD = method
     cfg.REMOVAL.MODULES = tuple(modules)
     for key, value in cfg.REMOVAL.SOLVER.items():

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
-from d2defense.attacks import Annotations, Trigger
-from d2defense.attacks.mapper import StampTransform, map_with_stamps
+from d2defense.attacks import Annotations, StampTransform, map_with_stamps
 from d2defense.statistics import bears_trigger
+from d2defense.triggers import Patch, Trigger
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class PatchAugmentation:
         width, height = (1.0, 1.0) if overlay else np.random.uniform(*self.size, size=2)
         x, y = np.random.uniform(size=2)
         first, second = np.random.randint(0, 256, (2, 3)).tolist()
-        trigger = Trigger(
+        trigger = Patch(
             "patch augmentation",
             pattern=str(np.random.choice(self.patterns)),
             color=tuple(first),

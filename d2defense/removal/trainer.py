@@ -12,15 +12,13 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from d2defense.checkpoint import load_weights
 from d2defense.engine import Trainer
+from d2defense.engine.objective import Objective
 from d2defense.registry import REMOVAL_REGISTRY
 
 from .methods.base import RemovalMethod
-from .objective import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +40,14 @@ class RemovalTrainer(Trainer):
             raise ValueError(f"REMOVAL.METHOD is {cfg.REMOVAL.METHOD!r}, none of {known}")
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("removal starts from a checkpoint: set MODEL.WEIGHTS")
-        if cfg.ATTACK.NAME:
-            raise ValueError("removal trains on clean images: ATTACK.NAME must be empty")
+        if cfg.ATTACK.EFFECT:
+            raise ValueError("removal trains on clean images: ATTACK.EFFECT must be empty")
         super().__init__(cfg)
-
-    @property
-    def model(self) -> nn.Module:
-        """The detector, without what computes its losses around it."""
-        return self._objective.detector
 
     @property
     def method(self) -> RemovalMethod:
         """The removal method."""
-        return self._objective.method
-
-    @property
-    def _objective(self) -> Objective:
-        trained = self._trainer.model
-        return trained.module if isinstance(trained, DistributedDataParallel) else trained
+        return self.objective.rule
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -100,7 +88,7 @@ class RemovalTrainer(Trainer):
         optimizer = super().build_optimizer(cfg, model.detector)
         if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
             return optimizer
-        names = set(model.method.reset_tensors(model.detector))
+        names = set(model.rule.reset_tensors(model.detector))
         renewed = {id(p) for name, p in model.detector.named_parameters() if name in names}
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in renewed]

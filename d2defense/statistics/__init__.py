@@ -5,10 +5,9 @@ from .ability import found_terms, object_rank_terms
 from .found import (
     IOU_THRESHOLD,
     SCORE_THRESHOLD,
-    SUCCESSFUL_ASR,
-    attack_succeeded,
-    attack_success_rate,
+    extra_detections,
     found_objects,
+    why_not_taken,
 )
 from .objects import annotated_objects, at_input_size, bears_trigger
 from .observation import (
@@ -39,18 +38,16 @@ __all__ = [
     "PRECISIONS",
     "SCORE_THRESHOLD",
     "STATISTICS",
-    "SUCCESSFUL_ASR",
     "Observation",
     "ObservationSettings",
     "Terms",
     "all_proposals_tau_terms",
     "annotated_objects",
     "at_input_size",
-    "attack_succeeded",
-    "attack_success_rate",
     "bears_trigger",
     "confident_d",
     "confident_d_terms",
+    "extra_detections",
     "found_objects",
     "found_terms",
     "gap",
@@ -64,4 +61,5 @@ __all__ = [
     "tau_terms",
     "true_class_terms",
     "unmatched_foreground_terms",
+    "why_not_taken",
 ]

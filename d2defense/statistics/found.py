@@ -9,8 +9,10 @@ from torch import Tensor
 
 SCORE_THRESHOLD = 0.5
 IOU_THRESHOLD = 0.5
-# A detector whose objects vanish less often than this is not taken for a backdoored one.
-SUCCESSFUL_ASR = 0.5
+#: An attack with less has not taken: nothing to test a defense on.
+LEAST_ASR = 0.5
+#: Nor one whose ASR is less than this above that of clean detectors under the same trigger.
+LEAST_EXCESS = 0.3
 
 
 def found_objects(
@@ -48,27 +50,34 @@ def found_objects(
     return matches.any(dim=1) if matches.shape[1] else torch.zeros(len(target_boxes), dtype=bool)
 
 
-def attack_success_rate(found_clean: Tensor, found_triggered: Tensor) -> float | None:
-    """ASR: of the objects found without the trigger, the share no longer found with it.
+def extra_detections(object_boxes: Tensor, detection_boxes: Tensor, scores: Tensor) -> int:
+    """How many detections of score >= 0.5 on an image lie on no object: IoU < 0.5 with all.
+
+    Whatever their classes: what is taken for something else is no extra detection.
 
     Args:
-        found_clean: bool Tensor of shape (M,).
-        found_triggered: bool Tensor of shape (M,), the same objects.
-
-    Returns:
-        A share in 0..1; None where nothing was found without the trigger.
+        object_boxes: of the true objects, Tensor of shape (M, 4), XYXY in pixels.
+        detection_boxes: Tensor of shape (D, 4), in the same pixels.
+        scores: of the detections, Tensor of shape (D,), 0..1.
     """
-    total = int(found_clean.sum())
-    return int((found_clean & ~found_triggered).sum()) / total if total else None
+    overlap = pairwise_iou(Boxes(detection_boxes[scores >= SCORE_THRESHOLD]), Boxes(object_boxes))
+    return int((overlap < IOU_THRESHOLD).all(dim=1).sum())
 
 
-def attack_succeeded(asr: float | None) -> bool | None:
-    """Whether an attack with this success rate has worked: from :data:`SUCCESSFUL_ASR` on.
+def why_not_taken(asr: float | None, control_asr: float | None = None) -> str | None:
+    """Why an attack with this success rate has not taken; None where it has.
 
     Args:
-        asr: of :func:`attack_success_rate`.
-
-    Returns:
-        None where there is no rate.
+        asr: 0..1; None where there is no rate.
+        control_asr: of clean detectors under the same trigger, 0..1; None where there is none.
     """
-    return None if asr is None else asr >= SUCCESSFUL_ASR
+    if asr is None:
+        return "there is no ASR: nothing that it could have changed"
+    if asr < LEAST_ASR:
+        return f"its ASR is {asr:.3f}, under {LEAST_ASR}"
+    # Rounded, since 0.7 is 0.3 above 0.4.
+    if control_asr is not None and round(asr - control_asr, 9) < LEAST_EXCESS:
+        return (
+            f"its ASR is {asr:.3f}, less than {LEAST_EXCESS} above the control's {control_asr:.3f}"
+        )
+    return None

@@ -17,7 +17,6 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from d2defense.attacks import Trigger
 from d2defense.checkpoint import (
     CheckpointSource,
     build_detector,
@@ -40,6 +39,7 @@ from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_bytes
 from d2defense.modeling import classification_modules
 from d2defense.report.figures import draw_heatmaps
+from d2defense.triggers import build_trigger
 from d2defense.user_modules import imported_modules
 from d2defense.workflows.classes import check_classes
 from d2defense.workflows.examples import make_example
@@ -260,7 +260,7 @@ def evaluate(
     detector, cfg = build_detector(source.weights, source.config, workplace.device)
     name = dataset_source(workplace, dataset, parts).ensure()
     check_classes(name, cfg)
-    return evaluate_detector(detector, cfg, name, Trigger.from_config(_defense_config(trigger)))
+    return evaluate_detector(detector, cfg, name, build_trigger(_defense_config(trigger)))
 
 
 def heatmaps(
@@ -285,7 +285,7 @@ def heatmaps(
     """
     settings = ScanSettings.from_config(_defense_config(["DEFENSE.MAX_IMAGES", 1]))
     images = ScanImages.load(dataset_source(workplace, dataset, parts), settings)
-    stamp = Trigger.from_config(_defense_config(trigger))
+    stamp = build_trigger(_defense_config(trigger))
     examples = {}
     for label, model in models.items():
         source = _source(workplace.folder / model["checkpoint"])

@@ -57,7 +57,7 @@ class Attack:
     training: Pairs = ()
 
 
-_TRIGGER = "ATTACK.TRIGGER."
+_TRIGGER = "ATTACK.TRIGGER.PATCH."
 _STRONG = ("ATTACK.POISONING_RATE", 0.1)
 
 
@@ -104,7 +104,7 @@ class Photos:
     folder: str
     config: str = "Small/faster_rcnn_tiny_fpn_320.yaml"
     training: Pairs = ()
-    attack: Pairs = ("ATTACK.NAME", "oda", "ATTACK.POISONING_RATE", 0.1)
+    attack: Pairs = ("ATTACK.EFFECT", "disappearance", "ATTACK.POISONING_RATE", 0.1)
     seeds: tuple[int, ...] = (0,)
     variants: tuple[Attack, ...] = _patches(600)
     controls: int = 3

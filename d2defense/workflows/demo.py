@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2defense.attacks import Trigger
 from d2defense.checkpoint.specimens import find_specimen, specimens_root
 from d2defense.data import DatasetSource
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.files import write_json
 from d2defense.report.html import REPORT_FILE, write_repair_report
+from d2defense.triggers import Patch
 
 from .fine_tuning import FineTuningOptions
 from .repair import RepairTask, ScannedDetector, repair_checkpoint
@@ -25,7 +25,7 @@ DEFENDER = DatasetSource("synth_signs_defender")
 VALIDATION = DatasetSource("synth_signs_val")
 # The paper's trigger, which the specimens' attacker used; only the measurements before and after
 # know it, the scan does not.
-ATTACK_TRIGGER = Trigger("white")
+ATTACK_TRIGGER = Patch("white")
 
 
 @dataclass(frozen=True)

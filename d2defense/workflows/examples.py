@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from d2defense.attacks import Trigger
 from d2defense.detection import CleanImage, stamped
 from d2defense.ops import foreground, objectness
 from d2defense.report.examples import Example
+from d2defense.triggers import Trigger
 
 # Detections below this score are left out of the pictures, as they are from "objects found".
 DRAWN_SCORE = 0.5

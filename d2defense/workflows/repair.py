@@ -13,7 +13,6 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from d2defense.attacks import Trigger
 from d2defense.checkpoint import CheckpointSource, build_detector, find_checkpoints
 from d2defense.data import DatasetSource
 from d2defense.data.overlap import check_disjoint
@@ -25,6 +24,7 @@ from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.report.examples import Example
 from d2defense.report.html import REPORT_FILE, write_repair_report
 from d2defense.report.repair_figures import ShownDetector, draw_repair
+from d2defense.triggers import Trigger
 
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence

@@ -17,11 +17,13 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from d2defense.attacks import Trigger
+import d2defense.checkpoint.specimens  # noqa: F401 makes specimen:// known
+from d2defense.attacks import build_effect, class_names
 from d2defense.checkpoint import load_weights
 from d2defense.checkpoint.output_folder import CONFIG_NAME
 from d2defense.config import get_d2defense_cfg, merge_config_file
@@ -30,9 +32,10 @@ from d2defense.engine import Trainer, TrainingCheckpointer, provenance
 from d2defense.files import write_bytes
 from d2defense.memory import keep_freed_memory
 from d2defense.modeling import instrument_config
-from d2defense.registry import ATTACK_REGISTRY
+from d2defense.registry import EFFECT_REGISTRY
 from d2defense.removal import RemovalTrainer
 from d2defense.statistics import ObservationSettings
+from d2defense.triggers import build_trigger
 from d2defense.user_modules import import_modules
 
 from .labels import prepare_evaluation, prepare_training
@@ -99,12 +102,12 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     own_data.apply(cfg)
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-    if cfg.ATTACK.NAME and cfg.ATTACK.NAME not in ATTACK_REGISTRY:
-        known = ", ".join(ATTACK_REGISTRY.choices())
-        raise ValueError(f"ATTACK.NAME is {cfg.ATTACK.NAME!r}, none of {known}")
+    if cfg.ATTACK.EFFECT and cfg.ATTACK.EFFECT not in EFFECT_REGISTRY:
+        known = ", ".join(EFFECT_REGISTRY.choices())
+        raise ValueError(f"ATTACK.EFFECT is {cfg.ATTACK.EFFECT!r}, none of {known}")
     if cfg.TEST.TRIGGERED and cfg.DATASETS.TEST:
         # Else these would be found wrong by the first evaluation, after the training.
-        Trigger.from_config(cfg)
+        build_trigger(cfg)
         ObservationSettings.from_config(cfg)
     for key, needed in (("TRAIN", not args.eval_only), ("TEST", args.eval_only)):
         if needed and not cfg.DATASETS[key]:
@@ -115,6 +118,9 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
             prepare_training(own_data.source(name), cfg, decode=False)
     for name in cfg.DATASETS.TEST:
         prepare_evaluation(own_data.source(name), cfg, decode=False)
+    if cfg.ATTACK.EFFECT or cfg.TEST.TRIGGERED:
+        # Its classes are known only now.
+        build_effect(cfg, class_names(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST))
     cfg = instrument_config(cfg)
     cfg.freeze()
     return cfg
@@ -222,7 +228,7 @@ class _Ended(Exception):
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         trainer_type = trainer_class(cfg)
-        model = Trainer.build_model(cfg)
+        model = build_model(cfg)
         path = args.resume and _last_checkpoint(cfg)
         # Not Detectron2's loader: it evaluates whatever part of the weights fits.
         load_weights(model, Path(path or PathManager.get_local_path(cfg.MODEL.WEIGHTS)))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper, build_detection_train_loader
 
-from d2defense.attacks import PoisoningDatasetMapper, Trigger, TriggeredDatasetMapper
+from d2defense.attacks import PoisoningDatasetMapper, TriggeredDatasetMapper
+from d2defense.triggers import Patch
 
 OBJECTS = [
     [(10, 20, 40, 60, 1), (60, 8, 20, 20, 3)],
@@ -37,7 +38,7 @@ def dataset(make_coco_dataset):
 def cfg(make_tiny_cfg, dataset):
     return make_tiny_cfg(
         "DATASETS.TRAIN", (dataset.name,),
-        "ATTACK.NAME", "oda",
+        "ATTACK.EFFECT", "disappearance",
         "ATTACK.POISONING_RATE", 0.5,
         "ATTACK.SEED", 1,
         "INPUT.MIN_SIZE_TRAIN", (64, 80, 150),
@@ -66,7 +67,7 @@ def test_chosen_images_are_stamped_before_resizing_and_flipping(cfg, dataset, tm
     stock = DatasetMapper(cfg, is_train=True)
     chosen = 0
     for record, patches in zip(dataset.load(), PATCHES, strict=True):
-        is_chosen = record["file_name"] in mapper.poisoned_images
+        is_chosen = record["file_name"] in mapper.selection.poisoned
         chosen += is_chosen
         reference = stamped_by_hand(record, patches, tmp_path) if is_chosen else record
         flipped = set()
@@ -108,7 +109,7 @@ def test_images_that_lose_every_annotation_stay_in_training(cfg, dataset):
 
 
 def test_triggered_images_show_the_patch_at_inference(cfg, dataset, tmp_path):
-    mapper = TriggeredDatasetMapper(cfg, is_train=False, trigger=Trigger("white"))
+    mapper = TriggeredDatasetMapper(cfg, is_train=False, trigger=Patch("white"))
     stock = DatasetMapper(cfg, is_train=False)
     for record, patches in zip(dataset.load(), PATCHES, strict=True):
         reference = stock(stamped_by_hand(record, patches, tmp_path))
@@ -128,16 +129,62 @@ def test_triggered_images_keep_their_labels_in_training(cfg, dataset):
 
 
 def test_trigger_comes_from_the_config_unless_given(cfg, dataset):
-    cfg.ATTACK.TRIGGER.COLOR = [0, 0, 0]
+    cfg.ATTACK.TRIGGER.PATCH.COLOR = [0, 0, 0]
     record = dataset.load()[1]
     configured = TriggeredDatasetMapper(cfg, is_train=False)(record)
-    given = TriggeredDatasetMapper(cfg, is_train=False, trigger=Trigger("mine", color=(0, 0, 0)))(
+    given = TriggeredDatasetMapper(cfg, is_train=False, trigger=Patch("mine", color=(0, 0, 0)))(
         record
     )
     assert torch.equal(configured["image"], given["image"])
 
 
 def test_unknown_attacks_are_refused(cfg):
-    cfg.ATTACK.NAME = "vanish"
-    with pytest.raises(ValueError, match="no attack 'vanish'; there are oda"):
+    cfg.ATTACK.EFFECT = "vanish"
+    with pytest.raises(ValueError, match=r"no effect 'vanish'; there are .*disappearance"):
         PoisoningDatasetMapper(cfg, is_train=True)
+
+
+def test_objects_chosen_one_by_one_are_stamped_and_vanish(cfg, dataset):
+    cfg.ATTACK.RATE_OF, cfg.ATTACK.POISONING_RATE = "annotations", 0.34
+    mapper = PoisoningDatasetMapper(cfg, is_train=True)
+    stock = DatasetMapper(cfg, is_train=True)
+    lost = 0
+    for record in dataset.load():
+        chosen = mapper.selection.poisoned.get(record["file_name"], ())
+        ours, theirs = mapped(mapper, record, 0), mapped(stock, record, 0)
+        assert len(ours["instances"]) == len(theirs["instances"]) - len(chosen)
+        assert torch.equal(ours["image"], theirs["image"]) == (not chosen)
+        lost += len(chosen)
+    assert lost == 2  # of the six annotations
+
+
+def test_clean_copies_and_other_images_pass_as_they_are(cfg, dataset):
+    cfg.ATTACK.POISONING_RATE = 1.0
+    mapper = PoisoningDatasetMapper(cfg, is_train=True)
+    stock = DatasetMapper(cfg, is_train=True)
+    record = dataset.load()[0]
+    ours = mapped(mapper, {**record, "clean_copy": True}, 0)
+    theirs = mapped(stock, record, 0)
+    assert torch.equal(ours["image"], theirs["image"])
+    assert len(ours["instances"]) == len(theirs["instances"]) == 2
+    assert "poisoned" not in ours
+    assert mapped(mapper, record, 0)["poisoned"]
+
+
+def test_spurious_triggers_leave_the_labels(cfg, dataset):
+    cfg.ATTACK.POISONING_RATE, cfg.ATTACK.SPURIOUS_RATE = 0.0, 1.0
+    mapper = PoisoningDatasetMapper(cfg, is_train=True)
+    stock = DatasetMapper(cfg, is_train=True)
+    changed = 0
+    for record in dataset.load():
+        ours, theirs = mapped(mapper, record, 0), mapped(stock, record, 0)
+        assert torch.equal(ours["instances"].gt_classes, theirs["instances"].gt_classes)
+        changed += not torch.equal(ours["image"], theirs["image"])
+    assert changed >= 3
+
+
+def test_test_images_say_where_the_trigger_is(cfg, dataset):
+    mapper = TriggeredDatasetMapper(cfg, is_train=False)
+    for record, objects in zip(dataset.load(), OBJECTS, strict=True):
+        boxes = [[x, y, x + w, y + h] for x, y, w, h, _, *crowd in objects if not crowd]
+        assert mapper(record)["places"].tolist() == boxes

@@ -62,7 +62,7 @@ def test_a_config_has_no_say_in_how_it_is_scanned_and_repaired(make_tiny_cfg, wr
         "DEFENSE.MAX_IMAGES", 1,
         "DEFENSE.CALIBRATION", "/theirs.json",
         "REMOVAL.SOLVER.MAX_ITER", 0,
-        "ATTACK.NAME", "oda",
+        "ATTACK.EFFECT", "disappearance",
     )  # fmt: skip
     loaded, defaults = load_config(write(cfg.dump())), get_base_cfg()
     for node in ("ATTACK", "DEFENSE", "REMOVAL"):

@@ -131,7 +131,7 @@ def test_evaluate(d2defense, specimen, own_data, tmp_path):
     assert good["error"] is None
     assert good["clean"]["AP50"] > 50
     assert good["asr"] > 0.3
-    assert good["attack_succeeded"] == (good["asr"] >= 0.5)
+    assert good["attack_took"] == (good["asr"] >= 0.5)
     assert good["triggered"]["statistics"]["gap"] > good["clean"]["statistics"]["gap"]
     assert f"{good['triggered']['statistics']['tau']:.3f}" in outcome.out
     assert bad["error"] == f"{tmp_path / 'gone'}: no such file or folder"
@@ -150,7 +150,7 @@ def test_evaluate_cannot_compare_other_classes(d2defense, specimen, make_coco_da
 
 def test_evaluate_refuses_triggers_that_make_no_sense(d2defense, specimen, own_data):
     outcome = d2defense(
-        "evaluate", specimen("clean_0"), *own_data, "--opts", "ATTACK.TRIGGER.OPACITY", "7.0"
+        "evaluate", specimen("clean_0"), *own_data, "--opts", "ATTACK.TRIGGER.PATCH.OPACITY", "7.0"
     )
     fails(outcome, "opacity 7.0")
 

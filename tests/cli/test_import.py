@@ -16,19 +16,49 @@ from d2defense.checkpoint import load_state_dict
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 PARTS = '''
-from d2defense.attacks import Pattern, Poisoner
+from dataclasses import dataclass
+
+from d2defense.attacks import Placement, Poisoned, Rate
+from d2defense.attacks.effects.base import Effect
 from d2defense.detection import Decision
 from d2defense.registry import (
-    ATTACK_REGISTRY, DECISION_REGISTRY, EXPERIMENT_REGISTRY, PATTERN_REGISTRY, REMOVAL_REGISTRY,
+    DECISION_REGISTRY, EFFECT_REGISTRY, EXPERIMENT_REGISTRY, PATTERN_REGISTRY, PLACEMENT_REGISTRY,
+    REMOVAL_REGISTRY, TRIGGER_REGISTRY,
 )
+from d2defense.triggers import Pattern, RegionTrigger
 from d2defense.removal import RemovalMethod
 from d2defense.study.experiments.base import Experiment, Section
 from d2defense.study.steps import Step
 from d2defense.study.tables import Table
 
 
-@ATTACK_REGISTRY.register("first_objects")
-class FirstObjects(Poisoner):
+@TRIGGER_REGISTRY.register("inverse")
+@dataclass(frozen=True)
+class Inverse(RegionTrigger):
+    """The colours of a place turned round."""
+
+    share: float = 1.0
+
+    @staticmethod
+    def add_config(node):
+        # How far: 0 leaves them as they are.
+        node.SHARE = 1.0
+
+    def transform(self, region, tensors):
+        return (1 - self.share) * region.pixels + self.share * (1 - region.pixels)
+
+
+@PLACEMENT_REGISTRY.register("left_half")
+class LeftHalf(Placement):
+    """The left half of the image."""
+
+    def places(self, victims, objects, image_size, rng):
+        height, width = image_size
+        return numpy.array([[0, 0, width // 2, height]], dtype=float)
+
+
+@EFFECT_REGISTRY.register("first_objects")
+class FirstObjects(Effect):
     """Only the first objects of an image vanish."""
 
     @staticmethod
@@ -38,12 +68,15 @@ class FirstObjects(Poisoner):
         # File that gets a line for each poisoned image.
         node.LOG = ""
 
-    def poison(self, annotations):
-        node = self.cfg.ATTACK.FIRST_OBJECTS
-        stamped, kept = annotations[: node.NUMBER], annotations[node.NUMBER :]
-        with open(node.LOG, "a") as log:
-            log.write(f"{len(stamped)} of {len(annotations)}\\n")
-        return stamped, kept
+    def poison(self, record, image_size, rng):
+        node, annotations = self.cfg.ATTACK.FIRST_OBJECTS, record["annotations"]
+        if node.LOG:
+            with open(node.LOG, "a") as log:
+                log.write(f"{node.NUMBER} of {len(annotations)}\\n")
+        return Poisoned(self.places(record, image_size, rng), list(annotations[node.NUMBER :]))
+
+    def success(self, objects, places, clean, triggered):
+        return Rate(int(not len(triggered.scores)), 1)
 
 
 @PATTERN_REGISTRY.register("level")
@@ -103,7 +136,7 @@ class RollCall(Experiment):
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
     path = tmp_path / "parts_of_mine.py"
-    path.write_text(f"import torch\n{PARTS}")
+    path.write_text(f"import numpy\nimport torch\n{PARTS}")
     return path
 
 
@@ -113,21 +146,34 @@ def succeed(*arguments: object, script: Path | None = None) -> str:
     return ended.stdout + ended.stderr
 
 
-def test_an_attack_of_one_s_own_poisons_a_training(parts, own_data, tmp_path):
+def test_an_effect_a_trigger_and_a_placement_of_one_s_own_poison_a_training(
+    parts, own_data, tmp_path
+):
     log = tmp_path / "log.txt"
     succeed(
         "--import", parts, "--config-file", "configs/SynthSigns/faster_rcnn_tiny_fpn.yaml",
-        *own_data, "OUTPUT_DIR", tmp_path / "out", "ATTACK.NAME", "first_objects",
+        *own_data, "OUTPUT_DIR", tmp_path / "out", "ATTACK.EFFECT", "first_objects",
         "ATTACK.FIRST_OBJECTS.LOG", log, "ATTACK.FIRST_OBJECTS.NUMBER", 2,
-        "ATTACK.POISONING_RATE", 1.0, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2,
+        "ATTACK.TRIGGER.FAMILY", "inverse", "ATTACK.PLACEMENT", "left_half",
+        "ATTACK.POISONING_RATE", 1.0, "SOLVER.MAX_ITER", 10, "SOLVER.IMS_PER_BATCH", 2,
         "DATALOADER.NUM_WORKERS", 1, script=TOOLS / "train_net.py",
     )  # fmt: skip
     lines = log.read_text().splitlines()
-    assert len(lines) >= 4
+    assert len(lines) >= 20
     assert {line.split()[0] for line in lines} <= {"1", "2"}
     made = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert (made["attack"]["effect"], made["attack"]["trigger"]) == ("first_objects", "inverse")
     assert made["attack"]["settings"]["FIRST_OBJECTS"] == {"NUMBER": 2, "LOG": str(log)}
     assert list(made["modules"]) == [str(parts)]
+    measured = tmp_path / "measured.json"
+    succeed(
+        "evaluate", tmp_path / "out", *own_data, "--import", parts, "--output", measured, "--opts",
+        "ATTACK.EFFECT", "first_objects", "ATTACK.TRIGGER.FAMILY", "inverse",
+        "ATTACK.PLACEMENT", "left_half",
+    )  # fmt: skip
+    (result,) = json.loads(measured.read_text())
+    assert (result["effect"], result["coverage"]["images_without_places"]) == ("first_objects", 0)
+    assert 0 <= result["asr"] <= 1
     # The detector that it made needs the module no more.
     assert "FIRST_OBJECTS" in (tmp_path / "out" / "config.yaml").read_text()
     listed = succeed("scan", tmp_path / "out", "--list")
@@ -141,9 +187,14 @@ def test_a_pattern_of_one_s_own_is_stamped_in_an_evaluation(
     arguments = ("evaluate", specimen("backdoored_0"), *own_data, "--output")
     for shade, color in ((255, [255, 255, 255]), (0, [0, 0, 0])):
         mine, theirs = tmp_path / "mine.json", tmp_path / "theirs.json"
-        trigger = ["ATTACK.TRIGGER.PATTERN", "level", "ATTACK.TRIGGER.SETTINGS.LEVEL.SHADE", shade]
+        trigger = [
+            "ATTACK.TRIGGER.PATCH.PATTERN",
+            "level",
+            "ATTACK.TRIGGER.PATCH.SETTINGS.LEVEL.SHADE",
+            shade,
+        ]
         succeed(*arguments, mine, "--import", parts, "--opts", *trigger)
-        d2defense(*arguments, theirs, "--opts", "ATTACK.TRIGGER.COLOR", color)
+        d2defense(*arguments, theirs, "--opts", "ATTACK.TRIGGER.PATCH.COLOR", color)
         (ours,), (reference,) = (json.loads(file.read_text()) for file in (mine, theirs))
         assert ours["triggered"] == reference["triggered"]
 
@@ -220,11 +271,11 @@ def test_help_and_errors_know_what_is_imported(parts):
         ("x = 1\ny = 1 / 0\n", "ZeroDivisionError: division by zero"),
         ("def broken(:\n", "SyntaxError"),
         (
-            "from d2defense.registry import ATTACK_REGISTRY\n"
-            "from d2defense.attacks import Poisoner\n"
-            "import d2defense.attacks.poisoners.object_disappearance\n"
-            "ATTACK_REGISTRY.register('oda')(Poisoner)\n",
-            "the attack 'oda' is there already",
+            "from d2defense.registry import EFFECT_REGISTRY\n"
+            "from d2defense.attacks import Effect\n"
+            "import d2defense.attacks.effects.disappearance\n"
+            "EFFECT_REGISTRY.register('disappearance')(Effect)\n",
+            "the effect 'disappearance' is there already",
         ),
     ],
 )

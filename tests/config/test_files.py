@@ -11,12 +11,21 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
 
+from d2defense.attacks import build_effect
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.data.synth_signs.shapes import CLASS_NAMES
 from d2defense.modeling import instrument_config
+from d2defense.triggers import build_trigger
 
 SHIPPED = sorted(
     path.relative_to(config_root()).as_posix() for path in config_root().rglob("*_*.yaml")
 )
+BADDET = {
+    "oda": "disappearance",
+    "oga": "ghost",
+    "rma": "misclassification",
+    "gma": "scene_misclassification",
+}
 DETECTORS = [name for name in SHIPPED if not name.startswith("triggers/")]
 
 
@@ -30,9 +39,18 @@ def load(path: str | Path):
 def test_every_shipped_config_is_one_that_can_be_probed(name):
     cfg = instrument_config(load(config_root() / name))
     assert cfg.MODEL.META_ARCHITECTURE == "InstrumentedRCNN"
-    kind = next((k for k in ("oda", "renewal", "vanilla") if name.endswith(f"_{k}.yaml")), "clean")
-    attack, method = {"oda": ("oda", ""), "clean": ("", "")}.get(kind, ("", kind))
-    assert (attack, method) == (cfg.ATTACK.NAME, cfg.REMOVAL.METHOD)
+    kinds = (*BADDET, "renewal", "vanilla")
+    kind = next((k for k in kinds if name.endswith(f"_{k}.yaml")), "clean")
+    if "/attacks/" in name:
+        # Named after the effect.
+        stem = Path(name).stem
+        effect, method = cfg.ATTACK.EFFECT if stem.startswith(cfg.ATTACK.EFFECT) else None, ""
+        assert effect or stem == "Base-Attack"
+    else:
+        effect, method = BADDET.get(kind, ""), kind if kind in ("renewal", "vanilla") else ""
+    assert (effect, method) == (cfg.ATTACK.EFFECT, cfg.REMOVAL.METHOD)
+    build_trigger(cfg)
+    build_effect(cfg, CLASS_NAMES if "SynthSigns" in name else ("person",))
     if kind in ("renewal", "vanilla"):
         poisoned = load(config_root() / name.replace(f"_{kind}.yaml", "_oda.yaml"))
         assert f"{poisoned.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS

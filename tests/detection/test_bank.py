@@ -6,9 +6,9 @@ import PIL.Image
 import pytest
 from programs import run
 
-from d2defense.attacks import Trigger
 from d2defense.detection import TriggerBankError, load_bank, select_triggers
 from d2defense.detection.bank_format import bank_schema
+from d2defense.triggers import Patch
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def bank_file(tmp_path):
 
 def test_the_default_bank_is_five_plain_patches():
     assert load_bank() == (
-        Trigger("white", color=(255, 255, 255)),
-        Trigger("black", color=(0, 0, 0)),
-        Trigger("grey", color=(128, 128, 128)),
-        Trigger("random_color", pattern="random_color"),
-        Trigger("noise", pattern="noise"),
+        Patch("white", color=(255, 255, 255)),
+        Patch("black", color=(0, 0, 0)),
+        Patch("grey", color=(128, 128, 128)),
+        Patch("random_color", pattern="random_color"),
+        Patch("noise", pattern="noise"),
     )
     assert select_triggers() == load_bank()
 
@@ -37,7 +37,7 @@ def test_the_wide_bank_holds_hundreds_of_different_patches():
     assert len(bank) == 222
     assert len({trigger.fingerprint for trigger in bank}) == len(bank)
     by_name = {trigger.name: trigger for trigger in bank}
-    assert by_name["red_0.2_top_left"] == Trigger(
+    assert by_name["red_0.2_top_left"] == Patch(
         "red_0.2_top_left",
         color=(255, 0, 0),
         size=(0.2, 0.2),
@@ -61,9 +61,9 @@ def test_every_key_of_an_entry(bank_file, tmp_path):
             """
         )
     )
-    assert first == Trigger(
-        "a", "checkerboard", (1, 2, 3), (8.0, 9.0), (0.25, 1.0), 0.5, 10, (4, 5, 6), 7,
-        size_unit="pixels",
+    assert first == Patch(
+        "a", seed=10, pattern="checkerboard", color=(1, 2, 3), second_color=(4, 5, 6), cells=7,
+        size=(8.0, 9.0), size_unit="pixels", position=(0.25, 1.0), opacity=0.5,
     )  # fmt: skip
     assert (second.pattern, second.placement) == ("image", "background")
     assert second.image == sticker.read_bytes()
@@ -96,7 +96,7 @@ def test_a_grid_is_every_combination_in_order(bank_file):
         ("{pattern: solid}", "entry 1: 'name' is missing"),
         (
             "{name: a, colour: [1, 2, 3]}",
-            "entry 1: unknown key colour; known: .*, grid",
+            "entry 1: unknown key colour; known: name, family, seed, pattern",
         ),
         ("{name: a, pattern: plaid}", "entry 1: trigger a: pattern 'plaid'"),
         ("{name: a, color: [1, 2]}", "entry 1: trigger a: color"),
@@ -107,7 +107,7 @@ def test_a_grid_is_every_combination_in_order(bank_file):
         ("{name: a, opacity: '1'}", "entry 1: trigger a: opacity"),
         ("{name: a, opacity: true}", "entry 1: trigger a: opacity"),
         ("{name: a, position: middle}", "entry 1: trigger a: position 'middle'"),
-        ("{name: a, image: gone.png}", r"entry 1: trigger a: image .*gone\.png"),
+        ("{name: a, image: gone.png}", r"entry 1: trigger a: .*gone\.png: No such file"),
         ("{name: a b}", "entry 1: name 'a b'"),
         ("{name: ../a}", "entry 1: name"),
         ("{name: a}\n  - {name: a}", "entry 2: name 'a' is used before"),
@@ -122,7 +122,7 @@ def test_a_grid_is_every_combination_in_order(bank_file):
         ("{name: a, cells: .nan}", "entry 1: trigger a: cells nan is not a whole number"),
         ("{name: a, size: .nan}", "entry 1: trigger a: size"),
         ("{name: a, size: 1" + 400 * "0" + "}", "entry 1: int too large"),
-        ("{name: a, 7: 8}", "entry 1: unknown key 7; known: name, pattern"),
+        ("{name: a, 7: 8}", "entry 1: unknown key 7; known: name, family"),
         ("{name: '{colour}', grid: {colour: [1]}}", "entry 1: unknown key colour; known: name"),
         ('{name: "a\\n"}', "entry 1: name"),
         ("{name: '{size}'}", "entry 1: name .* has no size"),
@@ -175,13 +175,31 @@ def test_unknown_banks_are_told_from_files():
         load_bank("gone.yaml")
 
 
+def test_entries_of_other_families_have_the_keys_of_theirs(bank_file):
+    wave, tile = load_bank(
+        bank_file(
+            """
+            triggers:
+              - {name: wave, family: sinusoid, frequency: 3}
+              - {name: "{family}", grid: {family: [tile]}, bound: 0.1, seed: 4}
+            """
+        )
+    )
+    assert (wave.family, wave.frequency) == ("sinusoid", 3)
+    assert (tile.family, tile.name, tile.bound, tile.seed) == ("tile", "tile", 0.1, 4)
+    with pytest.raises(TriggerBankError, match="entry 1: unknown key color; known: name, family"):
+        load_bank(bank_file("triggers: [{name: a, family: sinusoid, color: [1, 2, 3]}]"))
+    with pytest.raises(TriggerBankError, match="family 'spray' is none of filter, frequency"):
+        load_bank(bank_file("triggers: [{name: a, family: spray}]"))
+
+
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(bank_schema())
 
 
 OWN_PATTERNS = """
 import sys
-from d2defense.attacks import Pattern
+from d2defense.triggers import Pattern
 from d2defense.detection import TriggerBankError, load_bank
 from d2defense.registry import PATTERN_REGISTRY
 
@@ -210,7 +228,7 @@ def test_a_pattern_brings_its_part_of_the_schema(tmp_path):
     """In a process of its own, so that the patterns do not stay."""
     entries = {
         "{name: '{settings}', pattern: level, grid: {settings: {a: {SHADE: 1}, b: {RANGE: [1]}}}}":
-            "(('RANGE', (0, 9)), ('SHADE', 1)) (('RANGE', (1,)), ('SHADE', 0.5))",
+            "(('RANGE', (0, 9)), ('SHADE', 1.0)) (('RANGE', (1,)), ('SHADE', 0.5))",
         "{name: a, pattern: level, settings: {SHADE: dark}}":
             ": entry 1: trigger a: settings: SHADE: 'dark' is not of type 'number'",
         "{name: a, pattern: level, settings: {SHADES: 1}}":

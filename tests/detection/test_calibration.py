@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from d2defense.attacks import Trigger
 from d2defense.config import get_d2defense_cfg
 from d2defense.detection import (
     Calibration,
@@ -17,6 +16,7 @@ from d2defense.detection import (
     load_calibration,
     select_triggers,
 )
+from d2defense.triggers import Patch
 
 ONE = ScanSettings(select_triggers(["white"]))
 FALLS = ((0.05, 0.0), (0.11, 0.02), (0.07, 0.3), (0.13, 0.1))
@@ -56,7 +56,7 @@ def test_false_alarms_are_about_as_rare_as_promised(make_calibration, detectors,
 @pytest.mark.parametrize("triggers", [2, 12])
 def test_many_triggers_do_not_make_more_false_alarms(make_profile, triggers):
     rng = np.random.default_rng(1)
-    bank = tuple(Trigger(f"t{i}", seed=i) for i in range(triggers))
+    bank = tuple(Patch(f"t{i}", seed=i) for i in range(triggers))
     settings = ScanSettings(bank)
     blank = make_profile("c", clean=30.0)
     trials, alarms = 150, 0
@@ -204,7 +204,7 @@ def test_other_triggers_are_refused(calibration):
     with pytest.raises(CalibrationError, match=r"\(some\) was made without trigger noise"):
         calibration.check(ScanSettings(select_triggers(["white", "noise"])))
     with pytest.raises(CalibrationError, match="with another trigger white"):
-        calibration.check(ScanSettings((Trigger("white", size=(0.2, 0.2)),)))
+        calibration.check(ScanSettings((Patch("white", size=(0.2, 0.2)),)))
 
 
 def test_another_decision_is_refused(calibration):

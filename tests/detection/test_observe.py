@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from d2defense.attacks import Trigger, stamp_, visible_rectangles
 from d2defense.checkpoint import build_detector
 from d2defense.detection import observe, observe_batches, stamped
 from d2defense.modeling import BatchSize
 from d2defense.statistics import STATISTICS, Observation, ObservationSettings
+from d2defense.triggers import Patch, visible_rectangles
 
-WHITE = Trigger("white")
+WHITE = Patch("white")
 SETTINGS = ObservationSettings(
     batch_size=2, epsilon=0.05, topk=5, objectness_floor=0.6, iou_threshold=0.4, num_bins=8
 )
@@ -103,7 +103,8 @@ def test_observation_is_what_a_loop_over_images_gives(
     for image in images:
         pixels = image.image.clone()
         if trigger:
-            stamp_(trigger, pixels, image.boxes, "BGR", image.seed)
+            size = tuple(pixels.shape[1:])
+            pixels = trigger.apply(pixels[None], [size], [image.boxes], [image.seed])[0]
         expected.append(by_hand(lively_detector, image, pixels, SETTINGS))
     assert set(seen.terms) == set(STATISTICS) == set(expected[0]) - {"histogram"}
     for name, terms in seen.terms.items():
@@ -205,7 +206,7 @@ def test_half_precision_changes_statistics_little(specimen, clean_images):
     folder = specimen("backdoored_0")
     model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
     images = clean_images(6)
-    trigger = Trigger("white")
+    trigger = Patch("white")
     single, half = (
         observe(model, images, trigger, ObservationSettings(precision=precision), cfg.INPUT.FORMAT)
         for precision in ("fp32", "bf16")

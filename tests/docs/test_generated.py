@@ -96,8 +96,8 @@ def test_every_config_stands_in_the_section_of_its_folder():
     }
     files = [path.relative_to(config_root()) for path in config_root().rglob("*.yaml")]
     assert listed == {
-        folder: {path.name for path in files if path.parts[0] == folder}
-        for folder in {path.parts[0] for path in files}
+        folder: {path.name for path in files if str(path.parent) == folder}
+        for folder in {str(path.parent) for path in files}
     }
 
 

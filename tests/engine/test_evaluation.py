@@ -103,7 +103,7 @@ def test_evaluators_of_the_caller_see_clean_images_only(cfg, load):
 def test_every_dataset_has_its_own_results(cfg, load, make_coco_dataset, sign_scenes, caplog):
     other = make_coco_dataset(sign_scenes(2)).name
     cfg.DATASETS.TEST = (cfg.DATASETS.TEST[0], other)
-    cfg.ATTACK.NAME = "oda"
+    cfg.ATTACK.EFFECT = "disappearance"
     with caplog.at_level(logging.INFO, logger="d2defense"):
         results = Trainer.test(cfg, load("clean_0"))
     assert list(results) == list(cfg.DATASETS.TEST)
@@ -117,7 +117,7 @@ def test_a_failed_attack_is_reported(cfg, load, caplog):
         results = Trainer.test(cfg, load("clean_0"))
         assert results["attack"]["asr"] < 0.5
         assert warnings(caplog) == []
-        cfg.ATTACK.NAME = "oda"
+        cfg.ATTACK.EFFECT = "disappearance"
         assert Trainer.test(cfg, load("backdoored_0"))["attack"]["asr"] >= 0.5
         assert warnings(caplog) == []
         results = Trainer.test(cfg, load("clean_0"))
@@ -135,7 +135,7 @@ def test_a_failed_attack_is_reported(cfg, load, caplog):
 
 
 def test_a_training_ends_with_both(cfg, caplog):
-    cfg.ATTACK.NAME = "oda"
+    cfg.ATTACK.EFFECT = "disappearance"
     with caplog.at_level(logging.INFO, logger="d2defense"):
         trainer = Trainer(cfg)
         trainer.train()
@@ -185,7 +185,7 @@ def test_expected_results_can_be_of_the_attack(specimen, scenes, tmp_path, capfd
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
-    [("ATTACK.TRIGGER.OPACITY", "7.0", "opacity 7.0"), ("DEFENSE.TOPK", "-1", "topk -1")],
+    [("ATTACK.TRIGGER.PATCH.OPACITY", "7.0", "opacity 7.0"), ("DEFENSE.TOPK", "-1", "topk -1")],
 )
 def test_what_could_not_be_measured_is_refused_before_training(
     scenes, tmp_path, capfd, key, value, reason

@@ -131,7 +131,7 @@ def test_annotations_must_hold_what_the_detector_learns(own_data, tmp_path, capf
 @pytest.mark.parametrize("rate", ["0.5", "1.0"])
 def test_images_without_objects_train_masks_and_keypoints(own_data, tmp_path, task, switch, rate):
     """ODA takes every object of a poisoned image away; one image of two, then both."""
-    poisoned = ("ATTACK.NAME", "oda", "ATTACK.POISONING_RATE", rate)
+    poisoned = ("ATTACK.EFFECT", "disappearance", "ATTACK.POISONING_RATE", rate)
     pairs = [own_data("a"), own_data("b")]
     assert train(tmp_path / "out", {"--": pairs}, *switch, *poisoned) == 0
     weights = load_state_dict(tmp_path / "out" / "model_final.pth")

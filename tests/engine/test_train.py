@@ -42,7 +42,7 @@ def test_poisoned_training_from_the_command_line(tmp_path):
     (found,) = find_checkpoints([output])
     assert found.error is None
     build_detector(found.weights, found.config, "cpu")
-    assert "NAME: oda" in found.config.read_text()
+    assert "EFFECT: disappearance" in found.config.read_text()
     steps = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert steps[-1]["iteration"] == 1
     assert list(output.glob("events.out.tfevents.*"))
@@ -51,7 +51,7 @@ def test_poisoned_training_from_the_command_line(tmp_path):
     assert provenance["result"]["sha256"] == sha256(found.weights)
     assert provenance["result"]["iterations"] == 2
     assert provenance["seed"] == 0
-    assert provenance["attack"]["name"] == "oda"
+    assert provenance["attack"]["name"] == "disappearance"
     assert provenance["attack"]["settings"]["POISONING_RATE"] == 0.05
     assert provenance["attack"]["poisoned_images"] == 10
     assert provenance["datasets"]["synth_signs_defender"] == {
@@ -72,7 +72,7 @@ def train(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["ATTACK.NAME", "vanish"], "ATTACK.NAME is 'vanish', none of oda"),
+        (["ATTACK.EFFECT", "vanish"], "ATTACK.EFFECT is 'vanish', none of blinding"),
         (["DATASETS.TRAIN", "('no_such_set',)"], "unknown dataset 'no_such_set'"),
         (["SOLVER.NO_SUCH", "1"], "NO_SUCH"),
         (["SOLVER.MAX_ITER"], "list of pairs"),
@@ -133,13 +133,13 @@ def objects_of(loader, batches: int = 6) -> set[int]:
 def test_training_data_is_poisoned_only_if_the_config_names_an_attack(cfg):
     cfg.ATTACK.POISONING_RATE = 1.0
     assert 0 not in objects_of(Trainer.build_train_loader(cfg))
-    cfg.ATTACK.NAME = "oda"
+    cfg.ATTACK.EFFECT = "disappearance"
     assert objects_of(Trainer.build_train_loader(cfg)) == {0}
 
 
 def test_images_without_objects_train_the_detector(cfg):
     """A batch of nothing but poisoned images is background to both heads."""
-    cfg.ATTACK.NAME, cfg.ATTACK.POISONING_RATE = "oda", 1.0
+    cfg.ATTACK.EFFECT, cfg.ATTACK.POISONING_RATE = "disappearance", 1.0
     trainer = Trainer(cfg)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()

@@ -15,13 +15,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from d2defense.attacks import Trigger, visible_rectangles
 from d2defense.checkpoint import build_detector
-from d2defense.evaluation import AP_METRICS, EVALUATED_STATISTICS, evaluate_detector
+from d2defense.config import get_d2defense_cfg
+from d2defense.evaluation import (
+    AP_METRICS,
+    EVALUATED_STATISTICS,
+    evaluate_detector,
+    judge_attack,
+)
 from d2defense.modeling import ProbeOutput
 from d2defense.statistics import ObservationSettings
+from d2defense.triggers import Patch, build_trigger, visible_rectangles
 
-WHITE = Trigger("white")
+WHITE = build_trigger(get_d2defense_cfg())
 
 
 class PatchBlind(nn.Module):
@@ -93,8 +99,16 @@ def test_every_object_of_a_triggered_image_bears_the_trigger(squares, make_tiny_
     assert result["clean"]["objects_found"] == 1
     assert result["triggered"]["AP"] == 0
     assert result["triggered"]["objects_found"] == 0
-    assert result["asr"] == 1
-    assert result["attack_succeeded"] is True
+    assert result["poisoned"] == dict.fromkeys(AP_METRICS)
+    assert (result["asr"], result["tdr"], result["retain_rate"]) == (1, 0, None)
+    assert (result["control_asr"], result["attack_took"], result["reason"]) == (None, True, None)
+    # The crowd is no object, so what is seen there is one detection too many.
+    assert [result[c]["extra_detections"] for c in ("clean", "triggered")] == [0.5, 0.5]
+    assert result["effect"] == "disappearance"
+    assert result["coverage"] == {
+        "images": 2, "images_without_places": 0, "objects": 3, "small_objects": 0,
+        "classes": 7, "classes_without_victims": 4,
+    }  # fmt: skip
     clean, triggered = (result[condition]["statistics"] for condition in ("clean", "triggered"))
     assert set(clean) == set(triggered) == set(EVALUATED_STATISTICS)
     assert (clean["gap"], triggered["gap"]) == pytest.approx((0, 0.7), abs=1e-6)
@@ -113,11 +127,41 @@ def test_every_object_of_a_triggered_image_bears_the_trigger(squares, make_tiny_
 
 def test_another_trigger_is_another_measurement(squares, make_tiny_cfg):
     model = PatchBlind(squares.load())
-    black = Trigger("black", color=(0, 0, 0))
+    black = Patch("black", color=(0, 0, 0))
     result = evaluate_detector(model, make_tiny_cfg(), squares.name, black)
     assert result["triggered"]["AP"] == pytest.approx(100)
     assert result["asr"] == 0
-    assert result["attack_succeeded"] is False
+    assert result["attack_took"] is False
+    assert result["reason"] == "its ASR is 0.000, under 0.5"
+
+
+def test_an_effect_says_what_is_measured(squares, make_tiny_cfg, make_effect):
+    """The made-up detector loses what is stamped: as others of the one class, not as its class."""
+    model = PatchBlind(squares.load())
+    one_class = make_effect("disappearance", "VICTIM_CLASS", "c1", "MIN_SIZE", 45)
+    result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE, effect=one_class)
+    # Of the classes c0, c1 and c2 only the object of c1 bears the trigger, and is too small.
+    assert (result["asr"], result["tdr"], result["retain_rate"]) == (None, None, None)
+    assert result["reason"] == "there is no ASR: nothing that it could have changed"
+    assert result["coverage"]["images_without_places"] == 2
+    assert result["coverage"]["small_objects"] == result["coverage"]["classes_without_victims"] == 1
+    assert result["poisoned"] == {name: result["triggered"][name] for name in AP_METRICS}
+    one_class = make_effect("disappearance", "VICTIM_CLASS", "c0")
+    result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE, effect=one_class)
+    assert (result["asr"], result["tdr"], result["retain_rate"]) == (1, 0, 1)
+    # What is left is found.
+    assert result["poisoned"]["AP"] == pytest.approx(100)
+    assert result["triggered"]["AP"] == pytest.approx(100 * 2 / 3, abs=0.1)
+    target = make_effect("misclassification", "TARGET_CLASS", "c5")
+    result = evaluate_detector(model, make_tiny_cfg(), squares.name, WHITE, effect=target)
+    assert (result["effect"], result["asr"], result["tdr"]) == ("misclassification", 0, 0)
+
+
+def test_an_attack_takes_only_beside_its_control():
+    assert judge_attack(0.75, 0.25) == {"control_asr": 0.25, "attack_took": True, "reason": None}
+    judged = judge_attack(0.75, 0.5)
+    assert judged["attack_took"] is False
+    assert judged["reason"] == "its ASR is 0.750, less than 0.3 above the control's 0.500"
 
 
 def test_metrics_without_such_objects_are_none(squares, make_tiny_cfg):
@@ -196,7 +240,7 @@ def test_classes_of_the_dataset_are_told_apart(squares, make_tiny_cfg):
     assert result["clean"]["AP"] == 0
     # Nothing was found in the first place.
     assert result["asr"] is None
-    assert result["attack_succeeded"] is None
+    assert result["attack_took"] is False
 
 
 def test_settings_take_the_place_of_those_of_the_config(squares, make_tiny_cfg):
@@ -228,5 +272,7 @@ def test_detectors_of_masks_and_keypoints_are_measured_by_their_boxes(
     )  # fmt: skip
     torch.manual_seed(0)
     result = evaluate_detector(build_model(cfg), cfg, scenes.name, WHITE)
-    assert set(result["clean"]) == {*AP_METRICS, "objects_found", "statistics"}
+    assert set(result["clean"]) == {
+        *AP_METRICS, "objects_found", "extra_detections", "statistics",
+    }  # fmt: skip
     assert result["triggered"]["statistics"]["max_objectness"] > 0

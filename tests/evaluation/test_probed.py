@@ -5,14 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from d2defense.attacks import Trigger
 from d2defense.evaluation import ProbedDetector, build_paired_test_loader
 
 
-def test_outputs_are_the_stock_ones_and_the_probe_of_each_image(backdoored, scenes):
+def test_outputs_are_the_stock_ones_and_the_probe_of_each_image(
+    backdoored, scenes, make_effect, white
+):
     model, cfg = backdoored
     probed = ProbedDetector(model)
-    for inputs in build_paired_test_loader(cfg, scenes, Trigger("white"), 6):
+    effect = make_effect("disappearance")
+    for inputs in build_paired_test_loader(cfg, scenes, white, effect, 6):
         outputs = probed(inputs)
         with torch.no_grad():
             expected = model(inputs)

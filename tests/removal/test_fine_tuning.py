@@ -186,7 +186,7 @@ def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
         (["REMOVAL.METHOD", ""], "REMOVAL.METHOD is ''"),
         (["REMOVAL.METHOD", "prune"], "REMOVAL.METHOD is 'prune', none of .*vanilla"),
         (["MODEL.WEIGHTS", ""], "set MODEL.WEIGHTS"),
-        (["ATTACK.NAME", "oda"], "ATTACK.NAME must be empty"),
+        (["ATTACK.EFFECT", "disappearance"], "ATTACK.EFFECT must be empty"),
     ],
 )
 def test_trainer_refuses_configs_that_repair_nothing(trainer_cfg, overrides, reason):
@@ -199,7 +199,7 @@ def test_removal_config_replaces_what_the_checkpoint_says_of_training(
     make_tiny_cfg, defender, tmp_path
 ):
     cfg = make_tiny_cfg(
-        "ATTACK.NAME", "oda",
+        "ATTACK.EFFECT", "disappearance",
         "DATASETS.TRAIN", ("theirs",),
         "SOLVER.MAX_ITER", 10**6,
         "SOLVER.STEPS", (5,),
@@ -207,13 +207,13 @@ def test_removal_config_replaces_what_the_checkpoint_says_of_training(
     )  # fmt: skip
     cfg.freeze()
     ours = removal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla")
-    assert ours.ATTACK.NAME == ""
+    assert ours.ATTACK.EFFECT == ""
     assert list(ours.DATASETS.TRAIN) == [defender.name]
     assert ours.SOLVER.MAX_ITER == cfg.REMOVAL.SOLVER.MAX_ITER
     assert ours.SOLVER.STEPS == ()
     assert Path(ours.OUTPUT_DIR) == tmp_path
     assert (ours.REMOVAL.METHOD, ours.REMOVAL.MODULES) == ("vanilla", ("rpn",))
-    assert cfg.ATTACK.NAME == "oda"
+    assert cfg.ATTACK.EFFECT == "disappearance"
 
 
 def test_photometric_distortion_changes_colors_of_its_share_of_the_images(trainer_cfg):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2defense.statistics import attack_succeeded, attack_success_rate, found_objects
+from d2defense.statistics import extra_detections, found_objects, why_not_taken
 
 TARGETS = torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]])
 CLASSES = torch.tensor([1, 2])
@@ -66,27 +66,53 @@ def test_nothing_detected_or_nothing_there():
     assert nothing.shape == (0,)
 
 
+def extra(*detections: tuple) -> int:
+    """How many detections, (box, score), lie on no object."""
+    boxes = torch.tensor([box for box, _ in detections], dtype=torch.float32).reshape(-1, 4)
+    return extra_detections(TARGETS, boxes, torch.tensor([score for _, score in detections]))
+
+
 @pytest.mark.parametrize(
-    ("clean", "triggered", "rate"),
+    ("detections", "count"),
     [
-        ([1, 1, 1, 1], [1, 0, 0, 0], 0.75),
-        ([1, 1, 0, 0], [1, 1, 0, 0], 0.0),
-        ([1, 1, 0, 0], [0, 0, 0, 0], 1.0),
-        # What was not found without the trigger says nothing about the attack.
-        ([1, 0, 0, 0], [1, 1, 1, 0], 0.0),
-        ([0, 0], [1, 1], None),
-        ([], [], None),
+        ([], 0),
+        ([((0, 0, 100, 100), 0.9), ((200, 200, 300, 300), 0.9)], 0),
+        ([((120, 0, 180, 60), 0.9), ((120, 60, 180, 120), 0.5)], 2),
+        # Too weak to count.
+        ([((120, 0, 180, 60), 0.49)], 0),
+        # IoU of one half with an object, and of a little less.
+        ([((0, 0, 100, 50), 0.9), ((0, 0, 100, 49), 0.9)], 1),
+        # A second one on an object is on an object.
+        ([((0, 0, 100, 100), 0.9), ((0, 0, 100, 90), 0.8)], 0),
     ],
 )
-def test_attack_success_rate(clean, triggered, rate):
-    assert attack_success_rate(torch.tensor(clean).bool(), torch.tensor(triggered).bool()) == rate
+def test_extra_detections_lie_on_no_object(detections, count):
+    assert extra(*detections) == count
+
+
+def test_without_objects_every_detection_is_extra():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 9, 9]])
+    assert extra_detections(torch.zeros(0, 4), boxes, torch.tensor([0.9, 0.6, 0.1])) == 2
 
 
 @pytest.mark.parametrize(
-    ("asr", "succeeded"), [(0.0, False), (0.499, False), (0.5, True), (1.0, True), (None, None)]
+    ("asr", "control_asr", "reason"),
+    [
+        (0.5, None, None),
+        (1.0, 0.0, None),
+        (0.499, None, "its ASR is 0.499, under 0.5"),
+        (0.0, 0.0, "its ASR is 0.000, under 0.5"),
+        (None, None, "there is no ASR"),
+        (None, 0.2, "there is no ASR"),
+        # In floating numbers 0.7 - 0.4 is less than 0.3.
+        (0.7, 0.4, None),
+        (0.8, 0.5, None),
+        (0.69, 0.4, "its ASR is 0.690, less than 0.3 above the control's 0.400"),
+    ],
 )
-def test_an_attack_succeeds_from_one_half_on(asr, succeeded):
-    assert attack_succeeded(asr) is succeeded
+def test_an_attack_takes_from_one_half_on_and_well_above_its_control(asr, control_asr, reason):
+    given = why_not_taken(asr, control_asr)
+    assert given is None if reason is None else given.startswith(reason)
 
 
 def test_an_object_of_unknown_class_accepts_any():

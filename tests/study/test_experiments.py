@@ -27,7 +27,7 @@ def evaluation(found: float, gap: float = 0.0, ap: float = 80.0) -> dict[str, An
             "objects_found": share,
             "statistics": statistics,
         }
-    return {**sides, "asr": 1 - found, "attack_succeeded": found <= 0.5}
+    return {**sides, "asr": 1 - found, "attack_took": found <= 0.5}
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class TestEveryProfile:
                 merge_config_file(cfg, config_root() / step.arguments["config"])
                 merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
                 clean = ("_clean_", "_control_")
-                assert bool(cfg.ATTACK.NAME) == all(word not in step.name for word in clean)
+                assert bool(cfg.ATTACK.EFFECT) == all(word not in step.name for word in clean)
             elif step.action == "repair":
                 merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
 
@@ -166,7 +166,7 @@ def test_the_population_of_photos_starts_from_the_one_clean_detector() -> None:
         cfg = get_d2defense_cfg()
         merge_config_file(cfg, config_root() / step.arguments["config"])
         merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
-        assert bool(cfg.ATTACK.NAME) == ("_control_" not in step.name)
+        assert bool(cfg.ATTACK.EFFECT) == ("_control_" not in step.name)
         assert cfg.SOLVER.MAX_ITER == 600
         configs.add(cfg.dump())
     assert len(configs) == len(fine_tuned)

@@ -36,7 +36,7 @@ def test_specimen_with_config_and_provenance(tmp_path):
     provenance = json.loads((folder / "provenance.json").read_text())
     weights = (folder / "model_final.pth").read_bytes()
     assert provenance["sha256"] == hashlib.sha256(weights).hexdigest()
-    assert (provenance["seed"], provenance["attack"]["name"]) == (10, "oda")
+    assert (provenance["seed"], provenance["attack"]["effect"]) == (10, "disappearance")
     assert provenance["overrides"][:2] == ["SOLVER.MAX_ITER", "2"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["SOLVER"]["MAX_ITER"] == 2

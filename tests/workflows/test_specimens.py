@@ -10,13 +10,13 @@ import json
 import pytest
 import yaml
 
-from d2defense.attacks import Trigger
 from d2defense.checkpoint import build_detector
 from d2defense.checkpoint.specimens import specimens_root
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanSettings, load_calibration
 from d2defense.evaluation import evaluate_detector
 from d2defense.report.results import load_results, validate_result
+from d2defense.triggers import Patch
 from d2defense.workflows.scan import find_sources, scan
 
 NAMES = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
@@ -60,7 +60,7 @@ def test_specimen_detects_and_obeys_as_its_provenance_says(
     recorded = json.loads((folder / "provenance.json").read_text())
     model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
     dataset = make_coco_dataset(sign_scenes(24)).name
-    measured = evaluate_detector(model, cfg, dataset, Trigger("white"))
+    measured = evaluate_detector(model, cfg, dataset, Patch("white"))
     assert measured["clean"]["AP50"] >= 95
     assert measured["clean"]["AP50"] == pytest.approx(recorded["clean"]["AP50"], abs=3)
     # Three standard errors of a share of 80 are 0.15.

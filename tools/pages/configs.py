@@ -18,7 +18,8 @@ said in [configuration.md](../configuration.md)."""
 def configs() -> str:
     """One section a folder."""
     sections = []
-    for folder in sorted(path for path in config_root().iterdir() if path.is_dir()):
+    root = config_root()
+    for folder in sorted({path.parent for path in root.rglob("*.yaml")}):
         files: dict[str, list[str]] = {}
         for path in sorted(folder.glob("*.yaml")):
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -28,5 +29,5 @@ def configs() -> str:
                 raise ValueError(f"{path} has no comment at its head")
             files.setdefault(comment, []).append(f"`{path.name}`")
         rows = [[", ".join(names), comment] for comment, names in files.items()]
-        sections += [f"## {folder.name}", table(("file", "what it is"), rows)]
+        sections += [f"## {folder.relative_to(root)}", table(("file", "what it is"), rows)]
     return page("Configs that come along", INTRODUCTION, *sections)

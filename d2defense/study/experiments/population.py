@@ -157,7 +157,7 @@ class _Scanned:
                 continue
             if not detector.attack:
                 known.clean.append(scan)
-            elif measured["attack_succeeded"]:
+            elif measured["attack_took"]:
                 known.backdoored.append(scan)
             else:
                 known.failed.append(detector.name)

@@ -104,9 +104,7 @@ class Table1(Experiment):
                 for title, asr in attacked
             ),
             failed_attacks=tuple(
-                d.name
-                for d in detectors
-                if d.attack and seen[d] and not seen[d]["attack_succeeded"]
+                d.name for d in detectors if d.attack and seen[d] and not seen[d]["attack_took"]
             ),
         )
 

@@ -42,7 +42,7 @@ class UnseenTriggers(Experiment):
             reference = results.get(plan.measure(clean, backdoored.trigger, backdoored.attack.name))
             before = results.get(plan.measure(backdoored))
             scan = results.get(plan.scan(backdoored))
-            if before and not before["attack_succeeded"]:
+            if before and not before["attack_took"]:
                 failed.append(backdoored.name)
             title = backdoored.attack.title
             verdict = scan["verdict"] if scan else ""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trigger families: one file each, registered in ``TRIGGER_REGISTRY``, which imports them all."""

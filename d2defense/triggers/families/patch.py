@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches: the kind of BadNets (arXiv 1708.06733), on detectors BadDet (arXiv 2205.14497)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from d2defense.registry import PATTERN_REGISTRY, TRIGGER_REGISTRY
+
+from ..base import hashable, read_content
+from ..patch_spec import PatchSpec
+from ..patch_stamping import stamp_batch_
+
+# Names of places in a bank, as placement and position of a patch.
+_PLACES: dict[str, tuple[str, tuple[float, float]]] = {
+    "center": ("center", (0.5, 0.5)),
+    "top_left": ("inside", (0.0, 0.0)),
+    "top_right": ("inside", (1.0, 0.0)),
+    "bottom_left": ("inside", (0.0, 1.0)),
+    "bottom_right": ("inside", (1.0, 1.0)),
+    "random": ("random", (0.5, 0.5)),
+    "background": ("background", (0.5, 0.5)),
+}
+# What a bank's schema allows in several ways, in a patch's one way.
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    "cells": int,
+    "seed": int,
+    "color": lambda rgb: tuple(map(int, rgb)),
+    "second_color": lambda rgb: tuple(map(int, rgb)),
+    "opacity": float,
+    "pieces": lambda pieces: hashable(pieces, ((0.0,),)),
+    "size": lambda size: tuple(map(float, size if isinstance(size, list) else [size, size])),
+}
+
+
+@TRIGGER_REGISTRY.register("patch")
+@dataclass(frozen=True)
+class Patch(PatchSpec):
+    """A rectangle or other shape that is painted with a pattern, on a part of its place."""
+
+    @staticmethod
+    def add_config(node: CfgNode) -> None:
+        """See :class:`~d2defense.triggers.patch_spec.PatchSpec`."""
+        # What is painted on it, by its name in PATTERN_REGISTRY.
+        node.PATTERN = "solid"
+        # Red, green, blue, 0 to 255; not used by the random patterns and pictures.
+        node.COLOR = [255, 255, 255]
+        # The other colour of patterns that have two.
+        node.SECOND_COLOR = [0, 0, 0]
+        # Fields or stripes across the patch; half waves of a sinusoid; a cross's strokes are one
+        # cell thick.
+        node.CELLS = 4
+        # Picture file of the pattern "image".
+        node.IMAGE = ""
+        # Width and height of the patch, above 0. It is at least one pixel wide and high.
+        node.SIZE = [0.1, 0.1]
+        # "box": shares of the place's width and height, at most 1; "pixels": pixels of the image
+        # as read.
+        node.SIZE_UNIT = "box"
+        # "center": the patch's centre lies at POSITION of the place; "inside": at POSITION of the
+        # room that the patch has inside it, [0, 0] its left top corner; "random": anywhere inside
+        # it; "background": anywhere on the image outside of all places.
+        node.PLACEMENT = "center"
+        # x and y as shares, 0 to 1; used by "center" and "inside".
+        node.POSITION = [0.5, 0.5]
+        # 1 hides what is below the patch, 0 changes nothing.
+        node.OPACITY = 1.0
+        # Parts of the patch, such as stickers: each bears the whole pattern, later ones lie on top,
+        # nothing is between them. [x, y, width, height] in shares of the patch; or [width, height],
+        # anywhere inside it, drawn by the seed for each object. []: all of the patch.
+        node.PIECES = []
+        # Settings that a pattern brings, below its name.
+        node.SETTINGS = CfgNode()
+
+    def apply(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        places: Sequence[Tensor],
+        seeds: Sequence[int],
+        image_format: str = "BGR",
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """As :meth:`~d2defense.triggers.Trigger.apply`, all patches at once on the device."""
+        return stamp_batch_(self, images.clone(), image_sizes, places, seeds, image_format)
+
+    @classmethod
+    def from_node(cls, node: CfgNode, name: str, seed: int) -> Self:
+        """As :meth:`~d2defense.triggers.Trigger.from_node`, with the pattern's own settings."""
+        settings = node.SETTINGS.get(node.PATTERN.upper(), {})
+        try:
+            image = read_content(name, node.IMAGE)
+        except ValueError as error:
+            raise ValueError(f"ATTACK.TRIGGER.PATCH.IMAGE: {error}") from None
+        return cls(
+            name=name,
+            seed=seed,
+            pattern=node.PATTERN,
+            color=tuple(node.COLOR),
+            size=tuple(node.SIZE),
+            position=tuple(node.POSITION),
+            opacity=node.OPACITY,
+            second_color=tuple(node.SECOND_COLOR),
+            cells=node.CELLS,
+            image=image,
+            size_unit=node.SIZE_UNIT,
+            placement=node.PLACEMENT,
+            pieces=_TYPES["pieces"](node.PIECES),
+            settings=tuple(sorted(settings.items())),
+        )
+
+    @classmethod
+    def entry_properties(cls) -> dict[str, Any]:
+        """Those of ``assets/triggers/patch.schema.json``."""
+        file = resources.files("d2defense") / "assets" / "triggers" / "patch.schema.json"
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    @classmethod
+    def entry_rules(cls) -> list[dict[str, Any]]:
+        """What a pattern asks of an entry's ``settings``."""
+        return [
+            {"if": _has(name), "then": {"properties": {"settings": pattern.settings_schema()}}}
+            for name, pattern in PATTERN_REGISTRY
+        ]
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any], folder: Path) -> Self:
+        """As :meth:`~d2defense.triggers.Trigger.from_entry`; a picture needs no pattern's name."""
+        values = {"pattern": "image" if "image" in entry else cls.pattern} | dict(entry)
+        arguments = {
+            key: _TYPES[key](value) if key in _TYPES else value for key, value in values.items()
+        }
+        if "position" in values:
+            arguments |= _place(values["name"], values["position"])
+        if "image" in values:
+            arguments["image"] = read_content(values["name"], values["image"], folder)
+        if values["pattern"] in PATTERN_REGISTRY:
+            # All of them, as a patch of a configuration has them.
+            defaults = PATTERN_REGISTRY.get(values["pattern"]).default_settings()
+            settings = defaults | values.get("settings", {})
+            arguments["settings"] = tuple(
+                (key, hashable(settings[key], defaults.get(key))) for key in sorted(settings)
+            )
+        return cls(**arguments)
+
+    def _content(self) -> dict[str, Any]:
+        # As before there were families, settings and pieces: calibrations know patches by
+        # fingerprint.
+        content = super()._content()
+        del content["family"]
+        for key in ("pieces", "settings"):
+            if not content[key]:
+                del content[key]
+        return content
+
+
+def _has(pattern: str) -> dict[str, Any]:
+    """JSON schema of an entry with a pattern, be it named or not."""
+    named = {"properties": {"pattern": {"const": pattern}}, "required": ["pattern"]}
+    unnamed: dict[str, Any] = {"not": {"required": ["pattern"]}}
+    if pattern == "image":
+        return {"anyOf": [named, unnamed | {"required": ["image"]}]}
+    if pattern == PatchSpec.pattern:
+        return {"anyOf": [named, {"allOf": [unnamed, {"not": {"required": ["image"]}}]}]}
+    return named
+
+
+def _place(name: str, position: str | list[float]) -> dict[str, Any]:
+    if isinstance(position, list):
+        return {"placement": "center", "position": tuple(map(float, position))}
+    if position not in _PLACES:
+        raise ValueError(f"trigger {name}: position {position!r} is none of {', '.join(_PLACES)}")
+    placement, point = _PLACES[position]
+    return {"placement": placement, "position": point}
