@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ def specimen() -> Callable[[str], Path]:
     """A function from the name of a shipped specimen to its folder, which must be there."""
     from d2defense.checkpoint.specimens import find_specimen
 
+    @cache
     def find(name: str) -> Path:
         return find_specimen(name).path
 
