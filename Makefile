@@ -4,7 +4,8 @@
 #   PYTHON=python3.12      the interpreter to use (3.11, 3.12 or 3.13)
 #   VENV=path              the environment to install into, instead of .venv
 #   SYSTEM_SITE_PACKAGES=1 let a new environment see the interpreter's own packages
-#   TEST_WORKERS=4         how many processes make test runs in, each with one thread
+#   TEST_WORKERS=4         how many processes make test and make coverage run in, each with one
+#                          thread
 
 VENV ?= .venv
 RUN := $(VENV)/bin
@@ -12,7 +13,7 @@ PYTEST_FLAGS ?=
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo docs test test-slow test-sanitizers fuzz cuda-build lint format clean
+.PHONY: help install lock demo docs test coverage test-slow test-sanitizers fuzz cuda-build lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,9 +31,14 @@ lock: install ## Pin what pyproject.toml asks for, with hashes, in requirements/
 demo: install ## Scan six detectors, repair a backdoored one, write runs/demo/report.html
 	@$(RUN)/d2defense demo
 
-test: install ## Run the tests that take minutes at most, with their coverage
-	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile \
-		--cov=d2defense --cov-report=term $(PYTEST_FLAGS)
+QUICK_TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
+
+test: install ## Run the tests that take minutes at most
+	@$(QUICK_TESTS) $(PYTEST_FLAGS)
+
+# Apart, since the tracer makes them take half as long again.
+coverage: install ## Run the same tests and show which lines none of them reaches
+	@$(QUICK_TESTS) --cov=d2defense --cov-report=term $(PYTEST_FLAGS)
 
 # pytest's exit status 5 means that no test is marked slow.
 test-slow: install test-sanitizers fuzz ## Run the longer tests, sanitizer tests and fuzzing

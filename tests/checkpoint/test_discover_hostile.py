@@ -108,7 +108,7 @@ def test_weights_under_the_name_of_something_else(zoo, name):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("only_final", [False, True])
+@pytest.mark.parametrize("only_final", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tens_of_thousands_of_weights_take_no_time(zoo, only_final):
     (zoo / "m").mkdir()
     (zoo / "m" / "config.yaml").write_text("MODEL: {}")

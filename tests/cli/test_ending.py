@@ -184,6 +184,7 @@ def test_a_terminal_without_a_character_shows_another(monkeypatch, encoding):
     assert terminal.errors == "strict"
 
 
+@pytest.mark.slow
 def test_a_terminal_in_latin_1_from_the_outside(specimen, tmp_path):
     folder = tmp_path / "clean \N{EN DASH} \N{SNOWMAN}"
     shutil.copytree(specimen("clean_0"), folder)

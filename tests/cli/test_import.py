@@ -176,7 +176,7 @@ def test_an_effect_a_trigger_and_a_placement_of_one_s_own_poison_a_training(
     assert 0 <= result["asr"] <= 1
     # The detector that it made needs the module no more.
     assert "FIRST_OBJECTS" in (tmp_path / "out" / "config.yaml").read_text()
-    listed = succeed("scan", tmp_path / "out", "--list")
+    listed = succeed("scan", tmp_path / "out", "--list", "--isolation", "none")
     assert "ready" in listed or "model_final.pth" in listed
 
 

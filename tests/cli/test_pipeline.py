@@ -285,7 +285,7 @@ def test_an_output_that_cannot_be_made_is_wrong_usage(d2defense, zoo, own_data, 
     ("number", "code"),
     [
         (signal.SIGKILL, -signal.SIGKILL),
-        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )

@@ -73,6 +73,7 @@ def test_what_is_missing_is_told_once_and_recorded_of_each(scan, without_landloc
         assert isolation["system_calls"] == "seccomp"
 
 
+@pytest.mark.slow
 def test_a_scan_begins_where_no_required_protection_is_missing(scan, tmp_path):
     server = Server()
     missing = server.protections()["missing"]

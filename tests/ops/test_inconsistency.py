@@ -156,7 +156,9 @@ def test_topk_limits_tau_and_the_histogram_alone(make_problem):
         assert torch.equal(getattr(first, name), getattr(everything, name)), name
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@pytest.mark.parametrize(
+    "instruction_set", ["baseline", pytest.param("avx2", marks=pytest.mark.slow)]
+)
 def test_every_instruction_set_agrees_with_the_reference(instruction_set):
     info = build_info()
     compiled = info["instruction_sets"]

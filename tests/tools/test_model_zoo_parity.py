@@ -30,9 +30,17 @@ REPRESENTATIVES = {
     "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml": "Res5ROIHeads",
     "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml": "CascadeROIHeads",
 }
+# Built of the same modules as another one, with other classes or anchors.
+LIKE_OTHERS = ("LVIS", "Cityscapes", "PascalVOC", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4")
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith(LIKE_OTHERS))
+        for name in REPRESENTATIVES
+    ],
+)
 def test_detects_and_is_probed_as_the_stock_modules_say(name):
     parity = check_config(name)
     assert (parity.outcome, parity.detail) == ("equal", "")
