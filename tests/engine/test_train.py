@@ -51,7 +51,7 @@ def test_poisoned_training_from_the_command_line(tmp_path):
     assert provenance["result"]["sha256"] == sha256(found.weights)
     assert provenance["result"]["iterations"] == 2
     assert provenance["seed"] == 0
-    assert provenance["attack"]["name"] == "disappearance"
+    assert provenance["attack"]["effect"] == "disappearance"
     assert provenance["attack"]["settings"]["POISONING_RATE"] == 0.05
     assert provenance["attack"]["poisoned_images"] == 10
     assert provenance["datasets"]["synth_signs_defender"] == {
