@@ -141,7 +141,10 @@ def format_evaluation(results: Sequence[dict[str, Any]]) -> str:
             "trigger."
         )
     for result in measured[:1]:
-        notes += [f"control {name}: ASR {_cell(asr, 3)}" for name, asr in result.get("control", {}).items()]
+        notes += [
+            f"control {name}: ASR {_cell(asr, 3)}"
+            for name, asr in result.get("control", {}).items()
+        ]
     # The same of each detector.
     notes += dict.fromkeys(filter(None, (describe_coverage(each["coverage"]) for each in measured)))
     notes += [f"error: {result['error']}" for result in results if result["error"]]
