@@ -5,17 +5,15 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from programs import Program
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -52,22 +50,10 @@ os._exit(int(failed))  # tearing forked copies of torch down takes seconds
 """.replace("COUNT", str(COUNT))
 
 
-def start_writers(cache: Path, log: Path, pause: float, processes: int) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            SLOW_WRITERS,
-            cache,
-            log,
-            str(pause),
-            str(processes),
-        ],
-        env={**os.environ, "PYTHONPATH": str(Path(generate.__file__).parents[3])},
-        start_new_session=True,
-    )
+def start_writers(cache: Path, log: Path, pause: float, processes: int) -> Program:
+    script = log.with_name("writers.py")
+    script.write_text(SLOW_WRITERS)
+    return Program(cache, log, pause, processes, script=script)
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -141,7 +127,7 @@ def test_splits_share_no_image(tmp_path):
 
 def test_processes_at_once_write_one_whole_dataset_and_the_same_as_another(tmp_path):
     cache, log = tmp_path / "shared", tmp_path / "log"
-    assert start_writers(cache, log, 0.05, processes=3).wait(timeout=240) == 0
+    assert start_writers(cache, log, 0.05, processes=3).end().returncode == 0
     assert log.read_text() == "x" * COUNT  # one rendered, the others waited
     there = split_folder("val", 64, COUNT, cache)
     here = generate_split("val", 64, COUNT, tmp_path / "own")
@@ -154,10 +140,10 @@ def test_a_writer_killed_half_way_leaves_nothing_that_counts(tmp_path):
     writer = start_writers(tmp_path, tmp_path / "log", 0.3, processes=1)
     deadline = time.monotonic() + 240
     while len(list(tmp_path.rglob("*.png"))) < 2:
-        assert writer.poll() is None and time.monotonic() < deadline
+        assert writer.is_running() and time.monotonic() < deadline
         time.sleep(0.02)
     writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    writer.end()
     assert not folder.root.exists()
     assert list(folder.root.parent.glob(".*.partial"))
 
