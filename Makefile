@@ -4,8 +4,7 @@
 #   PYTHON=python3.12      the interpreter to use (3.11, 3.12 or 3.13)
 #   VENV=path              the environment to install into, instead of .venv
 #   SYSTEM_SITE_PACKAGES=1 let a new environment see the interpreter's own packages
-#   TEST_WORKERS=4         how many processes make test and make coverage run in, each with one
-#                          thread
+#   TEST_WORKERS=4         how many processes the tests run in, each with one thread
 
 VENV ?= .venv
 RUN := $(VENV)/bin
@@ -31,7 +30,8 @@ lock: install ## Pin what pyproject.toml asks for, with hashes, in requirements/
 demo: install ## Scan six detectors, repair a backdoored one, write runs/demo/report.html
 	@$(RUN)/d2defense demo
 
-QUICK_TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
+TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+QUICK_TESTS := $(TESTS) -m "not slow"
 
 test: install ## Run the tests that take minutes at most
 	@$(QUICK_TESTS) $(PYTEST_FLAGS)
@@ -42,7 +42,7 @@ coverage: install ## Run the same tests and show which lines none of them reache
 
 # pytest's exit status 5 means that no test is marked slow.
 test-slow: install test-sanitizers fuzz ## Run the longer tests, sanitizer tests and fuzzing
-	@$(RUN)/python -m pytest -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+	@$(TESTS) -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 SANITIZERS := tests/ops/run_sanitizers.py
 test-sanitizers: install ## Run the extension under the address and undefined-behaviour sanitizers

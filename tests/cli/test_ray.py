@@ -45,7 +45,7 @@ def address():
 
 SHADES = """
 import torch
-from d2defense.attacks import Pattern
+from d2defense.triggers import Pattern
 from d2defense.registry import PATTERN_REGISTRY
 
 @PATTERN_REGISTRY.register("shade")
