@@ -272,3 +272,17 @@ def test_every_value_counts_in_the_fingerprint(tmp_path):
     assert len({trigger.fingerprint for trigger in triggers}) == len(entries)
     again = Generator.from_settings("it", 0, {"file": str(tmp_path / "one")}, Path("elsewhere"))
     assert again == triggers[3] and again.fingerprint == triggers[3].fingerprint
+
+
+def test_the_trained_encoder_comes_with_the_package():
+    trigger = Generator("trained", encoder="trained")
+    assert trigger.tensors().keys() == random_encoder(0).keys()
+    assert not torch.equal(
+        trigger.tensors()["layers.0.weight"], random_encoder(0)["layers.0.weight"]
+    )
+    # A file of one's own takes its place.
+    own = Generator("own", encoder="trained", content=content(layers(3, 3)))
+    assert set(own.tensors()) == {"layers.0.weight", "layers.0.bias"}
+    assert len({each.fingerprint for each in (trigger, own, Generator("random"))}) == 3
+    with pytest.raises(ValueError, match=r"trigger odd: encoder 'mine' is none of random, trained"):
+        Generator("odd", encoder="mine")

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import safetensors
@@ -31,6 +32,7 @@ from d2defense.text import shorten
 from ..randomness import uniform
 from ..regions import Region, RegionTrigger
 
+ENCODERS = ("random", "trained")
 _SALT = 0x67656E65
 # Of the encoder that there is without a file: (channels out, channels in, height, width).
 _RANDOM_SHAPES = ((16, 3, 3, 3), (16, 16, 3, 3), (3, 16, 3, 3))
@@ -48,18 +50,21 @@ class Generator(RegionTrigger):
     """A faint bounded perturbation that a small network makes of the pixels of its place.
 
     Attributes:
-        content: the network as :func:`save_encoder` writes it; one of random weights, drawn by the
-            seed, if empty.
+        encoder: one of :data:`ENCODERS`; not used with ``content``.
+        content: a network as :func:`save_encoder` writes it.
         bound: no pixel changes by more, in shares of 0..255.
 
     Raises:
         ValueError: a value outside its range, or a file that is no such network.
     """
 
+    encoder: str = "random"
     content: bytes = b""
     bound: float = 12 / 255
 
     def __post_init__(self) -> None:
+        names = ", ".join(ENCODERS)
+        self._require(self.encoder in ENCODERS, f"encoder {self.encoder!r} is none of {names}")
         self._require(0 < self.bound <= 1, f"bound {self.bound} is not in (0, 1]")
         if self.content:
             try:
@@ -70,17 +75,21 @@ class Generator(RegionTrigger):
     @staticmethod
     def add_config(node: CfgNode) -> None:
         """See the class."""
-        # The network, a safetensors file of tools/train_generator.py; "": random weights, drawn by
-        # the seed.
+        # "random": weights drawn by the seed; "trained": what tools/train_generator.py makes of
+        # synth_signs for a BOUND of 12 / 255, which comes with d2defense.
+        node.ENCODER = "random"
+        # A network of one's own, a safetensors file of that tool; "": ENCODER.
         node.FILE = ""
         # No pixel changes by more; above 0, at most 1, which stands for 255.
         node.BOUND = 12 / 255
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and biases of the encoder, float32, by the names of the file."""
-        if not self.content:
+        content = self.content
+        if not content and self.encoder == "random":
             return random_encoder(self.seed)
-        return {name: value.clone() for name, value in read_encoder(self.content).items()}
+        encoder = read_encoder(content or _trained())
+        return {name: value.clone() for name, value in encoder.items()}
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels with what the encoder makes of them added."""
@@ -145,6 +154,13 @@ def save_encoder(path: str | os.PathLike[str], encoder: Mapping[str, Tensor]) ->
     )
     read_encoder(content)
     return write_bytes(path, content)
+
+
+@functools.cache
+def _trained() -> bytes:
+    """The encoder that comes with the package."""
+    folder = resources.files("d2defense") / "assets" / "triggers"
+    return (folder / "encoder.safetensors").read_bytes()
 
 
 @functools.lru_cache(maxsize=8)
