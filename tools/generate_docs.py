@@ -52,7 +52,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     blocks = {
         "recovery": recovery(tables),
         "specimens": specimens(),
-        "attacks": attacks(root / "docs" / "attacks"),
+        **attacks(root / "docs" / "attacks"),
     }
 
     def block(found: re.Match[str]) -> str:

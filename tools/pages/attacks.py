@@ -15,15 +15,26 @@ HEADERS = (
 )
 
 
-def attacks(folder: Path) -> str:
-    """One row an attack and seed.
+def attacks(folder: Path) -> dict[str, str]:
+    """Two tables, one row an attack and seed.
 
     Args:
         folder: of the results, a JSON file each.
+
+    Returns:
+        By the name of their place: ``attacks``, of those that are named after what they do, and
+        ``attacks-detectors``, of those that are named after another detector.
     """
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    named = {True: [], False: []}
+    for one in made:
+        named[one["name"].startswith(one["effect"])].append(one)
+    return {"attacks": _table(named[True]), "attacks-detectors": _table(named[False])}
+
+
+def _table(made: list[dict[str, Any]]) -> str:
     rows = []
-    for path in sorted(folder.glob("*.json")):
-        one = json.loads(path.read_text(encoding="utf-8"))
+    for one in made:
         rows.append(
             [
                 f"`{one['name']}`",
