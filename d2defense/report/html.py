@@ -118,6 +118,7 @@ def write_repair_report(
     repair: Mapping[str, Any],
     figures: Mapping[str, bytes],
     scan_dir: str | os.PathLike[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the page of :func:`write_scan_report` with a part about one repair on top.
 
@@ -134,13 +135,14 @@ def write_repair_report(
             ``heatmaps``, ``examples_before`` and ``examples_after`` have captions; others are
             captioned by their name.
         scan_dir: folder of the scan, whose ``<name>/*.png`` are embedded; None for no figures.
+        notes: sentences for the head of the page.
 
     Returns:
         ``path``.
     """
     results = by_severity(results)
     folders = [_result_folder(scan_dir, result) for result in results]
-    context = _page_context(results, folders)
+    context = _page_context(results, folders, notes)
     context["repair"] = _repair_context(repair, figures)
     return _write_page(path, _environment().get_template("repair.html.j2").render(context))
 
@@ -177,7 +179,9 @@ def _policy_hash(content: str) -> str:
     return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
-def _page_context(results: Sequence[Result], folders: Sequence[Path | None]) -> dict[str, Any]:
+def _page_context(
+    results: Sequence[Result], folders: Sequence[Path | None], notes: Sequence[str] = ()
+) -> dict[str, Any]:
     style, script = _asset("style.css"), _asset("report.js")
     counts = count_verdicts(results)
     code = exit_code(results)
@@ -191,6 +195,7 @@ def _page_context(results: Sequence[Result], folders: Sequence[Path | None]) -> 
         "script_hash": _policy_hash(script),
         "counts": counts,
         "headline": _headline(counts),
+        "notes": notes,
         "exit_code": code,
         "exit_meaning": _EXIT_MEANINGS[code],
         "checkpoints": [

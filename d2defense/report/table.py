@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,19 @@ def describe_counts(counts: dict[str, int]) -> str:
     return ", ".join(parts) or "nothing scanned"
 
 
-def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]] = ()) -> str:
+def format_table(
+    results: Sequence[Result],
+    left_out: Sequence[tuple[Path, str]] = (),
+    truth: Mapping[str, str] | None = None,
+) -> str:
     """The terminal's table: what needs attention first, errors and notes below, then counts.
 
     Control characters in names are shown escaped, so that a file name cannot drive the terminal.
+
+    Args:
+        results: of a scan.
+        left_out: paths that were passed over, and why.
+        truth: what a detector is known to be, by its name, for a last column; none if None.
     """
     rows, notes = [], []
     # By the line, so that what holds for all is said once.
@@ -91,6 +100,7 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
                 f"{text.number(found.get('triggered'))}"
                 if found
                 else text.DASH,
+                *([] if truth is None else [truth.get(result["name"], text.DASH)]),
             )
         )
         if result["verdict"] == "uncertain" and result.get("reason"):
@@ -112,6 +122,7 @@ def format_table(results: Sequence[Result], left_out: Sequence[tuple[Path, str]]
             "worst trigger",
             "dominant modules",
             "objects found",
+            *([] if truth is None else ["in truth"]),
         )
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
         parts.append(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))

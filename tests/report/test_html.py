@@ -240,8 +240,10 @@ def test_the_demo_report_adds_the_repair(tmp_path, make_result):
         [make_result()],
         repair(),
         {"extra_figure": PNG, "heatmaps": PNG, "histograms": PNG},
+        notes=["Missed: <other>."],
     )
     source = path.read_text(encoding="utf-8")
+    assert '<p class="exit">Missed: &lt;other&gt;.</p>' in source
     page = Page(source)
     for words in (
         "backdoored_0 was repaired in 38.2 s",

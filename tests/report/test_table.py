@@ -41,6 +41,16 @@ def test_what_holds_for_several_checkpoints_is_said_once(make_result):
     assert shown.count("no photo") == shown.count("no data") == 1
 
 
+def test_what_a_detector_is_known_to_be_stands_beside_its_verdict(make_result):
+    results = [make_result("a", verdict="clean", score=0.05), make_result("b")]
+    lines = table.format_table(results, truth={"a": "ghost by patch"}).splitlines()
+    assert lines[0].endswith("in truth")
+    assert lines[2].startswith("BACKDOORED")
+    assert lines[2].endswith("\N{EN DASH}")
+    assert lines[3].startswith("clean")
+    assert lines[3].endswith("ghost by patch")
+
+
 def test_nothing_scanned_is_said():
     assert table.format_table([]) == "nothing scanned"
 
