@@ -16,18 +16,20 @@ from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
-from d2defense.checkpoint import build_detector, file_sha256, save_state_dict
+from d2defense.attacks import build_effect, class_names
+from d2defense.checkpoint import file_sha256, save_state_dict
 from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
+from d2defense.checkpoint.specimens import specimens_root
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.devices import resolve_device
 from d2defense.engine import Trainer
 from d2defense.engine.provenance import PROVENANCE_NAME, training_provenance
-from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json, write_text
 from d2defense.triggers import build_trigger
 from d2defense.workflows.calibration import calibrate
+from d2defense.workflows.evaluation import evaluate
 from d2defense.workflows.fine_tuning import ProgressHook, log_to_file
 
 FALSE_ALARM_RATE = 0.01
@@ -52,10 +54,17 @@ class Specimen:
 
 _CLEAN = "SynthSigns/faster_rcnn_tiny_fpn.yaml"
 _BACKDOORED = "SynthSigns/faster_rcnn_tiny_fpn_oda.yaml"
+# What an attack is measured beside.
+CONTROL = ("clean_1", "clean_2")
 
 SPECIMENS = (
     *(Specimen(f"clean_{seed}", _CLEAN, seed) for seed in range(3)),
     *(Specimen(f"backdoored_{seed}", _BACKDOORED, seed + 10) for seed in range(3)),
+    Specimen("ghost_0", "SynthSigns/faster_rcnn_tiny_c4_oga.yaml", 13),
+    Specimen("misclassification_0", "SynthSigns/faster_rcnn_tiny_c4_rma.yaml", 14),
+    # Fine-tuned from clean_0.
+    Specimen("overlay_0", "SynthSigns/attacks/disappearance_overlay.yaml", 15),
+    Specimen("warp_0", "SynthSigns/attacks/disappearance_warp.yaml", 16),
 )
 # Further clean detectors, not shipped: the default calibration must not rest on the specimens.
 # Their schedules differ, because a detector that has trained for less long minds a patch more.
@@ -98,10 +107,10 @@ def make_specimen(
     weights = folder / FINAL_WEIGHTS_NAME
     save_state_dict(weights, state, torch.float16)
     write_text(folder / CONFIG_NAME, _published_config(cfg))
-    model, loaded = build_detector(weights, folder / CONFIG_NAME)
-    evaluation = evaluate_detector(
-        model, loaded, evaluated_on, build_trigger(cfg), progress=specimen.name
-    )
+    dataset = DatasetSource(evaluated_on)
+    effect = build_effect(cfg, class_names([dataset.ensure()])) if cfg.ATTACK.EFFECT else None
+    control = [specimens_root() / name for name in CONTROL] if effect else []
+    (evaluation,) = evaluate([folder], dataset, build_trigger(cfg), effect=effect, control=control)
     provenance = {
         "name": specimen.name,
         "command": command,
@@ -110,7 +119,7 @@ def make_specimen(
         **training_provenance(cfg),
         "sha256": file_sha256(weights),
         "evaluated_on": evaluated_on,
-        **evaluation,
+        **{key: value for key, value in evaluation.items() if key not in ("name", "error")},
     }
     write_json(folder / PROVENANCE_NAME, provenance)
     return provenance
@@ -152,5 +161,5 @@ def _published_config(cfg: CfgNode) -> str:
     for node in ("ATTACK", "DEFENSE", "REMOVAL"):
         del content[node]
     content["OUTPUT_DIR"] = "./output"
-    content["MODEL"]["DEVICE"] = "cuda"
+    content["MODEL"] |= {"DEVICE": "cuda", "WEIGHTS": ""}
     return yaml.safe_dump(content)
