@@ -94,7 +94,7 @@ def test_a_killed_study_goes_on_and_leaves_nothing_behind(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_quick_makes_every_table_and_figure(tmp_path: Path) -> None:
     done = start(tmp_path)
-    output, _ = done.communicate(timeout=900)
+    output, _ = done.communicate(timeout=2400)
     assert done.returncode == 0
     report = (tmp_path / "report.md").read_text()
     assert "Incomplete" not in report
