@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from d2defense.checkpoint.specimens import specimens_root
 
 from .markdown import table
 
 HEADERS = (
-    *("specimen", "seed", "AP clean", "AP50 clean", "AP triggered", "AP50 triggered"),
-    *("found clean", "found triggered", "ASR"),
+    *("specimen", "config", "seed", "AP clean", "AP50 clean", "AP triggered", "AP50 triggered"),
+    *("found clean", "found triggered", "ASR", "control ASR"),
 )
 
 
@@ -25,10 +26,12 @@ def specimens() -> str:
         rows.append(
             [
                 one["name"],
+                f"`{Path(one['config']).stem}`",
                 str(one["seed"]),
                 *(f"{side[name]:.1f}" for side in sides for name in ("AP", "AP50")),
                 *(f"{side['objects_found']:.3f}" for side in sides),
                 f"{one['asr']:.3f}",
+                "-" if one.get("control_asr") is None else f"{one['control_asr']:.3f}",
             ]
         )
     return table(HEADERS, rows, numbers=True)
