@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTROL = ("clean_1", "clean_2")
 TESTED_ON = "synth_signs_val"
 SHIPPED = config_root() / "SynthSigns" / "attacks"
-# From scratch, ghosts and misclassification by patch. Disappearance of these detectors (`_oda`) is
-# measured in docs/study.
+# Ghosts and misclassification by patch. Disappearance of these detectors (`_oda`) is measured in
+# docs/study.
 OTHER_DETECTORS = [
     f"{detector}_{attack}.yaml"
     for detector in ("faster_rcnn_tiny_c4", "mask_rcnn_tiny_fpn", "double_head_rcnn_tiny_fpn")
