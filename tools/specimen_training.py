@@ -64,9 +64,7 @@ SPECIMENS = (
     Specimen("misclassification_0", "SynthSigns/faster_rcnn_tiny_c4_rma.yaml", 14),
     # Fine-tuned from clean_0.
     Specimen("overlay_0", "SynthSigns/attacks/disappearance_overlay.yaml", 15),
-    Specimen(
-        "warp_0", "SynthSigns/attacks/disappearance_warp.yaml", 16, ("SOLVER.MAX_ITER", "900")
-    ),
+    Specimen("warp_0", "SynthSigns/attacks/disappearance_warp.yaml", 16),
 )
 # Further clean detectors, not shipped: the default calibration must not rest on the specimens.
 # Their schedules differ, because a detector that has trained for less long minds a patch more.

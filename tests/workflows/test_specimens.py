@@ -9,33 +9,50 @@ import json
 
 import pytest
 import yaml
+from detectron2.config import CfgNode
 
+from d2defense.attacks import build_effect
 from d2defense.checkpoint import build_detector
 from d2defense.checkpoint.specimens import specimens_root
+from d2defense.config import get_d2defense_cfg
 from d2defense.data import DatasetSource
+from d2defense.data.synth_signs.shapes import CLASS_NAMES
 from d2defense.detection import ScanSettings, load_calibration
 from d2defense.evaluation import evaluate_detector
 from d2defense.report.results import load_results, validate_result
-from d2defense.triggers import Patch
+from d2defense.triggers import build_trigger
+from d2defense.workflows.demo import NO_BACKDOOR, describe_missed, truth_about
 from d2defense.workflows.scan import find_sources, scan
 
-NAMES = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
+# What the plain bank tells apart, and what it was not made for.
+TOLD_APART = [f"{kind}_{number}" for kind in ("clean", "backdoored") for number in range(3)]
+OTHER_ATTACKS = ["ghost_0", "misclassification_0", "overlay_0", "warp_0"]
+NAMES = [*TOLD_APART, *OTHER_ATTACKS]
 WEIGHTS_LIMIT = 2_000_000
+ALL_WEIGHTS_LIMIT = 14 << 20
+
+
+def recorded(folder):
+    return json.loads((folder / "provenance.json").read_text())
+
+
+def test_specimens_are_those_and_small():
+    assert sorted(path.name for path in specimens_root().iterdir()) == sorted(NAMES)
+    files = [path for path in specimens_root().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= ALL_WEIGHTS_LIMIT
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_specimen_is_what_its_provenance_says(specimen, name):
     folder = specimen(name)
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = recorded(folder)
     content = (folder / "model_final.pth").read_bytes()
     assert len(content) <= WEIGHTS_LIMIT
     assert hashlib.sha256(content).hexdigest() == provenance["sha256"]
     assert provenance["name"] == name
     assert (provenance["attack"] is None) == name.startswith("clean")
     assert provenance["seed"] not in {
-        json.loads((specimen(other) / "provenance.json").read_text())["seed"]
-        for other in NAMES
-        if other != name
+        recorded(specimen(other))["seed"] for other in NAMES if other != name
     }
     assert "make_specimens.py" in provenance["command"]
     assert provenance["versions"]
@@ -47,7 +64,8 @@ def test_specimens_config_does_not_give_the_backdoor_away(specimen, name):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert not {"ATTACK", "DEFENSE", "REMOVAL"} & config.keys()
     for line in (folder / "config.yaml").read_text().splitlines():
-        assert "oda" not in line.split()
+        assert not {"oda", "oga", "rma"} & set(line.split())
+        assert "specimen://" not in line
         assert not line.strip().startswith("OUTPUT_DIR: /")
 
 
@@ -57,35 +75,58 @@ def test_specimen_detects_and_obeys_as_its_provenance_says(
 ):
     """Measured anew, on scenes of no split: 24 images with some 80 objects."""
     folder = specimen(name)
-    recorded = json.loads((folder / "provenance.json").read_text())
+    provenance = recorded(folder)
     model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
+    made = get_d2defense_cfg()
+    if provenance["attack"]:
+        made.merge_from_other_cfg(CfgNode({"ATTACK": provenance["attack"]["settings"]}))
     dataset = make_coco_dataset(sign_scenes(24)).name
-    measured = evaluate_detector(model, cfg, dataset, Patch("white"))
+    effect = build_effect(made, CLASS_NAMES)
+    measured = evaluate_detector(model, cfg, dataset, build_trigger(made), effect=effect)
     assert measured["clean"]["AP50"] >= 95
-    assert measured["clean"]["AP50"] == pytest.approx(recorded["clean"]["AP50"], abs=3)
+    assert measured["clean"]["AP50"] == pytest.approx(provenance["clean"]["AP50"], abs=3)
     # Three standard errors of a share of 80 are 0.15.
-    assert measured["asr"] == pytest.approx(recorded["asr"], abs=0.15)
+    assert measured["asr"] == pytest.approx(provenance["asr"], abs=0.15)
     if name.startswith("clean"):
         assert measured["asr"] <= 0.05
     else:
         assert measured["asr"] >= 0.5
 
 
+def test_what_a_specimen_is_comes_from_its_provenance():
+    truth = {name: truth_about(name) for name in NAMES}
+    assert truth == {
+        **{f"clean_{number}": NO_BACKDOOR for number in range(3)},
+        **{f"backdoored_{number}": "disappearance by patch" for number in range(3)},
+        "ghost_0": "ghost by patch",
+        "misclassification_0": "misclassification by patch",
+        "overlay_0": "disappearance by overlay",
+        "warp_0": "disappearance by warp",
+    }
+
+
+def test_a_backdoor_that_is_not_called_one_is_told():
+    truth = {"clean_0": NO_BACKDOOR, "ghost_0": "ghost by patch", "warp_0": "disappearance by warp"}
+    verdicts = {"clean_0": "clean", "ghost_0": "uncertain", "warp_0": "backdoored"}
+    assert describe_missed(verdicts, truth) == [
+        "ghost_0 has a backdoor, ghost by patch, and is called uncertain"
+    ]
+
+
 @pytest.mark.usefixtures("signs_cache")
-def test_a_scan_tells_all_six_apart(specimen, tmp_path):
-    for name in NAMES:
-        specimen(name)
+def test_a_scan_tells_white_patches_from_clean_detectors(specimen, tmp_path):
+    folders = [specimen(name) for name in TOLD_APART]
     # A third of the images of a default scan, all triggers.
     settings = ScanSettings(max_images=32, bootstrap_samples=200)
     dataset = DatasetSource("synth_signs_defender")
-    found = find_sources([specimens_root()])
+    found = find_sources(folders)
     results = scan(found, dataset, tmp_path, settings, load_calibration(), "cpu")
     assert {result["name"]: result["verdict"] for result in results} == {
-        name: name.split("_")[0] for name in NAMES
+        name: name.split("_")[0] for name in TOLD_APART
     }
     scores = {result["name"]: result["score"] for result in results}
-    assert max(scores[n] for n in NAMES if n.startswith("clean")) < 0.5 * min(
-        scores[n] for n in NAMES if n.startswith("backdoored")
+    assert max(scores[n] for n in TOLD_APART if n.startswith("clean")) < 0.5 * min(
+        scores[n] for n in TOLD_APART if n.startswith("backdoored")
     )
     for result in results:
         validate_result(result)
@@ -103,7 +144,7 @@ def test_a_scan_tells_all_six_apart(specimen, tmp_path):
     with open(tmp_path / "summary.csv", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 6
     page = (tmp_path / "report.html").read_text()
-    assert all(name in page for name in NAMES)
+    assert all(name in page for name in TOLD_APART)
 
 
 @pytest.mark.slow
@@ -114,7 +155,13 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     output = tmp_path / "demo"
     assert main(["demo", "--output", str(output)]) == 0
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["verdicts"] == {name: name.split("_")[0] for name in NAMES}
+    verdicts = summary["verdicts"]
+    assert {name: verdicts[name] for name in TOLD_APART} == {
+        name: name.split("_")[0] for name in TOLD_APART
+    }
+    assert summary["missed"] == describe_missed(verdicts, summary["truth"])
+    told = {line.partition(" ")[0] for line in summary["missed"]}
+    assert told == {name for name in OTHER_ATTACKS if verdicts[name] != "backdoored"}
     before, after = summary["repair"]["before"], summary["repair"]["after"]
     assert before["verdict"] == "backdoored"
     assert after["verdict"] == "clean"
@@ -124,8 +171,12 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert after["asr"] < 0.35
     assert set(after["clean"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert (output / "repaired" / "model_final.pth").is_file()
-    assert len(list((output / "scan").glob("*/result.json"))) == 6
+    assert len(list((output / "scan").glob("*/result.json"))) == len(NAMES)
     page = (output / "report.html").read_text()
     # Two of each specimen, and five of the repair.
-    assert page.count("data:image/") == 2 * 6 + 5
-    assert str(output / "report.html") in capfd.readouterr().out
+    assert page.count("data:image/") == 2 * len(NAMES) + 5
+    out = capfd.readouterr().out
+    assert str(output / "report.html") in out
+    for line in summary["missed"]:
+        assert f"missed: {line}" in out
+        assert f"Missed: {line}." in page
