@@ -92,6 +92,31 @@ class Trigger:
         """What of the trigger a search may optimise, by name, float; none by default."""
         return {}
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Least and most value of each of :meth:`tensors`, by name: the trigger's budget."""
+        return {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], name: str) -> Self:
+        """The trigger of this budget whose :meth:`tensors` are those given, as near as files go.
+
+        Args:
+            tensors: all of :meth:`tensors`, of any size that they may have.
+            name: of the new trigger.
+
+        Raises:
+            NotImplementedError: the family has none, or cannot be told what they are.
+        """
+        raise NotImplementedError(f"{self.family}: its tensors cannot be stored")
+
+    @classmethod
+    def search_starts(cls) -> tuple[Self, ...]:
+        """From which triggers of the family a search for an unknown trigger starts.
+
+        One for each budget, the smallest first; :meth:`tensors` of each are optimised. None by
+        default: the family is not searched.
+        """
+        return ()
+
     @classmethod
     def from_settings(
         cls, name: str, seed: int, settings: Mapping[str, Any], folder: Path | None = None

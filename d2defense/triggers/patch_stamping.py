@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from d2defense.registry import PATTERN_REGISTRY
 from .checks import check_images
 from .patch_places import cut_rectangles, patch_rectangles, piece_rectangles
 from .patch_spec import PatchSpec
-from .patterns.base import PatchPixels
+from .patterns.base import PatchPixels, Pattern
 from .randomness import object_keys
 
 
@@ -24,6 +24,7 @@ def stamp_batch_(
     boxes: Sequence[Tensor],
     image_seeds: Sequence[int],
     image_format: str = "BGR",
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Put the patch, piece by piece, on every box of every image of a batch, in place.
 
@@ -38,6 +39,7 @@ def stamp_batch_(
         boxes: G Tensors of shape (M_g, 4), XYXY in pixels.
         image_seeds: G numbers that set the random choices of one image apart from the others'.
         image_format: order of the channels, "BGR" or "RGB" (``INPUT.FORMAT``).
+        tensors: take the place of those of the pattern that they name.
 
     Returns:
         ``images``.
@@ -46,6 +48,8 @@ def stamp_batch_(
         ValueError: the images have no three colour channels in a known order.
     """
     check_images(images, image_format)
+    own = {name: tensor.to(images) for name, tensor in (tensors or {}).items()}
+    pattern = PATTERN_REGISTRY.get(trigger.pattern)(trigger, own)
     counts = torch.tensor([len(each) for each in boxes])
     if not int(counts.sum()):
         return images
@@ -56,11 +60,11 @@ def stamp_batch_(
     patches = patch_rectangles(trigger, joined, image, sizes, keys)
     visible = cut_rectangles(patches, image, sizes)
     for layer in _layers(image, visible):
-        for pieces, own in piece_rectangles(trigger, patches[layer], keys[layer]):
-            parts = image[layer], pieces, cut_rectangles(pieces, image[layer], sizes), own
+        for pieces, seeds in piece_rectangles(trigger, patches[layer], keys[layer]):
+            parts = image[layer], pieces, cut_rectangles(pieces, image[layer], sizes), seeds
             shown = (parts[2][:, 2:] > parts[2][:, :2]).all(1)
             if shown.any():
-                _stamp_layer_(trigger, images, *(part[shown] for part in parts), image_format)
+                _stamp_layer_(pattern, images, *(part[shown] for part in parts), image_format)
     return images
 
 
@@ -81,7 +85,7 @@ def _layers(image: Tensor, visible: Tensor) -> list[Tensor]:
 
 
 def _stamp_layer_(
-    trigger: PatchSpec,
+    pattern: Pattern,
     images: Tensor,
     image: Tensor,
     patches: Tensor,
@@ -99,18 +103,17 @@ def _stamp_layer_(
     x = visible[owner, 0] + offset % width
     y = visible[owner, 1] + offset // width
     lengths = patches[:, 2:] - patches[:, :2]
-    pattern = PATTERN_REGISTRY.get(trigger.pattern)(trigger)
     pixels = PatchPixels(owner, x - patches[owner, 0], y - patches[owner, 1], lengths, keys)
     covered = pattern.covers(pixels)
     if covered is not None:
         owner, x, y = owner[covered], x[covered], y[covered]
         pixels = PatchPixels(owner, pixels.x[covered], pixels.y[covered], lengths, keys)
-    colors = pattern.paint(pixels)
+    colors, opacity = pattern.paint(pixels), pattern.trigger.opacity
     if image_format == "BGR":
         colors = colors.flip(1)
     place = (image[owner], slice(None), y, x)
     if images.is_floating_point():
-        images[place] = trigger.opacity * colors + (1 - trigger.opacity) * images[place]
+        images[place] = opacity * colors + (1 - opacity) * images[place]
         return
-    blended = trigger.opacity * colors + (1 - trigger.opacity) * images[place].float()
+    blended = opacity * colors + (1 - opacity) * images[place].float()
     images[place] = blended.round().to(images.dtype)

@@ -38,6 +38,24 @@ def decode_picture(content: bytes, channels: str = "RGB") -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def encode_picture(picture: Tensor) -> bytes:
+    """A PNG file's content; :func:`decode_picture` gives the picture back, rounded.
+
+    Args:
+        picture: float Tensor of shape (3, H, W), RGB, cut to 0..255.
+    """
+    pixels = picture.detach().cpu().clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def random_picture(side: int, seed: int) -> bytes:
+    """A PNG file's content: a square of random colours, ``side`` pixels across."""
+    drawn = np.random.default_rng(seed).integers(0, 256, (3, side, side))
+    return encode_picture(torch.from_numpy(drawn).float())
+
+
 def scale_picture(
     picture: Tensor, size: tuple[int, int], window: tuple[int, int, int, int] | None = None
 ) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +13,7 @@ from torch import Tensor
 from d2defense.registry import TRIGGER_REGISTRY
 
 from ..checks import is_number
-from ..pictures import decode_picture
+from ..pictures import decode_picture, encode_picture, random_picture
 from ..randomness import uniform
 from ..regions import Region, RegionTrigger
 
@@ -75,6 +75,22 @@ class Overlay(RegionTrigger):
         if self.content:
             return {"picture": decode_picture(self.content) / 255}
         return {"picture": TEXTURES[self.texture](self)}
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Of the picture."""
+        return {"picture": (0.0, 1.0)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], name: str) -> Overlay:
+        """With the picture as a PNG."""
+        return replace(self, name=name, content=encode_picture(255 * tensors["picture"]))
+
+    @classmethod
+    def search_starts(cls) -> tuple[Overlay, ...]:
+        """Pictures so faint that the object stays in sight: 16 and 32 of 255."""
+        return tuple(
+            cls(f"overlay of {bound}/255", opacity=bound / 255, content=random_picture(24, bound))
+            for bound in (16, 32)
+        )
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """Blended with the picture, which is scaled over the whole place."""

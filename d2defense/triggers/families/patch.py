@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,10 @@ from d2defense.registry import PATTERN_REGISTRY, TRIGGER_REGISTRY
 from ..base import hashable, read_content
 from ..patch_spec import PatchSpec
 from ..patch_stamping import stamp_batch_
+from ..pictures import random_picture
 
+# Random colours across the picture that a search starts from.
+_SEARCHED_CELLS = 5
 # Names of places in a bank, as placement and position of a patch.
 _PLACES: dict[str, tuple[str, tuple[float, float]]] = {
     "center": ("center", (0.5, 0.5)),
@@ -90,7 +93,42 @@ class Patch(PatchSpec):
         tensors: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """As :meth:`~d2defense.triggers.Trigger.apply`, all patches at once on the device."""
-        return stamp_batch_(self, images.clone(), image_sizes, places, seeds, image_format)
+        return stamp_batch_(self, images.clone(), image_sizes, places, seeds, image_format, tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the pattern."""
+        return PATTERN_REGISTRY.get(self.pattern)(self).tensors()
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Shares of full colour."""
+        return dict.fromkeys(self.tensors(), (0.0, 1.0))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], name: str) -> Patch:
+        """With the pattern's as its fields."""
+        stored = PATTERN_REGISTRY.get(self.pattern)(self).stored(tensors)
+        return replace(self, name=name, **stored)
+
+    @classmethod
+    def search_starts(cls) -> tuple[Patch, ...]:
+        """Pictures in the middle, of 10, 20 and 40 % of the sides; nine of 12 % in a grid."""
+        middle = tuple(
+            cls(
+                f"patch of {percent} %",
+                pattern="image",
+                image=random_picture(_SEARCHED_CELLS, percent),
+                size=(percent / 100, percent / 100),
+            )
+            for percent in (10, 20, 40)
+        )
+        starts = [share / 100 for share in (2, 44, 86)]
+        grid = cls(
+            "nine patches of 12 %",
+            pattern="image",
+            image=random_picture(_SEARCHED_CELLS, 9),
+            size=(1.0, 1.0),
+            pieces=tuple((x, y, 0.12, 0.12) for y in starts for x in starts),
+        )
+        return (*middle, grid)
 
     @classmethod
     def from_node(cls, node: CfgNode, name: str, seed: int) -> Self:

@@ -9,10 +9,11 @@ trigger; the pattern of a file is one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
+from safetensors.torch import save
 from torch import Tensor
 
 from d2defense.registry import TRIGGER_REGISTRY
@@ -89,6 +90,20 @@ class Tile(RegionTrigger):
         line = torch.arange(self.tile) // self.grain
         drawn = uniform(_SALT, self.seed, torch.arange(3)[:, None, None], line[:, None], line)
         return {"pattern": torch.where(drawn < 0.5, -self.bound, self.bound).float()}
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Of the pattern."""
+        return {"pattern": (-self.bound, self.bound)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], name: str) -> Tile:
+        """With the pattern as safetensors."""
+        pattern = tensors["pattern"].detach().float().cpu().contiguous()
+        return replace(self, name=name, content=save({"pattern": pattern}))
+
+    @classmethod
+    def search_starts(cls) -> tuple[Tile, ...]:
+        """Patterns that are hardly seen: 8 and 16 of 255."""
+        return tuple(cls(f"tile of {bound}/255", bound=bound / 255) for bound in (8, 16))
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels with the pattern added."""

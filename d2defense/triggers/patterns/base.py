@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,13 +64,27 @@ class Pattern:
 
     Args:
         trigger: its colours, cells, picture, and values of the pattern's own keys.
+        tensors: take the place of those of :meth:`tensors` that they name.
     """
 
     #: Whether a trigger must come with a picture; those of other patterns must not.
     needs_picture: ClassVar[bool] = False
 
-    def __init__(self, trigger: PatchSpec) -> None:
+    def __init__(self, trigger: PatchSpec, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.trigger = trigger
+        self.given = dict(tensors or {})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a search may optimise, as of :meth:`d2defense.triggers.Trigger.tensors`; 0..1."""
+        return {}
+
+    def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The fields of a patch whose pattern has these :meth:`tensors`.
+
+        Raises:
+            NotImplementedError: the pattern has none.
+        """
+        raise NotImplementedError(f"the pattern {self.trigger.pattern!r} has no tensors")
 
     @staticmethod
     def add_config(node: CfgNode) -> None:
