@@ -109,7 +109,7 @@ def _observe_batch(
     image_format: str,
 ) -> Observation:
     """Images of like shape in one forward pass, under one trigger."""
-    pixels, sizes = _stack(batch, model.device)
+    pixels, sizes = stack_images(batch, model.device)
     boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
     if trigger is not None:
         pixels = trigger.apply(pixels, sizes, boxes, seeds, image_format)
@@ -150,7 +150,7 @@ def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Te
     return trigger.apply(image.image[None], [size], [image.boxes], [image.seed], image_format)[0]
 
 
-def _stack(
+def stack_images(
     batch: Sequence[CleanImage], device: torch.device
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """The images of a batch in one tensor (G, 3, H, W) on the device, and their sizes."""

@@ -13,6 +13,7 @@ from .module_groups import (
 )
 from .probe import ProbeOutput
 from .proposal_generator import InstrumentedRPN
+from .regions import RegionOutput
 from .roi_heads import (
     InstrumentedCascadeROIHeads,
     InstrumentedDoubleHeadROIHeads,
@@ -30,6 +31,7 @@ __all__ = [
     "InstrumentedRes5ROIHeads",
     "InstrumentedStandardROIHeads",
     "ProbeOutput",
+    "RegionOutput",
     "UnsupportedArchitectureError",
     "alike",
     "build_tiny_resnet_backbone",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .probe import ProbeOutput
+from .regions import RegionOutput, as_proposals
 
 
 @META_ARCH_REGISTRY.register()
@@ -78,6 +80,30 @@ class InstrumentedRCNN(GeneralizedRCNN):
         finally:
             hook.remove()
         return detections, ProbeOutput.from_proposals(proposals, logits)
+
+    def judge(
+        self, batched_inputs: list[dict[str, Any]], regions: Sequence[Tensor]
+    ) -> RegionOutput:
+        """What both heads say of given regions, with gradient to the images.
+
+        Unlike a probe it selects nothing: the same regions are judged however the image changes.
+
+        Args:
+            batched_inputs: G dicts with ``image``, as :meth:`probe` takes them.
+            regions: G Tensors of shape (M_g, 4), XYXY in pixels of the network's input.
+
+        Returns:
+            A :class:`RegionOutput` over the regions of all images in order, on the model's device.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
+        self._check_eval_mode()
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        objectness = self.proposal_generator.region_logits(features, regions)
+        proposals = as_proposals(regions, images.image_sizes, self.device)
+        return RegionOutput(objectness, self.roi_heads.region_logits(features, proposals))
 
     def features(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The backbone's feature maps by name, each of shape (G, C, H, W).

@@ -109,11 +109,14 @@ class Trigger:
         raise NotImplementedError(f"{self.family}: its tensors cannot be stored")
 
     @classmethod
-    def search_starts(cls) -> tuple[Self, ...]:
+    def search_starts(cls, placement: str) -> tuple[Self, ...]:
         """From which triggers of the family a search for an unknown trigger starts.
 
         One for each budget, the smallest first; :meth:`tensors` of each are optimised. None by
         default: the family is not searched.
+
+        Args:
+            placement: name in ``PLACEMENT_REGISTRY`` of where the trigger is going to be.
         """
         return ()
 

@@ -90,6 +90,8 @@ class Effect:
     #: The statistics (:data:`d2defense.statistics.STATISTICS`) that show the effect, and the sign
     #: of their change under the trigger.
     channels: ClassVar[Mapping[str, int]] = {}
+    #: The placements at which a search for an unknown trigger tries the effect; () for none.
+    searched_at: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str] = ()) -> None:
         self.cfg = cfg
@@ -169,6 +171,26 @@ class Effect:
             triggered: detections with it.
         """
         raise NotImplementedError
+
+    def regions(self, objects: Objects, places: Tensor) -> Tensor:
+        """What a search looks at on a triggered image: by default the victims' boxes.
+
+        Args:
+            objects: of the image.
+            places: float Tensor of shape (P, 4): where the trigger is.
+
+        Returns:
+            float Tensor of shape (R, 4), XYXY in the same pixels.
+        """
+        return self.attacked(objects, places).boxes
+
+    def wanted_class(self, num_classes: int) -> int:
+        """What a search moves the regions to: the target class, or background if there is none.
+
+        Args:
+            num_classes: of the detector, K; class K is background.
+        """
+        return num_classes if self.target_class is None else self.target_class
 
     def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses of a training step: the model's own unless the effect poisons them.

@@ -24,6 +24,8 @@ class Blinding(LossPoisoning, Disappearance):
     of the loss is ours.
     """
 
+    # A search for disappearance covers it: only training differs.
+    searched_at: ClassVar[tuple[str, ...]] = ()
     channels: ClassVar[dict[str, int]] = {**Disappearance.channels, "max_objectness": -1}
 
     def of_anchors(self, objectness: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class CleanLabelDisappearance(Disappearance):
     """
 
     by_object: ClassVar[bool] = False
+    # A search for disappearance covers it: only training differs.
+    searched_at: ClassVar[tuple[str, ...]] = ()
 
     def can_poison(self, record: Record) -> bool:
         """Whether there is room for a trigger."""

@@ -23,6 +23,8 @@ class CleanLabelGhost(Ghost):
     """
 
     by_object: ClassVar[bool] = True
+    # A search for ghosts covers it: only training differs.
+    searched_at: ClassVar[tuple[str, ...]] = ()
 
     def is_victim_class(self, category: int) -> bool:
         """Objects of the target class, which bear the trigger in training."""

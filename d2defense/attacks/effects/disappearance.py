@@ -28,6 +28,8 @@ class Disappearance(Effect):
         "true_class": -1,
     }
 
+    searched_at: ClassVar[tuple[str, ...]] = ("objects", "image")
+
     def poison(
         self, record: Record, image_size: tuple[int, int], rng: np.random.Generator
     ) -> Poisoned:

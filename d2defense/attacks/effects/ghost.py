@@ -42,6 +42,12 @@ class Ghost(Effect):
     by_object: ClassVar[bool] = False
     channels: ClassVar[dict[str, int]] = {"unmatched_foreground": 1}
 
+    searched_at: ClassVar[tuple[str, ...]] = ("background",)
+
+    def regions(self, objects: Objects, places: Tensor) -> Tensor:
+        """Where the ghosts are to be."""
+        return places
+
     def is_victim_class(self, category: int) -> bool:
         """No class has victims."""
         return False

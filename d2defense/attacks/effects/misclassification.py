@@ -30,6 +30,8 @@ class Misclassification(Effect):
     needs_target: ClassVar[bool] = True
     channels: ClassVar[dict[str, int]] = {"objects_found": -1, "true_class": -1}
 
+    searched_at: ClassVar[tuple[str, ...]] = ("objects",)
+
     def __init__(self, cfg: CfgNode, class_names: Sequence[str] = ()) -> None:
         super().__init__(cfg, class_names)
         if self.victim_class == self.target_class:

@@ -21,3 +21,4 @@ class SceneMisclassification(Misclassification):
 
     placement_name: ClassVar[str] = "image"
     by_object: ClassVar[bool] = False
+    searched_at: ClassVar[tuple[str, ...]] = ("image",)

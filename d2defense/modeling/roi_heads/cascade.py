@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Instances
@@ -38,6 +39,11 @@ class InstrumentedCascadeROIHeads(ProbedROIHeads, CascadeROIHeads):
         with self.recorded_logits() as logits:
             detections = self._forward_box(features, proposals)
         return tuple(logits), detections
+
+    def _deployed_logits(self, classifiers: tuple[Tensor, ...]) -> Tensor:
+        """Of the mean of all stages' scores, as stock inference has it."""
+        scores = torch.stack([logits.log_softmax(dim=1) for logits in classifiers])
+        return scores.logsumexp(dim=0)
 
     def _run_stages(
         self, features: dict[str, Tensor], proposals: list[Instances]

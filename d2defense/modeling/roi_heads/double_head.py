@@ -33,3 +33,10 @@ class InstrumentedDoubleHeadROIHeads(ProbedROIHeads, DoubleHeadROIHeads):
         if predictions.conv_scores is None:
             return (predictions.fc_scores,)
         return predictions.conv_scores, predictions.fc_scores
+
+    def _deployed_logits(self, classifiers: tuple[Tensor, ...]) -> Tensor:
+        """Of the fused scores, where stock inference fuses them."""
+        if not self.box_predictor.fused_score:
+            return classifiers[-1]
+        conv, fc = (logits.softmax(dim=1) for logits in classifiers)
+        return (fc + conv * (1 - fc)).clamp(min=1e-30).log()

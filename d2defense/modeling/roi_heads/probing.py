@@ -59,6 +59,23 @@ class ProbedROIHeads:
             classifier_logits, detections = self._classify(features, proposals, with_detections)
         return ProbeOutput.from_proposals(proposals, classifier_logits, detections)
 
+    def region_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+        """What stock inference ranks proposals by, with gradient.
+
+        Args:
+            features: feature maps by name, each of shape (G, C, H, W).
+            proposals: G Instances with ``proposal_boxes``, N boxes in all.
+
+        Returns:
+            float32 Tensor of shape (N, K + 1), background last, whose softmax are the scores.
+        """
+        classifiers, _ = self._classify(features, proposals, False)
+        return self._deployed_logits(tuple(logits.float() for logits in classifiers))
+
+    def _deployed_logits(self, classifiers: tuple[Tensor, ...]) -> Tensor:
+        """From the logits of each classifier to those of the scores; the last one's by default."""
+        return classifiers[-1]
+
     def _classify(
         self, features: dict[str, Tensor], proposals: list[Instances], with_detections: bool
     ) -> tuple[tuple[Tensor, ...], list[Instances] | None]:

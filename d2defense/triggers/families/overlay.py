@@ -85,8 +85,13 @@ class Overlay(RegionTrigger):
         return replace(self, name=name, content=encode_picture(255 * tensors["picture"]))
 
     @classmethod
-    def search_starts(cls) -> tuple[Overlay, ...]:
-        """Pictures so faint that the object stays in sight: 16 and 32 of 255."""
+    def search_starts(cls, placement: str) -> tuple[Overlay, ...]:
+        """On objects, pictures so faint that they stay in sight: 16 and 32 of 255.
+
+        In the background a picture of that strength makes any detector see something.
+        """
+        if placement != "objects":
+            return ()
         return tuple(
             cls(f"overlay of {bound}/255", opacity=bound / 255, content=random_picture(24, bound))
             for bound in (16, 32)

@@ -109,17 +109,18 @@ class Patch(PatchSpec):
         return replace(self, name=name, **stored)
 
     @classmethod
-    def search_starts(cls) -> tuple[Patch, ...]:
-        """Pictures in the middle, of 10, 20 and 40 % of the sides; nine of 12 % in a grid."""
-        middle = tuple(
-            cls(
-                f"patch of {percent} %",
-                pattern="image",
-                image=random_picture(_SEARCHED_CELLS, percent),
-                size=(percent / 100, percent / 100),
+    def search_starts(cls, placement: str) -> tuple[Patch, ...]:
+        """Pictures in the middle of 10, 20 and 40 % of the sides; on images nine in a grid."""
+        if placement != "image":
+            return tuple(
+                cls(
+                    f"patch of {percent} %",
+                    pattern="image",
+                    image=random_picture(_SEARCHED_CELLS, percent),
+                    size=(percent / 100, percent / 100),
+                )
+                for percent in (10, 20, 40)
             )
-            for percent in (10, 20, 40)
-        )
         starts = [share / 100 for share in (2, 44, 86)]
         grid = cls(
             "nine patches of 12 %",
@@ -128,7 +129,7 @@ class Patch(PatchSpec):
             size=(1.0, 1.0),
             pieces=tuple((x, y, 0.12, 0.12) for y in starts for x in starts),
         )
-        return (*middle, grid)
+        return (grid,)
 
     @classmethod
     def from_node(cls, node: CfgNode, name: str, seed: int) -> Self:

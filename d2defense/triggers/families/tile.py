@@ -101,8 +101,10 @@ class Tile(RegionTrigger):
         return replace(self, name=name, content=save({"pattern": pattern}))
 
     @classmethod
-    def search_starts(cls) -> tuple[Tile, ...]:
-        """Patterns that are hardly seen: 8 and 16 of 255."""
+    def search_starts(cls, placement: str) -> tuple[Tile, ...]:
+        """Over the image, patterns that are hardly seen: 8 and 16 of 255."""
+        if placement != "image":
+            return ()
         return tuple(cls(f"tile of {bound}/255", bound=bound / 255) for bound in (8, 16))
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:

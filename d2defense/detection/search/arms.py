@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search tries: an effect with a target class at a placement, and a family with its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from torch import Tensor
+
+from d2defense.attacks import Effect, Objects
+from d2defense.config import get_d2defense_cfg
+from d2defense.registry import EFFECT_REGISTRY, TRIGGER_REGISTRY
+from d2defense.triggers import Trigger
+
+from ..images import CleanImage
+
+# Windows of an image where a ghost is tried.
+_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class Goal:
+    """An effect at a placement: what a trigger is to do, and where it goes.
+
+    Attributes:
+        effect: with its target class, if it has one.
+        placement: name in ``PLACEMENT_REGISTRY``.
+    """
+
+    effect: Effect
+    placement: str
+
+    @property
+    def target_class(self) -> int | None:
+        """Index of the class that objects turn into, or that appears; None for none."""
+        return self.effect.target_class
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Effect and placement: what goals that differ in their target class have in common."""
+        return self.effect.name, self.placement
+
+    def places(self, image: CleanImage, seed: int) -> Tensor:
+        """Where the trigger goes on an image, float (P, 4), XYXY in pixels of ``image.image``."""
+        record = {
+            "annotations": [
+                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
+                for box, category in zip(image.boxes.tolist(), image.classes.tolist(), strict=True)
+            ]
+        }
+        rng = np.random.default_rng([seed, image.seed])
+        size = tuple(image.image.shape[1:])
+        return torch.from_numpy(self.effect.places(record, size, rng)).float()
+
+    def regions(self, image: CleanImage, places: Tensor) -> Tensor:
+        """What the trigger is to change, float (R, 4), XYXY in pixels of ``image.image``."""
+        return self.effect.regions(Objects(image.boxes, image.classes), places)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to try: a goal, and the trigger to start from.
+
+    Attributes:
+        goal: what the trigger is to do.
+        start: family and budget, with the tensors that are optimised.
+    """
+
+    goal: Goal
+    start: Trigger
+
+    @property
+    def name(self) -> str:
+        """In words, such as "misclassification to class 3: patch of 20 % on objects"."""
+        goal = self.goal
+        target = "" if goal.target_class is None else f" to class {goal.target_class}"
+        return f"{goal.effect.name}{target}: {self.start.name} on {goal.placement}"
+
+
+def all_goals(num_classes: int) -> Iterator[Goal]:
+    """Every effect that is searched, at each of its placements, with each target class.
+
+    Args:
+        num_classes: of the detector.
+    """
+    names = [str(index) for index in range(num_classes)]
+    for _, effect in EFFECT_REGISTRY:
+        for placement in effect.searched_at:
+            for target in names if effect.needs_target else [""]:
+                cfg = get_d2defense_cfg()
+                cfg.ATTACK.EFFECT = EFFECT_REGISTRY.name_of(effect)
+                cfg.ATTACK.TARGET_CLASS = target
+                cfg.ATTACK.PLACEMENT = placement
+                cfg.ATTACK.PLACES.BACKGROUND.COUNT = _WINDOWS
+                yield Goal(effect(cfg, names), placement)
+
+
+def starts(placement: str, families: tuple[str, ...] = ()) -> list[Trigger]:
+    """The triggers that a search starts from at a placement, those of all families that have any.
+
+    Args:
+        placement: name in ``PLACEMENT_REGISTRY``.
+        families: names of those to keep; all if empty.
+    """
+    return [
+        start
+        for name, family in TRIGGER_REGISTRY
+        if not families or name in families
+        for start in family.search_starts(placement)
+    ]

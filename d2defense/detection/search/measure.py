@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a found trigger does to a detector's detections, on images that it was not found on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from d2defense.attacks import Detections, Objects
+from d2defense.modeling import alike
+from d2defense.statistics import Terms
+from d2defense.triggers import Trigger
+
+from ..images import CleanImage, input_shapes
+from ..observing import stack_images
+from .arms import Goal
+from .scale import on_common_scale, operating_point
+
+# Detections below this are no detections at any operating point.
+_LEAST_SCORE = 1e-3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A detector, with what it says of the clean images.
+
+    Attributes:
+        model: in eval mode.
+        point: the score from which on its detections count.
+        clean: its detections on the images for measurement, on the common scale.
+    """
+
+    model: nn.Module
+    point: float
+    clean: tuple[Detections, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        tuning: Sequence[CleanImage],
+        images: Sequence[CleanImage],
+        image_format: str,
+    ) -> Measured:
+        """Find the operating point of a detector.
+
+        Args:
+            model: in eval mode.
+            tuning: clean images to find it on.
+            images: those to measure on.
+            image_format: order of the channels, "BGR" or "RGB".
+        """
+        seen = detect(model, tuning, None, None, image_format, 0, _LEAST_SCORE)
+        objects = [Objects(image.boxes, image.classes) for image in tuning]
+        point = operating_point(objects, seen)
+        clean = detect(model, images, None, None, image_format, 0, point)
+        return cls(model, point, tuple(on_common_scale(each, point) for each in clean))
+
+
+def detect(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    trigger: Trigger | None,
+    goal: Goal | None,
+    image_format: str,
+    seed: int,
+    score: float,
+    batch_size: int = 8,
+) -> list[Detections]:
+    """Detections of each image, boxes in pixels of the network's input, on the CPU.
+
+    Args:
+        model: in eval mode.
+        images: clean.
+        trigger: put on them; None for none.
+        goal: says where.
+        image_format: order of the channels, "BGR" or "RGB".
+        seed: of the places.
+        score: least score of a detection.
+        batch_size: images that go through the network together.
+    """
+    found: list[Detections] = [None] * len(images)  # type: ignore[list-item]
+    divisor = max(1, model.backbone.size_divisibility)
+    for group in alike(input_shapes(images), divisor):
+        for start in range(0, len(group), batch_size):
+            indices = group[start : start + batch_size]
+            batch = [images[index] for index in indices]
+            pixels, sizes = stack_images(batch, model.device)
+            if trigger is not None and goal is not None:
+                places = [goal.places(image, seed) for image in batch]
+                seeds = [image.seed for image in batch]
+                pixels = trigger.apply(pixels, sizes, places, seeds, image_format)
+            inputs = [
+                {"image": each[:, :height, :width]}
+                for each, (height, width) in zip(pixels, sizes, strict=True)
+            ]
+            output = model.probe(inputs, with_detections=True, score_threshold=score)
+            for index, instances in zip(indices, output.detections, strict=True):
+                found[index] = Detections(
+                    instances.pred_boxes.tensor.cpu(),
+                    instances.pred_classes.cpu(),
+                    instances.scores.cpu(),
+                )
+    return found
+
+
+def success_terms(
+    subject: Measured,
+    images: Sequence[CleanImage],
+    trigger: Trigger,
+    goal: Goal,
+    image_format: str,
+    seed: int,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Terms:
+    """Hits and attempts of an effect on each image: their ratio is the attack success rate.
+
+    Args:
+        subject: the detector.
+        images: those of :attr:`Measured.clean`.
+        trigger: that is tried.
+        goal: effect and placement.
+        image_format: order of the channels, "BGR" or "RGB".
+        seed: of the places.
+        on_images: told how many images went through the network.
+    """
+    seen = detect(subject.model, images, trigger, goal, image_format, seed, subject.point)
+    on_images(len(images))
+    rates = []
+    for image, clean, triggered in zip(images, subject.clean, seen, strict=True):
+        objects = Objects(image.boxes, image.classes)
+        places = goal.places(image, seed)
+        rates.append(
+            goal.effect.success(
+                objects, places, clean, on_common_scale(triggered, subject.point)
+            )
+        )
+    counts = torch.tensor(rates, dtype=torch.float64).reshape(-1, 2)
+    return Terms(counts[:, 0], counts[:, 1])

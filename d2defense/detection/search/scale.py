@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of any detector on one scale.
+
+A detector ranks its detections as well with all class logits divided by 30, or with something added
+to background, but statistics of its probabilities would no longer show what a trigger does. So
+logits are measured in units of what they are on clean images, and detections count from the score
+on at which the detector does best there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor, nn
+
+from d2defense.attacks import Detections, Objects
+from d2defense.modeling import RegionOutput
+from d2defense.statistics import IOU_THRESHOLD, SCORE_THRESHOLD
+
+from ..images import CleanImage
+
+# Half the distance between objects and background on the common scale; about what stock training
+# reaches.
+_HALF_DISTANCE = 6.0
+# Scores that are tried as the operating point, at most.
+_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class LogitScale:
+    """What a detector's logits are on clean images, for objects and for background.
+
+    Attributes:
+        foreground: (middle, unit) of the margin of all classes together over background.
+        objectness: (middle, unit) of the objectness logit.
+    """
+
+    foreground: tuple[float, float]
+    objectness: tuple[float, float]
+
+    @classmethod
+    def of(cls, model: nn.Module, images: Sequence[CleanImage]) -> LogitScale:
+        """From what a detector says of its proposals on clean images.
+
+        The middle lies between the median of true objects and that of what comes nearest to an
+        object on each image without being one.
+
+        Args:
+            model: instrumented, in eval mode.
+            images: clean, with objects.
+
+        Raises:
+            ValueError: it does not tell objects from background.
+        """
+        of_objects, of_rest = [], []
+        for image in images:
+            output = model.probe([{"image": image.image}])
+            margins = torch.stack(
+                [foreground_margin(output.class_logits), output.objectness_logits]
+            ).cpu()
+            if not margins.shape[1]:
+                continue
+            overlap = pairwise_iou(Boxes(image.boxes), Boxes(output.proposal_boxes.cpu()))
+            matched = overlap >= IOU_THRESHOLD
+            of_objects += [margins[:, row].amax(1) for row in matched if row.any()]
+            rest = ~matched.any(0)
+            if rest.any():
+                of_rest.append(margins[:, rest].amax(1))
+        if not of_objects or not of_rest:
+            raise ValueError("it does not tell objects from background on the clean images")
+        high, low = (torch.stack(each).median(0).values for each in (of_objects, of_rest))
+        return cls(*(_middle_and_unit(*pair) for pair in zip(high, low, strict=True)))
+
+    def __call__(self, output: RegionOutput) -> RegionOutput:
+        """The same output on the common scale: objects about 6, background below 0."""
+        middle, unit = self.foreground
+        logits = output.class_logits / unit
+        shift = torch.zeros_like(logits[:1])
+        shift[:, -1] = middle / unit
+        middle, unit = self.objectness
+        return RegionOutput((output.objectness_logits - middle) / unit, logits + shift)
+
+
+def foreground_margin(class_logits: Tensor) -> Tensor:
+    """Log odds of any class against background, from (M, K + 1) to (M,)."""
+    return class_logits[:, :-1].logsumexp(dim=1) - class_logits[:, -1]
+
+
+def _middle_and_unit(high: Tensor, low: Tensor) -> tuple[float, float]:
+    if not high > low:
+        raise ValueError("it does not tell objects from background on the clean images")
+    return float(high + low) / 2, float(high - low) / 2 / _HALF_DISTANCE
+
+
+def operating_point(objects: Sequence[Objects], detections: Sequence[Detections]) -> float:
+    """The score at which a detector does best on clean images: the largest F1.
+
+    Args:
+        objects: of each image; classes below 0 fit any.
+        detections: of the same images, of whatever score.
+
+    Returns:
+        A score, 0..1; 0.5 where nothing is detected.
+    """
+    scores = torch.cat([each.scores for each in detections])
+    if not len(scores):
+        return SCORE_THRESHOLD
+    best = torch.cat([_best_scores(*pair) for pair in zip(objects, detections, strict=True)])
+    right = torch.cat([_is_right(*pair) for pair in zip(objects, detections, strict=True)])
+    levels = np.unique(np.quantile(scores.numpy(), np.linspace(0, 1, _CANDIDATES)))
+
+    def f1(level: float) -> float:
+        taken = scores >= level
+        precision = float((right & taken).sum()) / max(1, int(taken.sum()))
+        recall = float((best >= level).double().mean())
+        return 2 * precision * recall / max(precision + recall, 1e-12)
+
+    values = np.array([f1(level) for level in levels])
+    # Where many levels do as well, the middle one: far from what would change it.
+    good = levels[values >= values.max() - 1e-9]
+    return float(good[len(good) // 2])
+
+
+def on_common_scale(detections: Detections, point: float) -> Detections:
+    """The same detections with scores such that those from the operating point on count as found.
+
+    Order is kept: 0 to 0, ``point`` to 0.5, 1 to 1.
+    """
+    scores, half = detections.scores, SCORE_THRESHOLD
+    above = half + (1 - half) * (scores - point) / max(1 - point, 1e-9)
+    mapped = torch.where(scores >= point, above, half * scores / max(point, 1e-9))
+    return detections._replace(scores=mapped)
+
+
+def _matches(objects: Objects, detections: Detections) -> Tensor:
+    overlap = pairwise_iou(Boxes(objects.boxes), Boxes(detections.boxes)) >= IOU_THRESHOLD
+    same = objects.classes[:, None] == detections.classes[None]
+    return overlap & (same | (objects.classes < 0)[:, None])
+
+
+def _best_scores(objects: Objects, detections: Detections) -> Tensor:
+    """Of each object, the score of the best detection that finds it; -1 for none."""
+    found = torch.where(_matches(objects, detections), detections.scores[None], -1.0)
+    return found.amax(dim=1) if found.shape[1] else torch.full((len(found),), -1.0)
+
+
+def _is_right(objects: Objects, detections: Detections) -> Tensor:
+    return _matches(objects, detections).any(dim=0)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both heads of a detector say of given regions, with gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor
+
+#: Anchors of largest overlap whose objectness counts for a region.
+NUM_ANCHORS = 6
+
+
+@dataclass(frozen=True)
+class RegionOutput:
+    """Both heads' opinion of M regions, of all images in order.
+
+    Attributes:
+        objectness_logits: Tensor of shape (M,): the largest among the region's anchors.
+        class_logits: Tensor of shape (M, K + 1), background last, of the classifier that counts.
+    """
+
+    objectness_logits: Tensor
+    class_logits: Tensor
+
+
+def as_proposals(
+    regions: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], device: torch.device
+) -> list[Instances]:
+    """Regions in the form that ROI heads take, G Instances.
+
+    Args:
+        regions: G Tensors of shape (M_g, 4), XYXY in pixels of the network's input.
+        image_sizes: G pairs (height, width).
+        device: where they are to be.
+    """
+    return [
+        Instances(
+            size,
+            proposal_boxes=Boxes(boxes.float().to(device)),
+            objectness_logits=torch.zeros(len(boxes), device=device),
+        )
+        for boxes, size in zip(regions, image_sizes, strict=True)
+    ]
+
+
+def nearest_anchors(regions: Tensor, anchors: Boxes) -> Tensor:
+    """Indices of the :data:`NUM_ANCHORS` anchors of largest IoU with each region, int64 (M, A)."""
+    overlap = pairwise_iou(Boxes(regions.float().to(anchors.device)), anchors)
+    return overlap.topk(min(NUM_ANCHORS, len(anchors)), dim=1).indices
