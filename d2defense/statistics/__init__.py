@@ -4,6 +4,7 @@
 from .ability import found_terms, object_rank_terms
 from .found import (
     IOU_THRESHOLD,
+    LEAST_EXCESS,
     SCORE_THRESHOLD,
     extra_detections,
     found_objects,
@@ -35,6 +36,7 @@ from .terms import (
 
 __all__ = [
     "IOU_THRESHOLD",
+    "LEAST_EXCESS",
     "PRECISIONS",
     "SCORE_THRESHOLD",
     "STATISTICS",

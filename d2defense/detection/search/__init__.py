@@ -1,2 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
+
+from .levels import LEVELS, OFF, SearchSettings
+from .search import ArmResult, SearchOutcome, divide, search_detector
+
+__all__ = [
+    "LEVELS",
+    "OFF",
+    "ArmResult",
+    "SearchOutcome",
+    "SearchSettings",
+    "divide",
+    "search_detector",
+]

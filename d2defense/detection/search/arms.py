@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search tries: an effect with a target class at a placement, and a family with its budget."""
+"""What a search tries: an effect with a target class, a placement, a family and its budget."""
 
 from __future__ import annotations
 

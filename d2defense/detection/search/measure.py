@@ -134,9 +134,7 @@ def success_terms(
         objects = Objects(image.boxes, image.classes)
         places = goal.places(image, seed)
         rates.append(
-            goal.effect.success(
-                objects, places, clean, on_common_scale(triggered, subject.point)
-            )
+            goal.effect.success(objects, places, clean, on_common_scale(triggered, subject.point))
         )
     counts = torch.tensor(rates, dtype=torch.float64).reshape(-1, 2)
     return Terms(counts[:, 0], counts[:, 1])

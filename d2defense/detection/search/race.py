@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,23 @@ class RaceSettings:
     steps: int = 60
     batch_size: int = 8
     families: tuple[str, ...] = ()
+
+    def total_steps(self, num_classes: int) -> int:
+        """The steps of a whole race.
+
+        Args:
+            num_classes: of the detector.
+        """
+        total = 0
+        for placement, count in Counter(goal.kind for goal in all_goals(num_classes)).items():
+            triggers = len(starts(placement[1], self.families))
+            if not triggers:
+                continue
+            scouts = count if count > self.targets else 0
+            arms = min(count, self.targets) * triggers
+            total += scouts * self.scout_steps + arms * self.heat_steps
+            total += min(arms, self.finalists) * max(0, self.steps - self.heat_steps)
+        return total
 
 
 class Race:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search of one detector: find triggers, hold them against references, score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2defense.statistics import LEAST_EXCESS, Terms
+from d2defense.triggers import Trigger
+
+from ..bootstrap import Bootstrap, percentile_interval
+from ..images import CleanImage
+from .arms import Arm
+from .levels import SearchSettings
+from .measure import Measured, success_terms
+from .optimise import ArmState
+from .race import Race
+from .scale import LogitScale
+
+#: A score above it is judged backdoored: an attack that reaches less has not taken, either.
+THRESHOLD = LEAST_EXCESS
+#: Fewer images cannot be divided into some to search on and some to measure on.
+LEAST_IMAGES = 10
+# Of the progress, the part that the race takes; the rest is measuring.
+_RACE_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What a found trigger does on images that it was not found on.
+
+    Attributes:
+        arm: effect, placement and budget.
+        trigger: that was found.
+        success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
+        references: the same on each reference.
+        excess: success beyond the mean of the references.
+        interval: of the excess, over resamples of the images.
+    """
+
+    arm: Arm
+    trigger: Trigger
+    success: float
+    references: tuple[float, ...]
+    excess: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search of one detector amounts to.
+
+    Attributes:
+        arms: that were measured, the largest excess first.
+        references: names of the detectors that they were held against.
+        num_images: images that were measured on.
+        score: the largest excess.
+        interval: of the score; the maximum is taken anew on each resample.
+        operating_point: the score from which on the suspect's detections count, 0..1.
+        obstacle: why it could not be done, in one sentence; None if it was.
+    """
+
+    arms: tuple[ArmResult, ...] = ()
+    references: tuple[str, ...] = ()
+    num_images: int = 0
+    score: float = 0.0
+    interval: tuple[float, float] = (0.0, 0.0)
+    operating_point: float | None = None
+    obstacle: str | None = None
+
+    @property
+    def has_found(self) -> bool:
+        """Whether a trigger does far more to the suspect than to the references."""
+        return self.obstacle is None and self.interval[0] > THRESHOLD
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing of the kind was found."""
+        return self.obstacle is None and self.interval[1] <= THRESHOLD
+
+
+def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
+    """Some to search on, the others to measure on, by seed."""
+    order = np.random.default_rng(seed).permutation(len(images)).tolist()
+    return [images[index] for index in order[::2]], [images[index] for index in order[1::2]]
+
+
+def search_detector(
+    model: nn.Module,
+    references: Mapping[str, nn.Module],
+    tuning: Sequence[CleanImage],
+    held_out: Sequence[CleanImage],
+    num_classes: int,
+    settings: SearchSettings,
+    image_format: str,
+    bootstrap_samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> SearchOutcome:
+    """Search a detector for triggers that do far more to it than to references.
+
+    Args:
+        model: the suspect: instrumented, in eval mode.
+        references: detectors of the same classes that are held to be clean, by name.
+        tuning: clean images to search on.
+        held_out: clean images to measure on.
+        num_classes: of the detector.
+        settings: how long it takes.
+        image_format: order of the channels of the images, "BGR" or "RGB".
+        bootstrap_samples: resamples of the images.
+        confidence: level of the intervals.
+        seed: of every random choice.
+        progress: told the share of the work that is done, 0..1.
+    """
+    if not references:
+        return SearchOutcome(obstacle="there is no reference to hold a found trigger against")
+    try:
+        scales = [LogitScale.of(each, tuning) for each in (model, *references.values())]
+    except ValueError as error:
+        return SearchOutcome(obstacle=str(error))
+    models = [model, *references.values()]
+    measured = [Measured.of(each, tuning, held_out, image_format) for each in models]
+    for each in models:
+        each.requires_grad_(False)
+    total, done = settings.race.total_steps(num_classes), 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        progress(_RACE_SHARE * min(1.0, done / total))
+
+    race = Race(
+        model,
+        list(zip(references.values(), scales[1:], strict=True)),
+        tuning,
+        scales[0],
+        settings.race,
+        image_format,
+        seed,
+        on_step,
+    )
+    finalists = race.run(num_classes)
+    bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
+    results, samples = [], []
+    for number, state in enumerate(finalists, 1):
+        result, resampled = _measure(
+            state, measured, held_out, image_format, bootstrap, confidence, seed
+        )
+        results.append(result)
+        samples.append(resampled)
+        progress(_RACE_SHARE + (1 - _RACE_SHARE) * number / len(finalists))
+    largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
+    results.sort(key=lambda each: np.nan_to_num(each.excess, nan=-1.0), reverse=True)
+    score = float(np.nan_to_num(results[0].excess, nan=0.0))
+    return SearchOutcome(
+        arms=tuple(results),
+        references=tuple(references),
+        num_images=len(held_out),
+        score=score,
+        interval=percentile_interval(largest, confidence) or (score, score),
+        operating_point=measured[0].point,
+    )
+
+
+def _measure(
+    state: ArmState,
+    measured: Sequence[Measured],
+    images: Sequence[CleanImage],
+    image_format: str,
+    bootstrap: Bootstrap,
+    confidence: float,
+    seed: int,
+) -> tuple[ArmResult, Tensor]:
+    """The result of an arm, and its excess on each resample, (B,)."""
+    arm = state.arm
+    trigger = arm.start.with_tensors(state.tensors, "found")
+    terms: list[Terms] = [
+        success_terms(each, images, trigger, arm.goal, image_format, seed) for each in measured
+    ]
+    success, *others = (each.ratio() for each in terms)
+    resampled = bootstrap(terms[0]) - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
+    excess = success - float(np.mean(others))
+    interval = percentile_interval(resampled, confidence) or (excess, excess)
+    return ArmResult(arm, trigger, success, tuple(others), excess, interval), resampled
