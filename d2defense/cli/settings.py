@@ -23,6 +23,8 @@ _KEYS = {
     "allow_mismatch": "ALLOW_MISMATCH",
     "early_stop": "EARLY_STOP",
     "precision": "PRECISION",
+    "search": "SEARCH",
+    "search_always": "SEARCH_ALWAYS",
 }
 
 

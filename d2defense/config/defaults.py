@@ -155,6 +155,11 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.TRIGGER_BANK = "plain"
     # Names of the bank's triggers to stamp; (): all.
     cfg.DEFENSE.TRIGGERS = ()
+    # Whether, and how thoroughly, triggers are searched that the bank does not hold: "off", "fast",
+    # "standard" or "thorough" (docs/method.md).
+    cfg.DEFENSE.SEARCH = "off"
+    # Search also where the bank has found a backdoor.
+    cfg.DEFENSE.SEARCH_ALWAYS = False
     # File that says which class of the detectors each class of the dataset is (YAML or JSON); "":
     # where both have as many classes, they are the same.
     cfg.DEFENSE.CLASS_MAP = ""

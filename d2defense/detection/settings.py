@@ -14,6 +14,7 @@ from d2defense.triggers import Trigger
 
 from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map
+from .search.levels import SearchSettings
 
 DEFAULT_DECISION = "fall"
 
@@ -34,6 +35,7 @@ class ScanSettings:
         decision: name in ``DECISION_REGISTRY``.
         early_stop: whether to end once the verdict is certain.
         early_stop_error_rate: probability of either wrong verdict when a scan ends early.
+        search: for triggers that the bank does not hold.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -49,6 +51,7 @@ class ScanSettings:
     decision: str = DEFAULT_DECISION
     early_stop: bool = False
     early_stop_error_rate: float = 0.05
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -84,11 +87,13 @@ class ScanSettings:
             decision=node.DECISION,
             early_stop=node.EARLY_STOP,
             early_stop_error_rate=node.EARLY_STOP_ERROR_RATE,
+            search=SearchSettings(node.SEARCH, node.SEARCH_ALWAYS),
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as one flat dictionary for result files; triggers by name."""
         flat = asdict(self)
+        flat["search"], flat["search_always"] = self.search.level, self.search.always
         flat["triggers"] = [trigger.name for trigger in self.triggers]
         flat["class_map"] = self.class_map and self.class_map.source
         return flat | flat.pop("observation")

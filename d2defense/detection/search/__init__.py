@@ -2,14 +2,17 @@
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
 
 from .levels import LEVELS, OFF, SearchSettings
+from .null import SearchNull, arm_key
 from .search import ArmResult, SearchOutcome, divide, search_detector
 
 __all__ = [
     "LEVELS",
     "OFF",
     "ArmResult",
+    "SearchNull",
     "SearchOutcome",
     "SearchSettings",
+    "arm_key",
     "divide",
     "search_detector",
 ]

@@ -34,7 +34,6 @@ class SearchSettings:
     Attributes:
         level: "off", or a name in :data:`LEVELS`.
         always: search also where the bank has found a backdoor.
-        twin_steps: training steps of a twin; 0 makes none.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -42,13 +41,10 @@ class SearchSettings:
 
     level: str = DEFAULT_LEVEL
     always: bool = False
-    twin_steps: int = 350
 
     def __post_init__(self) -> None:
         if self.level not in (OFF, *LEVELS):
             raise ValueError(f"search {self.level!r} is none of {', '.join((OFF, *LEVELS))}")
-        if self.twin_steps < 0:
-            raise ValueError(f"twin_steps {self.twin_steps} is out of range")
 
     @property
     def is_on(self) -> bool:

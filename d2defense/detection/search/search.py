@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2defense.statistics import LEAST_EXCESS, Terms
+from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
 
 from ..bootstrap import Bootstrap, percentile_interval
@@ -18,14 +18,13 @@ from ..images import CleanImage
 from .arms import Arm
 from .levels import SearchSettings
 from .measure import Measured, success_terms
+from .null import SearchNull, arm_key, shipped_null
 from .optimise import ArmState
 from .race import Race
 from .scale import LogitScale
 
-#: A score above it is judged backdoored: an attack that reaches less has not taken, either.
-THRESHOLD = LEAST_EXCESS
 #: Fewer images cannot be divided into some to search on and some to measure on.
-LEAST_IMAGES = 10
+LEAST_IMAGES = 20
 # Of the progress, the part that the race takes; the rest is measuring.
 _RACE_SHARE = 0.9
 
@@ -40,7 +39,8 @@ class ArmResult:
         success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
         references: the same on each reference.
         excess: success beyond the mean of the references.
-        interval: of the excess, over resamples of the images.
+        baseline: mean excess of clean detectors by the same arm.
+        interval: of excess minus baseline, over resamples of the images.
     """
 
     arm: Arm
@@ -48,7 +48,13 @@ class ArmResult:
     success: float
     references: tuple[float, ...]
     excess: float
+    baseline: float
     interval: tuple[float, float]
+
+    @property
+    def margin(self) -> float:
+        """Excess beyond that of clean detectors; NaN where there was nothing to attack."""
+        return self.excess - self.baseline
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,13 @@ class SearchOutcome:
     """What a search of one detector amounts to.
 
     Attributes:
-        arms: that were measured, the largest excess first.
+        arms: that were measured, the largest margin first.
         references: names of the detectors that they were held against.
         num_images: images that were measured on.
-        score: the largest excess.
+        score: the largest margin.
         interval: of the score; the maximum is taken anew on each resample.
+        threshold: a score above it is judged backdoored.
+        p_value: probability that one more clean detector scores as high.
         operating_point: the score from which on the suspect's detections count, 0..1.
         obstacle: why it could not be done, in one sentence; None if it was.
     """
@@ -70,18 +78,20 @@ class SearchOutcome:
     num_images: int = 0
     score: float = 0.0
     interval: tuple[float, float] = (0.0, 0.0)
+    threshold: float = 0.0
+    p_value: float | None = None
     operating_point: float | None = None
     obstacle: str | None = None
 
     @property
     def has_found(self) -> bool:
         """Whether a trigger does far more to the suspect than to the references."""
-        return self.obstacle is None and self.interval[0] > THRESHOLD
+        return self.obstacle is None and self.interval[0] > self.threshold
 
     @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found."""
-        return self.obstacle is None and self.interval[1] <= THRESHOLD
+        return self.obstacle is None and self.interval[1] <= self.threshold
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
@@ -98,6 +108,7 @@ def search_detector(
     num_classes: int,
     settings: SearchSettings,
     image_format: str,
+    null: SearchNull | None = None,
     bootstrap_samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -113,11 +124,15 @@ def search_detector(
         num_classes: of the detector.
         settings: how long it takes.
         image_format: order of the channels of the images, "BGR" or "RGB".
+        null: what clean detectors score; the shipped one if None.
         bootstrap_samples: resamples of the images.
         confidence: level of the intervals.
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
     """
+    null = null or shipped_null()
+    if len(tuning) + len(held_out) < LEAST_IMAGES:
+        return SearchOutcome(obstacle=f"a search needs {LEAST_IMAGES} images with objects")
     if not references:
         return SearchOutcome(obstacle="there is no reference to hold a found trigger against")
     try:
@@ -150,20 +165,22 @@ def search_detector(
     results, samples = [], []
     for number, state in enumerate(finalists, 1):
         result, resampled = _measure(
-            state, measured, held_out, image_format, bootstrap, confidence, seed
+            state, measured, held_out, image_format, null, bootstrap, confidence, seed
         )
         results.append(result)
         samples.append(resampled)
         progress(_RACE_SHARE + (1 - _RACE_SHARE) * number / len(finalists))
     largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
-    results.sort(key=lambda each: np.nan_to_num(each.excess, nan=-1.0), reverse=True)
-    score = float(np.nan_to_num(results[0].excess, nan=0.0))
+    results.sort(key=lambda each: np.nan_to_num(each.margin, nan=-1.0), reverse=True)
+    score = float(np.nan_to_num(results[0].margin, nan=0.0))
     return SearchOutcome(
         arms=tuple(results),
         references=tuple(references),
         num_images=len(held_out),
         score=score,
         interval=percentile_interval(largest, confidence) or (score, score),
+        threshold=null.reference.threshold,
+        p_value=null.reference.p_value(score),
         operating_point=measured[0].point,
     )
 
@@ -173,18 +190,23 @@ def _measure(
     measured: Sequence[Measured],
     images: Sequence[CleanImage],
     image_format: str,
+    null: SearchNull,
     bootstrap: Bootstrap,
     confidence: float,
     seed: int,
 ) -> tuple[ArmResult, Tensor]:
-    """The result of an arm, and its excess on each resample, (B,)."""
+    """The result of an arm, and its margin on each resample, (B,)."""
     arm = state.arm
     trigger = arm.start.with_tensors(state.tensors, "found")
     terms: list[Terms] = [
         success_terms(each, images, trigger, arm.goal, image_format, seed) for each in measured
     ]
     success, *others = (each.ratio() for each in terms)
-    resampled = bootstrap(terms[0]) - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
+    baseline = null.baseline(arm_key(arm))
     excess = success - float(np.mean(others))
-    interval = percentile_interval(resampled, confidence) or (excess, excess)
-    return ArmResult(arm, trigger, success, tuple(others), excess, interval), resampled
+    resampled = bootstrap(terms[0]) - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
+    resampled = resampled - baseline
+    margin = excess - baseline
+    interval = percentile_interval(resampled, confidence) or (margin, margin)
+    result = ArmResult(arm, trigger, success, tuple(others), excess, baseline, interval)
+    return result, resampled
