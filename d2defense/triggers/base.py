@@ -177,6 +177,18 @@ class Trigger:
         values = {key: value for key, value in entry.items() if key not in ("name", "seed")}
         return cls.from_settings(entry["name"], int(entry.get("seed", 0)), values, folder)
 
+    def to_entry(self, file: str) -> tuple[dict[str, Any], bytes]:
+        """The trigger as an entry of a bank, and the content of the file that it names.
+
+        Args:
+            file: name of that file; the entry has none where there is no content.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        content = values.pop("content", b"")
+        entry = {"name": values.pop("name"), "family": self.family}
+        entry |= {key: _plain(value) for key, value in values.items()}
+        return entry | ({"file": file} if content else {}), content
+
     @property
     def family(self) -> str:
         """The name under which the class is registered."""
@@ -212,6 +224,11 @@ def build_trigger(cfg: CfgNode) -> Trigger:
     node = cfg.ATTACK.TRIGGER
     family = TRIGGER_REGISTRY.get(node.FAMILY)
     return family.from_node(node.get(node.FAMILY.upper(), CfgNode()), node.FAMILY, cfg.ATTACK.SEED)
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML has it."""
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def schema_of(default: Any) -> dict[str, Any]:

@@ -156,6 +156,18 @@ class Patch(PatchSpec):
             settings=tuple(sorted(settings.items())),
         )
 
+    def to_entry(self, file: str) -> tuple[dict[str, Any], bytes]:
+        """As :meth:`~d2defense.triggers.Trigger.to_entry`, with the keys of a patch."""
+        entry, _ = super().to_entry(file)
+        del entry["image"]
+        placement, position = entry.pop("placement"), entry.pop("position")
+        names = {place: name for name, place in _PLACES.items()}
+        entry["position"] = names.get((placement, tuple(position)), position)
+        settings = dict(entry.pop("settings"))
+        if settings:
+            entry["settings"] = settings
+        return entry | ({"image": file} if self.image else {}), self.image
+
     @classmethod
     def entry_properties(cls) -> dict[str, Any]:
         """Those of ``assets/triggers/patch.schema.json``."""

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
-from safetensors.torch import save
 from torch import Tensor
 
 from d2defense.registry import TRIGGER_REGISTRY
 
 from ..checks import is_number
-from ..pictures import decode_picture
+from ..pictures import decode_picture, encode_picture
 from ..randomness import uniform
 from ..regions import Region, RegionTrigger
 from ..stored_tensors import decode_tensors, is_safetensors
@@ -96,9 +95,9 @@ class Tile(RegionTrigger):
         return {"pattern": (-self.bound, self.bound)}
 
     def with_tensors(self, tensors: Mapping[str, Tensor], name: str) -> Tile:
-        """With the pattern as safetensors."""
-        pattern = tensors["pattern"].detach().float().cpu().contiguous()
-        return replace(self, name=name, content=save({"pattern": pattern}))
+        """With the pattern as a PNG, whose 0 to 255 mean minus to plus the bound."""
+        content = encode_picture(127.5 * (tensors["pattern"] / self.bound + 1))
+        return replace(self, name=name, content=content)
 
     @classmethod
     def search_starts(cls, placement: str) -> tuple[Tile, ...]:
