@@ -53,12 +53,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
     add_settings_arguments(parser)
     add_decision_arguments(parser)
+    _add_search_arguments(parser)
     _add_source_arguments(parser)
     _add_output_arguments(parser)
     _add_run_arguments(parser)
     add_dataset_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
+
+
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search for triggers that the bank does not hold")
+    group.add_argument(
+        "--search",
+        choices=("off", "fast", "standard", "thorough"),
+        help="how thoroughly; needs --reference (off)",
+    )
+    group.add_argument(
+        "--search-always",
+        action="store_true",
+        default=None,
+        help="also where the bank has found a backdoor",
+    )
+    group.add_argument(
+        "--reference",
+        dest="references",
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="a detector of the same classes that is held to be clean; may be given again",
+    )
 
 
 def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +194,11 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         calibration = calibration_from_config(cfg, settings)
     except (CalibrationError, ValueError) as error:
         parser.error(str(error))
+    references = _references(args, options)
+    if settings.search.is_on and not references:
+        parser.error(
+            "--search needs a --reference: a detector of the same classes, held to be clean"
+        )
     try:
         results = scan(
             found,
@@ -179,6 +208,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
             calibration,
             args.device,
             options,
+            references,
         )
     except (CalibrationError, UsageError) as error:
         parser.error(str(error))
@@ -236,6 +266,24 @@ def _find(args: argparse.Namespace, options: RunOptions) -> Discovery:
         )
     except UsageError as error:
         args.parser.error(str(error))
+
+
+def _references(args: argparse.Namespace, options: RunOptions) -> list[CheckpointSource]:
+    """The checkpoints that ``--reference`` names."""
+    from d2defense.workflows.scan import UsageError, find_sources
+
+    if not args.references:
+        return []
+    try:
+        found = find_sources(args.references, only_final=True, options=options)
+    except UsageError as error:
+        args.parser.error(str(error))
+    for source in found.sources:
+        if source.error is not None:
+            args.parser.error(f"--reference: {source.error}")
+    if not found.sources:
+        args.parser.error("--reference: there is no checkpoint")
+    return found.sources
 
 
 def _listed(source: CheckpointSource) -> dict[str, Any]:

@@ -142,12 +142,21 @@ def observe(
     return Observation.join([batch.observations[0] for batch in batches])
 
 
-def stamped(image: CleanImage, trigger: Trigger | None, image_format: str) -> Tensor:
-    """The image's pixels, as they are or in a copy with ``trigger`` on every object."""
+def stamped(
+    image: CleanImage, trigger: Trigger | None, image_format: str, places: Tensor | None = None
+) -> Tensor:
+    """The image's pixels, as they are or in a copy with ``trigger``.
+
+    Args:
+        image: a clean image.
+        trigger: or None.
+        image_format: channel order of the image, "BGR" or "RGB".
+        places: (P, 4), XYXY in pixels of it, that bear the trigger; every object if None.
+    """
     if trigger is None:
         return image.image
-    size = tuple(image.image.shape[1:])
-    return trigger.apply(image.image[None], [size], [image.boxes], [image.seed], image_format)[0]
+    size, places = tuple(image.image.shape[1:]), image.boxes if places is None else places
+    return trigger.apply(image.image[None], [size], [places], [image.seed], image_format)[0]
 
 
 def stack_images(

@@ -26,6 +26,12 @@ EXAMPLES_FILE = "examples.png"
 HISTOGRAM_FILE = "histogram.png"
 #: Names of the figures that may lie beside it.
 FIGURE_FILES = (EXAMPLES_FILE, HISTOGRAM_FILE)
+SEARCH_FILE = "search.png"
+TRIGGER_FILE = "trigger.png"
+#: Likewise, of a search that has measured a trigger; the second is what ``trigger.yaml`` names.
+SEARCH_FILES = (SEARCH_FILE, TRIGGER_FILE)
+#: A trigger bank with the trigger that a search has found.
+TRIGGER_BANK_FILE = "trigger.yaml"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Largest figure that is kept or shown.
@@ -119,6 +125,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "triggers": [],
         "histogram": None,
         "early_stop": None,
+        "search": None,
         "timing": None,
         "environment": {"isolation": None},
         "warnings": [],
@@ -136,7 +143,7 @@ def read_result(path: Path) -> Result:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
         # Keys that results of before 0.2 lack.
-        result |= {key: None for key in ("reason", "ability") if key not in result}
+        result |= {key: None for key in ("reason", "ability", "search") if key not in result}
     except OSError as reason:
         return error_result(
             path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)

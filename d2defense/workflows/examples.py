@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from d2defense.detection import CleanImage, stamped
+from d2defense.detection.search import SearchOutcome
 from d2defense.ops import foreground, objectness
 from d2defense.report.examples import Example
 from d2defense.triggers import Trigger
@@ -22,6 +23,8 @@ def make_example(
     trigger: Trigger | None,
     image_format: str,
     class_names: Sequence[str],
+    places: Tensor | None = None,
+    score: float = DRAWN_SCORE,
 ) -> Example:
     """Probe one image, with ``trigger`` on every object if one is given.
 
@@ -31,11 +34,13 @@ def make_example(
         trigger: or None.
         image_format: channel order of the image, "BGR" or "RGB".
         class_names: of the detector's classes; classes beyond them are shown by number.
+        places: that bear the trigger; every object if None.
+        score: of the least detection that is drawn.
     """
-    pixels = stamped(image, trigger, image_format)
+    pixels = stamped(image, trigger, image_format, places)
     output = model.probe([{"image": pixels}], with_detections=True)
     detections = output.detections[0].to("cpu")
-    detections = detections[detections.scores >= DRAWN_SCORE]
+    detections = detections[detections.scores >= score]
     rgb = pixels.flip(0) if image_format == "BGR" else pixels
     return Example(
         image=rgb.permute(1, 2, 0).contiguous().numpy(),
@@ -66,4 +71,41 @@ def example_pairs(
             make_example(model, image, trigger, image_format, class_names),
         )
         for image in images
+    ]
+
+
+def found_examples(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    outcome: SearchOutcome,
+    image_format: str,
+    class_names: Sequence[str],
+    count: int,
+) -> list[tuple[Example, Example]]:
+    """(clean, triggered) examples of the images on which a found trigger does most.
+
+    Args:
+        model: an instrumented detector in eval mode.
+        images: those that the search measured on.
+        outcome: of a search that measured something.
+        image_format: channel order of the images, "BGR" or "RGB".
+        class_names: of the detector's classes.
+        count: of the pairs.
+    """
+    worst, point = outcome.arms[0], outcome.operating_point
+    order = sorted(range(len(images)), key=lambda index: -worst.hits[index])[:count]
+    return [
+        (
+            make_example(model, images[index], None, image_format, class_names, score=point),
+            make_example(
+                model,
+                images[index],
+                worst.trigger,
+                image_format,
+                class_names,
+                worst.arm.goal.places(images[index], outcome.seed),
+                point,
+            ),
+        )
+        for index in order
     ]

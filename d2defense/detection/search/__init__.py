@@ -2,8 +2,9 @@
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
 
 from .levels import LEVELS, OFF, SearchSettings
-from .null import SearchNull, arm_key
+from .null import SearchNull, arm_key, shipped_null
 from .search import ArmResult, SearchOutcome, divide, search_detector
+from .verdict import with_search
 
 __all__ = [
     "LEVELS",
@@ -15,4 +16,6 @@ __all__ = [
     "arm_key",
     "divide",
     "search_detector",
+    "shipped_null",
+    "with_search",
 ]

@@ -41,6 +41,7 @@ class ArmResult:
         excess: success beyond the mean of the references.
         baseline: mean excess of clean detectors by the same arm.
         interval: of excess minus baseline, over resamples of the images.
+        hits: successes on each image.
     """
 
     arm: Arm
@@ -50,6 +51,7 @@ class ArmResult:
     excess: float
     baseline: float
     interval: tuple[float, float]
+    hits: tuple[int, ...]
 
     @property
     def margin(self) -> float:
@@ -71,6 +73,7 @@ class SearchOutcome:
         p_value: probability that one more clean detector scores as high.
         operating_point: the score from which on the suspect's detections count, 0..1.
         obstacle: why it could not be done, in one sentence; None if it was.
+        seed: of its random choices.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -82,6 +85,7 @@ class SearchOutcome:
     p_value: float | None = None
     operating_point: float | None = None
     obstacle: str | None = None
+    seed: int = 0
 
     @property
     def has_found(self) -> bool:
@@ -182,6 +186,7 @@ def search_detector(
         threshold=null.reference.threshold,
         p_value=null.reference.p_value(score),
         operating_point=measured[0].point,
+        seed=seed,
     )
 
 
@@ -208,5 +213,6 @@ def _measure(
     resampled = resampled - baseline
     margin = excess - baseline
     interval = percentile_interval(resampled, confidence) or (margin, margin)
-    result = ArmResult(arm, trigger, success, tuple(others), excess, baseline, interval)
+    hits = tuple(terms[0].numerator.int().tolist())
+    result = ArmResult(arm, trigger, success, tuple(others), excess, baseline, interval, hits)
     return result, resampled

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2defense.checkpoint import CheckpointError, nonfinite_tensors
+from d2defense.checkpoint import CheckpointError, CheckpointSource, nonfinite_tensors
 from d2defense.data import DatasetError
 from d2defense.detection import (
     Calibration,
@@ -23,7 +23,9 @@ from d2defense.detection import (
     inspect_detector,
     open_subject,
 )
+from d2defense.detection.search import with_search
 from d2defense.detection.survey import Progress
+from d2defense.detection.verdict import BACKDOORED
 from d2defense.environment import library_versions
 from d2defense.memory import is_out_of_memory
 from d2defense.report.figures import draw_examples, draw_histograms
@@ -37,8 +39,11 @@ from d2defense.report.results import (
 from d2defense.text import shorten
 
 from ..examples import example_pairs
+from .searching import search_checkpoint
 
 EXAMPLE_IMAGES = 3
+# Of the progress, the part of the bank where there is a search, too.
+_BANK_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ScanTask:
         spent_seconds: of the time limit, before the scan began.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
+        references: checkpoints of the same classes that are held to be clean.
     """
 
     name: str
@@ -76,12 +82,14 @@ class ScanTask:
     spent_seconds: float = 0.0
     figures: bool = True
     threads: int | None = None
+    references: tuple[CheckpointSource, ...] = ()
 
     @property
     def files(self) -> list[Path]:
         """Every file and folder that the scan reads."""
         images = (Path(record["file_name"]) for record in self.images.records)
-        return [self.weights, self.config, *self.config_files, *images]
+        references = (part for each in self.references for part in (each.weights, each.config))
+        return [self.weights, self.config, *self.config_files, *references, *images]
 
 
 @dataclass(frozen=True)
@@ -131,19 +139,29 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     start = time.perf_counter()
     settings, dataset = task.settings, task.images
     model, images, cfg = open_subject(task, dataset, settings, task.device)
+    progress = progress or (lambda share: None)
+    share = _BANK_SHARE if settings.search.is_on else 1.0
     inspection = inspect_detector(
         model,
         images,
         settings,
         task.calibration,
         cfg.INPUT.FORMAT,
-        progress=progress,
+        progress=lambda done: progress(share * done),
         fingerprint=dataset.fingerprint,
     )
     scanned = time.perf_counter() - start
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
     passes = inspection.num_images * (1 + len(settings.triggers))
     verdict = inspection.verdict
+    searched = None
+    if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
+        found = search_checkpoint(
+            task, model, images, cfg, lambda done: progress(share + (1 - share) * done)
+        )
+        verdict = with_search(verdict, found.outcome)
+        searched, figures = found.fields, figures | found.figures
+    progress(1.0)
     result = empty_result(task.name, str(task.weights)) | {
         "architecture": _architecture(model, cfg),
         "dataset": {
@@ -163,6 +181,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "worst_trigger": inspection.worst_trigger,
         "dominant_modules": inspection.dominant_modules,
         **inspection.fields,
+        "search": searched,
         "timing": {
             "seconds": time.perf_counter() - start,
             "images_per_second": passes / scanned,

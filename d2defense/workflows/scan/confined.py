@@ -14,7 +14,13 @@ from d2defense.devices import resolve_device
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
 from d2defense.isolation.messages import Channel
 from d2defense.memory import keep_freed_memory
-from d2defense.report.results import FIGURE_FILES, error_result, is_png, validate_result
+from d2defense.report.results import (
+    FIGURE_FILES,
+    SEARCH_FILES,
+    error_result,
+    is_png,
+    validate_result,
+)
 from d2defense.text import shorten
 from d2defense.user_modules import imported_modules
 
@@ -89,7 +95,7 @@ class _Inbox:
                 self.on_progress(share)
         elif "figure" in content:
             name = content["figure"]
-            if isinstance(name, str) and name in FIGURE_FILES and is_png(blob):
+            if isinstance(name, str) and name in (*FIGURE_FILES, *SEARCH_FILES) and is_png(blob):
                 self.figures[name] = blob
         elif "log" in content and self.num_logged < _MAX_LOGGED:
             self.num_logged += 1

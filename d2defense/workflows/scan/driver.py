@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,19 @@ from d2defense.data import DatasetError, DatasetSource
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.files import write_bytes, write_json
 from d2defense.report.html import REPORT_FILE, write_scan_report
-from d2defense.report.results import FIGURE_FILES, RESULT_FILE, error_result
+from d2defense.report.results import (
+    FIGURE_FILES,
+    RESULT_FILE,
+    SEARCH_FILES,
+    TRIGGER_BANK_FILE,
+    error_result,
+)
 from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
 from d2defense.text import shorten
 
 from .checkpoint import ScanTask
 from .executors import Finished, make_executor
+from .found_trigger import write_found_trigger
 from .inspector import make_inspector
 from .lock import output_lock
 from .options import RunOptions
@@ -42,6 +49,7 @@ def scan(
     calibration: Calibration,
     device: str | None = None,
     options: RunOptions | None = None,
+    references: Sequence[CheckpointSource] = (),
 ) -> list[Result]:
     """Scan every checkpoint that was found and write the results to ``output_dir``.
 
@@ -58,6 +66,7 @@ def scan(
         calibration: scores of clean detectors.
         device: of the models; their configs' choice if None.
         options: how to carry it out; the defaults if None.
+        references: checkpoints of the same classes that are held to be clean, for a search.
 
     Returns:
         The results in the order of the sources, as they stand in the files.
@@ -73,7 +82,7 @@ def scan(
         for name in (*SUMMARY_FILES, REPORT_FILE):
             # A scan that is cut short must not leave the summary of another one.
             (output_dir / name).unlink(missing_ok=True)
-        driver = _Driver(output_dir, settings, calibration, device, options)
+        driver = _Driver(output_dir, settings, calibration, device, options, references)
         results = driver.scan(found.sources, dataset)
         write_summary_csv(output_dir / "summary.csv", results)
         write_summary_json(output_dir / "summary.json", results, found.left_out)
@@ -91,7 +100,9 @@ class _Driver:
         calibration: Calibration,
         device: str | None,
         options: RunOptions,
+        references: Sequence[CheckpointSource],
     ) -> None:
+        self._references = tuple(references)
         self._output_dir = output_dir
         self._settings = settings
         self._calibration = calibration
@@ -121,7 +132,9 @@ class _Driver:
                 self._fail(source, str(error))
             return
         self._calibration.check_images(images.name, images.fingerprint)
-        settings = settings_key(images, self._settings, self._calibration, self._device)
+        settings = settings_key(
+            images, self._settings, self._calibration, self._device, self._references
+        )
         steps = len(images.records) * (1 + len(self._settings.triggers))
         silent = None if self._options.progress is None else not self._options.progress
         by_name = {source.name: source for source in sources}
@@ -196,6 +209,7 @@ class _Driver:
             config_files=files.config_files,
             spent_seconds=time.monotonic() - start,
             figures=self._options.figures,
+            references=self._references,
         )
 
     def _finish(self, source: CheckpointSource, finished: Finished) -> None:
@@ -215,10 +229,11 @@ class _Driver:
         }
         self._tell_missing(finished.isolation)
         folder = self._output_dir / source.name
-        for name in FIGURE_FILES:
+        for name in (*FIGURE_FILES, *SEARCH_FILES, TRIGGER_BANK_FILE):
             (folder / name).unlink(missing_ok=True)
         for name, content in figures.items():
             write_bytes(folder / name, content)
+        write_found_trigger(folder, result, figures)
         # Last: a folder with a result is complete.
         self._write(source, result)
 

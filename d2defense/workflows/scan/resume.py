@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2defense.checkpoint import CheckpointError, CheckpointSource
+from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
 from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.inspection import Inspector, Question
 from d2defense.detection import Calibration, ScanImages, ScanSettings
+from d2defense.detection.search import shipped_null
 from d2defense.environment import library_versions
 from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
 from d2defense.user_modules import source_digests
@@ -109,19 +111,28 @@ def _versions(source: CheckpointSource) -> tuple[tuple[int, ...], ...]:
 
 
 def settings_key(
-    images: ScanImages, settings: ScanSettings, calibration: Calibration, device: str | None
+    images: ScanImages,
+    settings: ScanSettings,
+    calibration: Calibration,
+    device: str | None,
+    references: Sequence[CheckpointSource] = (),
 ) -> str:
     """SHA-256 over all that decides on results beside the checkpoints themselves.
 
-    That is the dataset, the settings with the triggers, the calibration, the kind of device, the
-    versions of d2defense and of the libraries that compute, and the source of the user's own
-    modules.
+    That is the dataset, the settings with the triggers, the calibration, the references with their
+    files, the kind of device, the versions of d2defense and of the libraries that compute, and the
+    source of the user's own modules.
     """
     content = {
         "schema_version": SCHEMA_VERSION,
         "dataset": [images.name, images.fingerprint, images.class_names],
         "settings": asdict(settings),
         "calibration": asdict(calibration),
+        "references": [
+            [each.name, each.member, *map(file_sha256, (each.weights, each.config))]
+            for each in references
+        ],
+        "null": asdict(shipped_null()) if settings.search.is_on else None,
         "device": device and device.partition(":")[0],
         "versions": library_versions(),
         "modules": source_digests(),

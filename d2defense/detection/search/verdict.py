@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search adds to the verdict of the bank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
+from .search import SearchOutcome
+
+
+def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
+    """The verdict of bank and search together.
+
+    What the search has found is a backdoor whatever the bank says. A detector is clean only where
+    the search, too, could have found one and has not.
+
+    Args:
+        verdict: of the bank.
+        outcome: of the search.
+    """
+    if outcome.has_found:
+        return replace(verdict, label=BACKDOORED, reason=found_in_words(outcome))
+    if verdict.label != CLEAN:
+        return verdict
+    if outcome.obstacle:
+        reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
+        return replace(verdict, label=UNCERTAIN, reason=reason)
+    if not outcome.is_clear:
+        reason = (
+            f"the bank found nothing; a search has found a trigger ({outcome.arms[0].arm.name}) "
+            "that does more to it than to the references, but not for sure: more images would tell"
+        )
+        return replace(verdict, label=UNCERTAIN, reason=reason)
+    return replace(
+        verdict,
+        reason="it reacts to none of the triggers that were tried, and a search found no other",
+    )
+
+
+def found_in_words(outcome: SearchOutcome) -> str:
+    """What was found, in one sentence."""
+    worst = outcome.arms[0]
+    others = sum(worst.references) / len(worst.references)
+    return (
+        f"a search found a trigger ({worst.arm.name}) that succeeds with {worst.success:.0%} on it "
+        f"and with {others:.0%} on references"
+    )

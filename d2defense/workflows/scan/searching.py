@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search of one checkpoint within its scan: references, outcome, what the result says of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2defense.detection import CleanImage, open_subject
+from d2defense.detection.search import ArmResult, SearchOutcome, divide, search_detector
+from d2defense.detection.survey import Progress
+from d2defense.report.figures import draw_examples
+from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
+
+from ..examples import found_examples
+
+if TYPE_CHECKING:
+    from .checkpoint import ScanTask
+
+# Images that are drawn with the found trigger.
+_EXAMPLES = 3
+# Arms that the result lists.
+_LISTED = 20
+
+
+class Searched(NamedTuple):
+    """What a search of a checkpoint yields."""
+
+    outcome: SearchOutcome
+    """Arms and score."""
+    fields: dict[str, Any]
+    """``search`` of the result."""
+    figures: dict[str, bytes]
+    """PNG files by name."""
+
+
+def search_checkpoint(
+    task: ScanTask, model: nn.Module, images: Sequence[CleanImage], cfg: CfgNode, progress: Progress
+) -> Searched:
+    """Search the detector of a checkpoint for triggers, held against the task's references.
+
+    Args:
+        task: of the scan.
+        model: its detector, in eval mode; its parameters will have no gradient.
+        images: clean, as it sees them.
+        cfg: its configuration.
+        progress: told how much is done, 0..1.
+
+    Raises:
+        CheckpointError: a reference cannot be used.
+    """
+    start, settings = time.perf_counter(), task.settings
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    tuning, held_out = divide([images[index] for index in range(len(images))], settings.seed)
+    references, left_out = _references(task, model, cfg)
+    outcome = search_detector(
+        model,
+        references,
+        tuning,
+        held_out,
+        num_classes,
+        settings.search,
+        cfg.INPUT.FORMAT,
+        bootstrap_samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+        progress=progress,
+    )
+    names = task.images.class_names
+    entry, content, figures = None, b"", {}
+    if outcome.arms:
+        entry, content = outcome.arms[0].trigger.to_entry(TRIGGER_FILE)
+        figures[TRIGGER_FILE] = content
+        if task.figures:
+            pairs = found_examples(model, held_out, outcome, cfg.INPUT.FORMAT, names, _EXAMPLES)
+            title = f"{task.name}: {outcome.arms[0].arm.name}"
+            figures[SEARCH_FILE] = draw_examples(pairs, title)
+    fields = {
+        "level": settings.search.level,
+        "references": list(outcome.references),
+        "left_out": left_out,
+        "num_images": outcome.num_images,
+        "score": outcome.score,
+        "score_interval": list(outcome.interval),
+        "threshold": outcome.threshold,
+        "p_value": outcome.p_value,
+        "operating_point": outcome.operating_point,
+        "obstacle": outcome.obstacle,
+        "has_found": outcome.has_found,
+        "arms": [_arm(each, names) for each in outcome.arms[:_LISTED]],
+        "trigger": entry,
+        "seconds": time.perf_counter() - start,
+    }
+    return Searched(outcome, fields, figures)
+
+
+def _references(
+    task: ScanTask, model: nn.Module, cfg: CfgNode
+) -> tuple[Mapping[str, nn.Module], list[str]]:
+    """The references that the suspect can be held against, and why others cannot."""
+    usable, left_out = {}, []
+    for source in task.references:
+        reference = open_subject(source, task.images, task.settings, task.device)
+        if reference.cfg.MODEL.ROI_HEADS.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            left_out.append(f"{source.name}: it has another number of classes")
+        elif reference.cfg.INPUT.FORMAT != cfg.INPUT.FORMAT:
+            left_out.append(f"{source.name}: it takes its channels in another order")
+        elif _is_same(model, reference.model):
+            left_out.append(f"{source.name}: it is the suspect itself")
+        else:
+            usable[source.name] = reference.model
+    return usable, left_out
+
+
+def _is_same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two detectors have the same weights."""
+    first, second = model.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(
+        first[name].shape == second[name].shape and torch.equal(first[name], second[name])
+        for name in first
+    )
+
+
+def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
+    """An arm as it stands in ``result.json``."""
+    goal, start = result.arm.goal, result.arm.start
+    target = goal.target_class
+    name = None
+    if target is not None:
+        name = class_names[target] if target < len(class_names) else str(target)
+    return {
+        "effect": goal.effect.name,
+        "placement": goal.placement,
+        "target_class": name,
+        "family": start.family,
+        "budget": start.name,
+        "success": _number(result.success),
+        "references": [_number(each) for each in result.references],
+        "excess": _number(result.excess),
+        "baseline": result.baseline,
+        "interval": list(result.interval),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
