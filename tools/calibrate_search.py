@@ -27,6 +27,7 @@ from d2defense.detection.search import (
     SearchSettings,
     arm_key,
     divide,
+    names_of_classes,
     search_detector,
 )
 
@@ -68,7 +69,7 @@ def main() -> int:
                     others,
                     tuning,
                     held_out,
-                    subject.cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                    names_of_classes(subject.cfg.MODEL.ROI_HEADS.NUM_CLASSES, images.class_names),
                     SearchSettings(args.search),
                     subject.cfg.INPUT.FORMAT,
                     _NONE,

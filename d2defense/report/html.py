@@ -33,6 +33,7 @@ from d2defense.report.results import (
     count_verdicts,
     exit_code,
     find_results,
+    found_by_search,
     statistic_of_worst_trigger,
     trigger_results,
 )
@@ -52,6 +53,8 @@ _EXIT_MEANINGS = {
     3: "there was nothing to scan",
 }
 _CHECKPOINT_FIGURES = {
+    "search": "What a search found. Left: clean images with detections. Middle: the same images "
+    "with the found trigger. Right: where proposals and classification disagree.",
     "histogram": "Inconsistency |p \N{MINUS SIGN} q| of the proposals on clean and on triggered "
     "images. A backdoor adds a hump of high inconsistency.",
     "examples": "Left: clean images with detections. Middle: the same images with the worst "
@@ -296,7 +299,7 @@ def _summary(result: Result) -> str:
     }.get(result["verdict"], "")
     if result.get("reason"):
         words += f" Reason: {result['reason']}."
-    if result["verdict"] != "clean":
+    if result["verdict"] != "clean" and not found_by_search(result):
         if result["worst_trigger"]:
             words += f" Worst trigger: {result['worst_trigger']}."
         if result["dominant_modules"]:
@@ -333,6 +336,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("Dataset", dataset.get("name")),
         ("Images, objects", _join(dataset.get("num_images"), dataset.get("num_objects"))),
         ("Calibration", result["calibration"]),
+        ("Search", _search_words(result.get("search"))),
         (
             "Time",
             _join(
@@ -347,6 +351,22 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         # An error often knows little more than the path: leave out what would be rows of dashes.
         if value not in (None, "") or result["verdict"] != "error"
     ]
+
+
+def _search_words(search: Mapping[str, Any] | None) -> str | None:
+    """What a search did, in one line; None without one."""
+    if search is None:
+        return None
+    if search["obstacle"]:
+        return f"{search['level']}: could not be done: {search['obstacle']}"
+    worst = search["arms"][0]
+    target = f" to {worst['target_class']}" if worst["target_class"] else ""
+    return (
+        f"{search['level']}, held against {', '.join(search['references'])}: largest "
+        f"{worst['effect']}{target} ({worst['budget']} on {worst['placement']}), success "
+        f"{text.number(worst['success'])}; score {text.number(search['score'])} "
+        f"{text.interval(search['score_interval'])}, threshold {text.number(search['threshold'])}"
+    )
 
 
 def _details(result: Result) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
 
+from .arms import names_of_classes
 from .levels import LEVELS, OFF, SearchSettings
 from .null import SearchNull, arm_key, shipped_null
 from .search import ArmResult, SearchOutcome, divide, search_detector
@@ -15,6 +16,7 @@ __all__ = [
     "SearchSettings",
     "arm_key",
     "divide",
+    "names_of_classes",
     "search_detector",
     "shipped_null",
     "with_search",

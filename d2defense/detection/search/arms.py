@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,19 +75,20 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """In words, such as "misclassification to class 3: patch of 20 % on objects"."""
+        """In words, such as "misclassification to stop: patch of 20 % on objects"."""
         goal = self.goal
-        target = "" if goal.target_class is None else f" to class {goal.target_class}"
+        target = goal.effect.cfg.ATTACK.TARGET_CLASS
+        target = target and f" to {target}"
         return f"{goal.effect.name}{target}: {self.start.name} on {goal.placement}"
 
 
-def all_goals(num_classes: int) -> Iterator[Goal]:
+def all_goals(class_names: Sequence[str]) -> Iterator[Goal]:
     """Every effect that is searched, at each of its placements, with each target class.
 
     Args:
-        num_classes: of the detector.
+        class_names: of the detector, in order, each once.
     """
-    names = [str(index) for index in range(num_classes)]
+    names = list(class_names)
     for _, effect in EFFECT_REGISTRY:
         for placement in effect.searched_at:
             for target in names if effect.needs_target else [""]:
@@ -97,6 +98,18 @@ def all_goals(num_classes: int) -> Iterator[Goal]:
                 cfg.ATTACK.PLACEMENT = placement
                 cfg.ATTACK.PLACES.BACKGROUND.COUNT = _WINDOWS
                 yield Goal(effect(cfg, names), placement)
+
+
+def names_of_classes(num_classes: int, class_names: Sequence[str]) -> list[str]:
+    """The dataset's names where they can be those of a detector's classes; else "class 0" and on.
+
+    Args:
+        num_classes: of the detector.
+        class_names: of the dataset.
+    """
+    if len(class_names) == len(set(filter(None, class_names))) == num_classes:
+        return list(class_names)
+    return [f"class {index}" for index in range(num_classes)]
 
 
 def starts(placement: str, families: tuple[str, ...] = ()) -> list[Trigger]:

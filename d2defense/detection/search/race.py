@@ -42,14 +42,14 @@ class RaceSettings:
     batch_size: int = 8
     families: tuple[str, ...] = ()
 
-    def total_steps(self, num_classes: int) -> int:
+    def total_steps(self, class_names: Sequence[str]) -> int:
         """The steps of a whole race.
 
         Args:
-            num_classes: of the detector.
+            class_names: of the detector.
         """
         total = 0
-        for placement, count in Counter(goal.kind for goal in all_goals(num_classes)).items():
+        for placement, count in Counter(goal.kind for goal in all_goals(class_names)).items():
             triggers = len(starts(placement[1], self.families))
             if not triggers:
                 continue
@@ -94,14 +94,14 @@ class Race:
         self._seed = seed
         self._on_step = on_step
 
-    def run(self, num_classes: int) -> list[ArmState]:
+    def run(self, class_names: Sequence[str]) -> list[ArmState]:
         """The finalists of every effect at every placement.
 
         Args:
-            num_classes: of the detector.
+            class_names: of the detector.
         """
         kinds: dict[tuple[str, str], list[Goal]] = {}
-        for goal in all_goals(num_classes):
+        for goal in all_goals(class_names):
             kinds.setdefault(goal.kind, []).append(goal)
         return [state for goals in kinds.values() for state in self._kind(goals)]
 

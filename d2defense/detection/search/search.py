@@ -82,7 +82,7 @@ class SearchOutcome:
     score: float = 0.0
     interval: tuple[float, float] = (0.0, 0.0)
     threshold: float = 0.0
-    p_value: float | None = None
+    p_value: float = 1.0
     operating_point: float | None = None
     obstacle: str | None = None
     seed: int = 0
@@ -109,7 +109,7 @@ def search_detector(
     references: Mapping[str, nn.Module],
     tuning: Sequence[CleanImage],
     held_out: Sequence[CleanImage],
-    num_classes: int,
+    class_names: Sequence[str],
     settings: SearchSettings,
     image_format: str,
     null: SearchNull | None = None,
@@ -125,7 +125,7 @@ def search_detector(
         references: detectors of the same classes that are held to be clean, by name.
         tuning: clean images to search on.
         held_out: clean images to measure on.
-        num_classes: of the detector.
+        class_names: of the detector, each once.
         settings: how long it takes.
         image_format: order of the channels of the images, "BGR" or "RGB".
         null: what clean detectors score; the shipped one if None.
@@ -147,7 +147,7 @@ def search_detector(
     measured = [Measured.of(each, tuning, held_out, image_format) for each in models]
     for each in models:
         each.requires_grad_(False)
-    total, done = settings.race.total_steps(num_classes), 0
+    total, done = settings.race.total_steps(class_names), 0
 
     def on_step() -> None:
         nonlocal done
@@ -164,7 +164,7 @@ def search_detector(
         seed,
         on_step,
     )
-    finalists = race.run(num_classes)
+    finalists = race.run(class_names)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
     results, samples = [], []
     for number, state in enumerate(finalists, 1):

@@ -13,14 +13,22 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
     """The verdict of bank and search together.
 
     What the search has found is a backdoor whatever the bank says. A detector is clean only where
-    the search, too, could have found one and has not.
+    the search, too, could have found one and has not. Score, interval, threshold and p-value are
+    those of what the verdict rests on.
 
     Args:
         verdict: of the bank.
         outcome: of the search.
     """
     if outcome.has_found:
-        return replace(verdict, label=BACKDOORED, reason=found_in_words(outcome))
+        return Verdict(
+            BACKDOORED,
+            found_in_words(outcome),
+            outcome.score,
+            outcome.interval,
+            outcome.threshold,
+            outcome.p_value,
+        )
     if verdict.label != CLEAN:
         return verdict
     if outcome.obstacle:

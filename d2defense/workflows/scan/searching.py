@@ -13,7 +13,13 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.detection import CleanImage, open_subject
-from d2defense.detection.search import ArmResult, SearchOutcome, divide, search_detector
+from d2defense.detection.search import (
+    ArmResult,
+    SearchOutcome,
+    divide,
+    names_of_classes,
+    search_detector,
+)
 from d2defense.detection.survey import Progress
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
@@ -56,7 +62,7 @@ def search_checkpoint(
         CheckpointError: a reference cannot be used.
     """
     start, settings = time.perf_counter(), task.settings
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, task.images.class_names)
     tuning, held_out = divide([images[index] for index in range(len(images))], settings.seed)
     references, left_out = _references(task, model, cfg)
     outcome = search_detector(
@@ -64,7 +70,7 @@ def search_checkpoint(
         references,
         tuning,
         held_out,
-        num_classes,
+        names,
         settings.search,
         cfg.INPUT.FORMAT,
         bootstrap_samples=settings.bootstrap_samples,
@@ -72,7 +78,6 @@ def search_checkpoint(
         seed=settings.seed,
         progress=progress,
     )
-    names = task.images.class_names
     entry, content, figures = None, b"", {}
     if outcome.arms:
         entry, content = outcome.arms[0].trigger.to_entry(TRIGGER_FILE)
@@ -131,13 +136,10 @@ def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
     """An arm as it stands in ``result.json``."""
     goal, start = result.arm.goal, result.arm.start
     target = goal.target_class
-    name = None
-    if target is not None:
-        name = class_names[target] if target < len(class_names) else str(target)
     return {
         "effect": goal.effect.name,
         "placement": goal.placement,
-        "target_class": name,
+        "target_class": None if target is None else class_names[target],
         "family": start.family,
         "budget": start.name,
         "success": _number(result.success),
