@@ -11,8 +11,8 @@ import pytest
 
 from d2defense.isolation import Limits
 from d2defense.report.results import empty_result, error_result
-from d2defense.workflows.scan.checkpoint import ScanTask
 from d2defense.workflows.scan.confined import scan_confined
+from d2defense.workflows.scan.task import ScanTask
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2defense.checkpoint import CheckpointError, CheckpointSource, nonfinite_tensors
+from d2defense.checkpoint import CheckpointError, nonfinite_tensors
 from d2defense.data import DatasetError
 from d2defense.detection import (
-    Calibration,
     CleanImage,
     Inspection,
-    ScanImages,
-    ScanSettings,
     inspect_detector,
     open_subject,
 )
@@ -40,56 +36,11 @@ from d2defense.text import shorten
 
 from ..examples import example_pairs
 from .searching import search_checkpoint
+from .task import ScanTask
 
 EXAMPLE_IMAGES = 3
 # Of the progress, the part of the bank where there is a search, too.
 _BANK_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class ScanTask:
-    """One checkpoint to scan, with everything that its scan depends on.
-
-    Attributes:
-        name: of the checkpoint, unique within the scan.
-        path: what messages about it begin with.
-        weights: its weights file.
-        config: its configuration file.
-        images: clean images.
-        settings: of the scan.
-        calibration: scores of clean detectors.
-        device: of the model; the config's choice if None.
-        trusted_config: whether the user vouches for the configuration file.
-        member: which of the file's sets of weights; the one that Detectron2 loads if None.
-        config_files: files and folders that it builds upon, if it does.
-        spent_seconds: of the time limit, before the scan began.
-        figures: whether to draw.
-        threads: of PyTorch; as they are if None.
-        references: checkpoints of the same classes that are held to be clean.
-    """
-
-    name: str
-    path: Path
-    weights: Path
-    config: Path
-    images: ScanImages
-    settings: ScanSettings
-    calibration: Calibration
-    device: str | None = None
-    trusted_config: bool = False
-    member: str | None = None
-    config_files: tuple[Path, ...] = ()
-    spent_seconds: float = 0.0
-    figures: bool = True
-    threads: int | None = None
-    references: tuple[CheckpointSource, ...] = ()
-
-    @property
-    def files(self) -> list[Path]:
-        """Every file and folder that the scan reads."""
-        images = (Path(record["file_name"]) for record in self.images.records)
-        references = (part for each in self.references for part in (each.weights, each.config))
-        return [self.weights, self.config, *self.config_files, *references, *images]
 
 
 @dataclass(frozen=True)

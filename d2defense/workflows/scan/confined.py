@@ -24,7 +24,8 @@ from d2defense.report.results import (
 from d2defense.text import shorten
 from d2defense.user_modules import imported_modules
 
-from .checkpoint import Scanned, ScanTask, run_task
+from .checkpoint import Scanned, run_task
+from .task import ScanTask
 
 logger = logging.getLogger(__name__)
 

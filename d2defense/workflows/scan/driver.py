@@ -28,13 +28,13 @@ from d2defense.report.results import (
 from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
 from d2defense.text import shorten
 
-from .checkpoint import ScanTask
 from .executors import Finished, make_executor
 from .found_trigger import write_found_trigger
 from .inspector import make_inspector
 from .lock import output_lock
 from .options import RunOptions
 from .resume import CheckpointFiles, finished_result, place_facts, scan_key, settings_key
+from .task import ScanTask
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,11 @@ import torch
 from d2defense.detection.survey import Progress
 from d2defense.isolation import Run, Server, ServerLostError, shared_server
 
-from .checkpoint import ScanTask, run_task
+from .checkpoint import run_task
 from .confined import preload, scan_confined
 from .finished import Executor, Finished, TaskProgress, failed
 from .options import NONE, RunOptions
+from .task import ScanTask
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from d2defense.report.results import error_result
 
-from .checkpoint import Scanned, ScanTask
+from .checkpoint import Scanned
+from .task import ScanTask
 
 TaskProgress = Callable[[ScanTask, float], None]
 

@@ -10,10 +10,11 @@ from typing import Any
 from d2defense.isolation import IncompleteProtectionError, Limits, shared_server
 from d2defense.user_modules import import_modules, imported_modules
 
-from .checkpoint import Scanned, ScanTask, run_task
+from .checkpoint import Scanned, run_task
 from .confined import preload, scan_confined
 from .finished import Finished, TaskProgress, failed
 from .options import NONE, RunOptions, UsageError
+from .task import ScanTask
 
 logger = logging.getLogger(__name__)
 

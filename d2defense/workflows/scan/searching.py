@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,7 @@ from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
 
 from ..examples import found_examples
-
-if TYPE_CHECKING:
-    from .checkpoint import ScanTask
+from .task import ScanTask
 
 # Images that are drawn with the found trigger.
 _EXAMPLES = 3
