@@ -35,7 +35,7 @@ class LogitScale:
     """What a detector's logits are on clean images, for objects and for background.
 
     Attributes:
-        foreground: (middle, unit) of the margin of all classes together over background.
+        foreground: (middle, unit) of the margin of the likeliest class over background.
         objectness: (middle, unit) of the objectness logit.
     """
 
@@ -86,8 +86,11 @@ class LogitScale:
 
 
 def foreground_margin(class_logits: Tensor) -> Tensor:
-    """Log odds of any class against background, from (M, K + 1) to (M,)."""
-    return class_logits[:, :-1].logsumexp(dim=1) - class_logits[:, -1]
+    """Of the likeliest class over background, from (M, K + 1) to (M,).
+
+    Not the log odds of all classes together, which a division of the logits does not just divide.
+    """
+    return class_logits[:, :-1].amax(dim=1) - class_logits[:, -1]
 
 
 def _middle_and_unit(high: Tensor, low: Tensor) -> tuple[float, float]:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Given regions are judged as proposals are, and gradients reach the image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, pairwise_iou
+
+from d2defense.modeling import instrument_config
+from model_zoo_parity import random_images
+
+SIZES = ((128, 128), (96, 64))
+
+
+@pytest.fixture
+def model(any_stock_cfg, build_random):
+    model = build_model(instrument_config(any_stock_cfg)).eval()
+    model.load_state_dict(build_random(any_stock_cfg).state_dict())
+    return model
+
+
+def test_proposals_as_regions_rank_classes_as_stock_scores_do(model):
+    """The scores of stock inference, cascades' means among them, are the independent reference."""
+    batch = random_images(SIZES)
+    with torch.no_grad():
+        images = model.preprocess_image(batch)
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, None)
+        heads, scores = model.roi_heads, []
+        stages = heads.box_predictor if hasattr(heads.box_predictor, "__len__") else None
+        if stages is None:
+            predictions = heads._predict(features, proposals)
+            scores = torch.cat(heads.box_predictor.predict_probs(predictions, proposals))
+        else:
+            each = heads._run_stages(features, proposals)
+            scores = torch.stack([logits.softmax(1) for logits in each]).mean(0)
+        judged = model.judge(batch, [each.proposal_boxes.tensor for each in proposals])
+    torch.testing.assert_close(judged.class_logits.softmax(1), scores, rtol=1e-3, atol=1e-4)
+
+
+def test_a_region_has_the_objectness_of_its_anchors(model):
+    batch = random_images(SIZES)
+    regions = [torch.tensor([[10.3, 12.1, 60, 71.7]]), torch.tensor([[5.2, 4.9, 41, 46.3]])]
+    with torch.no_grad():
+        judged = model.judge(batch, regions)
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        generator = model.proposal_generator
+        maps = [features[name] for name in generator.in_features]
+        anchors = generator.anchor_generator(maps)
+        logits, _ = generator.rpn_head(maps)
+    expected = []
+    for image, boxes in enumerate(regions):
+        # One anchor after another, level by level, as the RPN numbers them.
+        values = torch.cat(
+            [
+                torch.stack([level[image, a, y, x]
+                             for y in range(level.shape[2])
+                             for x in range(level.shape[3])
+                             for a in range(level.shape[1])])
+                for level in logits
+            ]
+        )  # fmt: skip
+        overlap = pairwise_iou(Boxes(boxes), Boxes.cat(anchors))
+        for row in overlap:
+            best = row.argsort(descending=True, stable=True)[:6]
+            expected.append(values[best].max())
+    torch.testing.assert_close(judged.objectness_logits, torch.stack(expected))
+
+
+def test_gradients_reach_the_image(model):
+    (image,) = random_images(((64, 64),))
+    pixels = image["image"].float().requires_grad_()
+    output = model.judge([{"image": pixels}], [torch.tensor([[8.0, 8, 50, 50]])])
+    (output.class_logits[:, 0].sum() + output.objectness_logits.sum()).backward()
+    assert pixels.grad.isfinite().all()
+    assert pixels.grad.abs().max() > 0
+
+
+def test_regions_of_images_stay_in_order(model):
+    batch = random_images(((96, 96), (96, 96)))
+    regions = [torch.tensor([[8.0, 8, 50, 50], [1, 2, 80, 90]]), torch.tensor([[20.0, 9, 60, 50]])]
+    with torch.no_grad():
+        together = model.judge(batch, regions)
+        for image, boxes, (start, end) in zip(batch, regions, pairwise((0, 2, 3)), strict=True):
+            alone = model.judge([image], [boxes])
+            torch.testing.assert_close(
+                together.class_logits[start:end], alone.class_logits, rtol=1e-3, atol=1e-3
+            )
+
+
+def test_training_mode_is_refused(model):
+    with pytest.raises(RuntimeError, match="eval mode"):
+        model.train().judge(random_images(((64, 64),)), [torch.zeros(0, 4)])
