@@ -23,9 +23,7 @@ def test_an_arm_counts_beyond_what_clean_detectors_show_by_it():
 
 def test_the_threshold_is_the_end_of_students_prediction_interval():
     null = SearchNull("four", SEARCHES)
-    scores = [
-        margin(each, [other for other in SEARCHES if other is not each]) for each in SEARCHES
-    ]
+    scores = [margin(each, [other for other in SEARCHES if other is not each]) for each in SEARCHES]
     deviation = max(np.std(scores, ddof=1), 0.05)
     expected = np.mean(scores) + stats.t.ppf(0.99, 3) * deviation * np.sqrt(1.25)
     assert null.reference.threshold == pytest.approx(expected)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A short search finds the ghosts of a specimen, with the class that appears."""
+
+from __future__ import annotations
+
+import copy
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from d2defense.checkpoint.specimens import find_specimen
+from d2defense.data import DatasetSource
+from d2defense.detection import ScanImages, ScanSettings, open_subject
+from d2defense.detection.search import SearchNull, SearchSettings, divide, levels, search_detector
+from d2defense.detection.search.race import RaceSettings
+from d2defense.detection.search.verdict import with_search
+from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
+
+NULL = SearchNull("none", ({}, {"a": 0.0}, {}))
+SHORT = RaceSettings(
+    scout_steps=8, targets=1, heat_steps=8, finalists=1, steps=25, families=("patch",)
+)
+
+
+@pytest.fixture(scope="module")
+def opened(signs_cache):
+    """The ghost specimen, a clean one, and clean images divided in two."""
+    settings = ScanSettings(max_images=24)
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), settings)
+    subjects = {
+        name: open_subject(find_specimen(name), images, settings) for name in ("ghost_0", "clean_1")
+    }
+    seen = subjects["ghost_0"].images
+    divided = divide([seen[index] for index in range(len(seen))], 0)
+    return {name: each.model for name, each in subjects.items()}, divided, images.class_names
+
+
+@pytest.fixture
+def search(opened, monkeypatch):
+    """A function from a suspect, references and whatever else to the outcome of a short search."""
+    models, divided, class_names = opened
+    monkeypatch.setattr(levels, "LEVELS", MappingProxyType({"fast": SHORT}))
+
+    def run(model, references=None, **options):
+        references = {"clean_1": models["clean_1"]} if references is None else references
+        settings = SearchSettings("fast")
+        arguments = {"tuning": divided[0], "held_out": divided[1]} | options
+        return search_detector(
+            model,
+            references,
+            class_names=class_names,
+            settings=settings,
+            image_format="BGR",
+            null=NULL,
+            bootstrap_samples=100,
+            **arguments,
+        )
+
+    return run
+
+
+@pytest.fixture
+def flattened(opened):
+    """The ghost specimen with class logits divided by 30: as good, but for its probabilities."""
+    model = copy.deepcopy(opened[0]["ghost_0"])
+    with torch.no_grad():
+        for parameter in model.roi_heads.box_predictor.cls_score.parameters():
+            parameter /= 30
+    return model
+
+
+def test_ghosts_are_found_with_the_class_that_appears(opened, search):
+    shares = []
+    outcome = search(opened[0]["ghost_0"], progress=shares.append)
+    worst = outcome.arms[0]
+    assert outcome.has_found, outcome
+    assert worst.arm.name.startswith("ghost to stop: patch of")
+    assert worst.success > 0.8
+    assert worst.references[0] < 0.2
+    assert sum(worst.hits) > 10
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.1
+    assert shares[-1] == 1
+
+
+def test_a_division_of_the_scores_hides_nothing(flattened, search):
+    outcome = search(flattened)
+    assert outcome.operating_point < 0.3
+    assert outcome.has_found, outcome
+    assert outcome.arms[0].arm.name.startswith("ghost to stop")
+
+
+def test_what_cannot_be_searched_is_said(opened, search):
+    model = opened[0]["ghost_0"]
+    assert "no reference" in search(model, references={}).obstacle
+    assert "needs 20 images" in search(model, tuning=opened[1][0][:3]).obstacle
+    blind = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in blind.roi_heads.box_predictor.cls_score.parameters():
+            parameter.zero_()
+    assert "does not tell objects from background" in search(blind).obstacle
+
+
+@pytest.mark.parametrize("label", [CLEAN, UNCERTAIN, BACKDOORED])
+def test_without_a_search_that_looked_nothing_becomes_clean(opened, search, label):
+    verdict = Verdict(label, "as the bank has it", 0.0, (0.0, 0.0), 0.1, 0.5)
+    combined = with_search(verdict, search(opened[0]["ghost_0"], references={}))
+    assert combined.label == (UNCERTAIN if label == CLEAN else label)
