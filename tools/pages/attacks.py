@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train_attacks import OTHER_DETECTORS, SHIPPED, attack_configs
+
 from .markdown import table
 
 HEADERS = (
@@ -16,20 +18,28 @@ HEADERS = (
 
 
 def attacks(folder: Path) -> dict[str, str]:
-    """Two tables, one row an attack and seed.
+    """Two tables, one row an attack and seed, each with a line of what was not measured.
 
     Args:
         folder: of the results, a JSON file each.
 
     Returns:
-        By the name of their place: ``attacks``, of those that are named after what they do, and
-        ``attacks-detectors``, of those that are named after another detector.
+        By the name of their place: ``attacks``, those that start from the specimen `clean_0`, and
+        ``attacks-detectors``, those on other detectors.
     """
     made = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    named = {True: [], False: []}
-    for one in made:
-        named[one["name"].startswith(one["effect"])].append(one)
-    return {"attacks": _table(named[True]), "attacks-detectors": _table(named[False])}
+    names = list(attack_configs(SHIPPED))
+    of_others = [name for name in names if f"{name}.yaml" in OTHER_DETECTORS]
+    of_ours = [name for name in names if name not in of_others]
+    return {"attacks": _part(made, of_ours), "attacks-detectors": _part(made, of_others)}
+
+
+def _part(made: list[dict[str, Any]], names: list[str]) -> str:
+    """The table of the attacks of some names."""
+    known = {one["name"] for one in made}
+    missing = [f"`{name}`" for name in names if name not in known]
+    rest = f"\n\nNot measured yet: {', '.join(missing)}." if missing else ""
+    return _table([one for one in made if one["name"] in names]) + rest
 
 
 def _table(made: list[dict[str, Any]]) -> str:
