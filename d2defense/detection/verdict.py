@@ -97,5 +97,5 @@ def _judge(
         obstacle = ability.obstacle_to_clean()
         if obstacle:
             return UNCERTAIN, obstacle
-        return CLEAN, "it reacts to none of the triggers that were tried"
+        return CLEAN, "it reacts to none of the triggers of the bank; others were not searched for"
     return UNCERTAIN, "the score's interval includes the threshold: more images would tell"

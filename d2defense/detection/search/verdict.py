@@ -42,7 +42,7 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
         return replace(verdict, label=UNCERTAIN, reason=reason)
     return replace(
         verdict,
-        reason="it reacts to none of the triggers that were tried, and a search found no other",
+        reason="it reacts to none of the triggers of the bank, and a search found no other",
     )
 
 
