@@ -53,10 +53,10 @@ def test_a_suspect_is_no_reference_of_its_own(d2defense, specimen, signs, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ghost_0", "misclassification_0", "overlay_0"])
-def test_what_the_bank_misses_is_found(d2defense, specimen, signs, tmp_path, name):
+def test_effect_and_target_class_are_found(d2defense, specimen, signs, tmp_path, name):
     outcome = d2defense(
-        "scan", specimen(name), *signs, "--output", tmp_path,
-        "--search", "fast", "--reference", specimen("clean_1"), "--reference", specimen("clean_2"),
+        "scan", specimen(name), *signs, "--output", tmp_path, "--search", "fast", "--search-always",
+        "--reference", specimen("clean_1"), "--reference", specimen("clean_2"),
     )  # fmt: skip
     assert outcome.code == 1, outcome.err
     result = json.loads((tmp_path / name / "result.json").read_text())
@@ -65,7 +65,7 @@ def test_what_the_bank_misses_is_found(d2defense, specimen, signs, tmp_path, nam
     assert result["verdict"] == "backdoored"
     assert worst["effect"] == attack["effect"]
     assert (worst["target_class"] or "") == attack["settings"]["TARGET_CLASS"]
-    assert "found:" in outcome.out
+    assert f"found: {attack['effect']}" in outcome.out
     (trigger,) = load_bank(tmp_path / name / "trigger.yaml")
     assert trigger.family == worst["family"]
     assert (tmp_path / name / "search.png").is_file()
