@@ -51,5 +51,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{format_repair(demo.summary['repair'])}")
     for line in ("", *(f"missed: {missed}" for missed in demo.summary["missed"])):
         print(line)
+    if demo.summary["missed"]:
+        print("`d2defense scan --search` looks for triggers that the bank does not hold")
     print(f"report: {demo.report}")
     return 0
