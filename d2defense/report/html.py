@@ -357,8 +357,9 @@ def _search_words(search: Mapping[str, Any] | None) -> str | None:
     """What a search did, in one line; None without one."""
     if search is None:
         return None
-    if search["obstacle"]:
-        return f"{search['level']}: could not be done: {search['obstacle']}"
+    if search["obstacle"] or not search["arms"]:
+        why = search["obstacle"] or "nothing was measured"
+        return f"{search['level']}: could not be done: {why}"
     worst = search["arms"][0]
     target = f" to {worst['target_class']}" if worst["target_class"] else ""
     return (

@@ -229,4 +229,4 @@ def statistic_of_worst_trigger(result: Mapping[str, Any], statistic: str) -> dic
 def found_by_search(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """The first arm of a search that found a backdoor; None where none did."""
     search = result.get("search") or {}
-    return search["arms"][0] if search.get("has_found") else None
+    return next(iter(search["arms"]), None) if search.get("has_found") else None

@@ -4,7 +4,6 @@
 from .ability import found_terms, object_rank_terms
 from .found import (
     IOU_THRESHOLD,
-    LEAST_EXCESS,
     SCORE_THRESHOLD,
     extra_detections,
     found_objects,
@@ -36,7 +35,6 @@ from .terms import (
 
 __all__ = [
     "IOU_THRESHOLD",
-    "LEAST_EXCESS",
     "PRECISIONS",
     "SCORE_THRESHOLD",
     "STATISTICS",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +114,6 @@ def success_terms(
     goal: Goal,
     image_format: str,
     seed: int,
-    on_images: Callable[[int], None] = lambda count: None,
 ) -> Terms:
     """Hits and attempts of an effect on each image: their ratio is the attack success rate.
 
@@ -125,10 +124,8 @@ def success_terms(
         goal: effect and placement.
         image_format: order of the channels, "BGR" or "RGB".
         seed: of the places.
-        on_images: told how many images went through the network.
     """
     seen = detect(subject.model, images, trigger, goal, image_format, seed, subject.point)
-    on_images(len(images))
     rates = []
     for image, clean, triggered in zip(images, subject.clean, seen, strict=True):
         objects = Objects(image.boxes, image.classes)

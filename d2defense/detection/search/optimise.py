@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,6 @@ class ArmState:
     optimizer: torch.optim.Optimizer
     steps: int = 0
     effect: float = 0.0
-    history: list[float] = field(default_factory=list)
 
     @classmethod
     def begin(cls, arm: Arm, device: torch.device) -> ArmState:
@@ -83,7 +82,6 @@ class ArmState:
             for name, (low, high) in self.arm.start.ranges().items():
                 self.tensors[name].clamp_(low, high)
         self.effect = wanted_probability(output, self.arm)
-        self.history.append(self.effect)
 
 
 def model_classes(output: RegionOutput) -> int:
