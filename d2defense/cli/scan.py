@@ -116,8 +116,26 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the summary there; - for standard output, which then holds nothing else",
     )
+    group.add_argument(
+        "--sarif",
+        type=_file,
+        metavar="FILE",
+        help="write the findings there as SARIF 2.1.0, for code hosts",
+    )
+    group.add_argument(
+        "--junit",
+        type=_file,
+        metavar="FILE",
+        help="write the verdicts there as JUnit XML, for build servers: a test a checkpoint",
+    )
     group.add_argument("--quiet", action="store_true", help="print no table and no progress")
     group.add_argument("--no-figures", action="store_true", help="draw nothing, which is faster")
+
+
+def _file(name: str) -> Path:
+    if name == STDOUT:
+        raise argparse.ArgumentTypeError("name a file; only --json goes to standard output")
+    return Path(name)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +198,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
+    from d2defense.report.junit import write_junit
     from d2defense.report.results import exit_code
+    from d2defense.report.sarif import write_sarif
     from d2defense.report.table import format_table, summarize
     from d2defense.workflows.scan import UsageError, scan
 
@@ -199,6 +219,10 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         parser.error(
             "--search needs a --reference: a detector of the same classes, held to be clean"
         )
+    for path in (args.sarif, args.junit):
+        # A scan that is cut short must not leave the verdicts of another one.
+        if path is not None and path.is_file():
+            path.unlink()
     try:
         results = scan(
             found,
@@ -217,6 +241,10 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         print(f"\nreport: {args.output / 'report.html'}")
     if args.json:
         print_json(summarize(results, found.left_out), args.json, stream)
+    if args.sarif is not None:
+        write_sarif(args.sarif, results, found.left_out)
+    if args.junit is not None:
+        write_junit(args.junit, results)
     return exit_code(results)
 
 

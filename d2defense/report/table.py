@@ -13,13 +13,13 @@ from typing import Any
 from tabulate import tabulate
 
 from d2defense import files, text
+from d2defense.report.findings import reacting_trigger
 from d2defense.report.results import (
     SCHEMA_VERSION,
     Result,
     by_severity,
     count_verdicts,
     exit_code,
-    found_by_search,
     statistic_of_worst_trigger,
 )
 
@@ -49,15 +49,6 @@ SUMMARY_FIELDS = (
     "warnings",
     "error",
 )
-
-
-def _trigger(result: Result) -> str:
-    """What the verdict rests on: the bank's worst trigger, or what a search has found."""
-    found = found_by_search(result)
-    if found is None:
-        return result["worst_trigger"] or text.DASH
-    target = f" to {found['target_class']}" if found["target_class"] else ""
-    return f"found: {found['effect']}{target}"
 
 
 def describe_counts(counts: dict[str, int]) -> str:
@@ -104,7 +95,7 @@ def format_table(
                 else text.DASH,
                 text.number(result["threshold"]),
                 text.probability(result["p_value"]),
-                text.shorten(_trigger(result), _NAME_WIDTH),
+                text.shorten(reacting_trigger(result), _NAME_WIDTH),
                 text.shorten(", ".join(result["dominant_modules"] or []) or text.DASH, _NAME_WIDTH),
                 f"{text.number(found.get('clean'))} \N{RIGHTWARDS ARROW} "
                 f"{text.number(found.get('triggered'))}"

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import portalocker
 import pytest
@@ -370,3 +371,32 @@ def test_results_do_not_depend_on_how_a_scan_is_carried_out(
         found.append([timeless(result) for result in load_results(output)])
     same_but_for_rounding(found[0], found[1])
     same_but_for_rounding(found[0], found[2])
+
+
+def test_verdicts_for_code_hosts_and_build_servers(d2defense, zoo, own_data, tmp_path):
+    files = [tmp_path / "scan.sarif", tmp_path / "scan.xml"]
+    arguments = ["scan", zoo, *own_data, "--output", tmp_path / "out", *HERE, *QUICK]
+    d2defense(*arguments, "--sarif", files[0], "--junit", files[1])
+    (run,) = json.loads(files[0].read_text())["runs"]
+    assert [one["ruleId"] for one in run["results"]] == ["backdoored"]
+    assert len(run["artifacts"]) == 2
+    (suite,) = ElementTree.parse(files[1]).getroot()
+    told = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert told["backdoored_0"][:1] == ["failure"]
+    assert told["clean_0"] == []
+
+
+def test_a_scan_that_is_cut_short_leaves_no_verdicts_of_an_earlier_one(
+    d2defense, zoo, own_data, tmp_path, monkeypatch
+):
+    stale = tmp_path / "scan.sarif"
+    stale.write_text("{}")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d2defense.workflows.scan.driver._Driver.scan", cut)
+    arguments = ["scan", zoo, *own_data, "--output", tmp_path / "out", *HERE, *QUICK]
+    assert d2defense(*arguments, "--sarif", stale).code == 130
+    assert not stale.exists()
+    assert d2defense(*arguments, "--junit", "-").code == 4
