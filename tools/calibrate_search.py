@@ -2,39 +2,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search clean detectors as if they were suspects: the null that comes with the package.
 
-    python tools/calibrate_search.py            # writes d2defense/assets/search.json, half an hour
-    python tools/calibrate_search.py my/clean_0 my/clean_1 my/clean_2 --output null.json
+    python tools/calibrate_search.py my/clean_a my/clean_b my/clean_c my/clean_d \
+        --work runs/null --name "four of mine"           # writes d2defense/assets/search.json
 
-Each detector is searched with the others as references, once a seed.
+Each detector is searched with the next ones of the list as references, and alone, once a seed. A
+search that is done stays in the folder of --work: started anew, only what is missing is searched.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 import d2defense
-from d2defense.checkpoint import discover
-from d2defense.checkpoint.specimens import find_specimen
+from d2defense.checkpoint import CheckpointSource, discover
 from d2defense.cli.ending import run_to_end
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
 from d2defense.detection.search import (
+    ALONE,
+    REFERENCES,
+    CleanSearch,
     SearchNull,
     SearchSettings,
-    arm_key,
     divide,
     names_of_classes,
     search_detector,
 )
+from d2defense.files import write_json
 
-CLEAN = ("clean_0", "clean_1", "clean_2")
+MODES = (REFERENCES, ALONE)
+# Any null does: only what is shown is read, which does not depend on it.
+NONE = SearchNull("none", "", "", (CleanSearch("none", REFERENCES, "", 0, 0, {}),) * 3)
 OUTPUT = Path(d2defense.__file__).parent / "assets" / "search.json"
-# Any null does: only excesses are read, which do not depend on it.
-_NONE = SearchNull("none", ({}, {}, {}))
 
 
 def main() -> int:
@@ -42,53 +47,87 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoints", nargs="*", type=Path, help="clean detectors (the specimens)")
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="clean detectors, 3 at least")
     parser.add_argument(
         "--dataset", default="synth_signs_defender", help="clean images (%(default)s)"
     )
     parser.add_argument("--search", default="standard", help="how thoroughly (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="searches of each (%(default)s)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(%(default)s)")
+    parser.add_argument("--references", type=int, default=2, help="of each (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="searches of each (%(default)s)")
+    parser.add_argument("--work", type=Path, required=True, help="folder of a file a search")
+    parser.add_argument("--name", required=True, help="which detectors they are, in words")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write")
     args = parser.parse_args()
     settings = ScanSettings()
     images = ScanImages.load(DatasetSource(args.dataset), settings)
-    if args.checkpoints:
-        sources = discover(args.checkpoints).sources
-    else:
-        sources = [find_specimen(name) for name in CLEAN]
-    subjects = {each.name: open_subject(each, images, settings) for each in sources}
+    sources = discover(args.checkpoints).sources
+    if len(sources) <= args.references:
+        parser.error(f"{len(sources)} detectors are too few for {args.references} references each")
     searches = []
-    for name, subject in tqdm(subjects.items(), desc="clean detectors", unit="detector"):
-        seen = [subject.images[index] for index in range(len(subject.images))]
-        others = {other: each.model for other, each in subjects.items() if other != name}
-        for seed in range(args.seeds):
-            tuning, held_out = divide(seen, seed)
-            with tqdm(total=1.0, desc=f"{name}, seed {seed}", leave=False) as bar:
-                outcome = search_detector(
-                    subject.model,
-                    others,
-                    tuning,
-                    held_out,
-                    names_of_classes(subject.cfg.MODEL.ROI_HEADS.NUM_CLASSES, images.class_names),
-                    SearchSettings(args.search),
-                    subject.cfg.INPUT.FORMAT,
-                    _NONE,
-                    seed=seed,
-                    progress=lambda share, bar=bar: bar.update(share - bar.n),
-                )
-            if outcome.obstacle:
-                raise ValueError(f"{name}: {outcome.obstacle}")
-            largest: dict[str, float] = {}
-            for each in outcome.arms:
-                key = arm_key(each.arm)
-                largest[key] = max(largest.get(key, each.excess), each.excess)
-            searches.append(largest)
-    null = SearchNull(f"{', '.join(subjects)}; {args.seeds} seeds each", tuple(searches))
+    runs = [
+        (index, mode, seed)
+        for seed in range(args.seeds)
+        for mode in args.modes
+        for index in range(len(sources))
+    ]
+    for index, mode, seed in tqdm(runs, desc="searches of clean detectors"):
+        # The next ones of the list, round its end.
+        suspect, *others = [*sources[index:], *sources[:index]][: args.references + 1]
+        path = args.work / f"{suspect.name}-{mode}-{args.search}-{seed}.json"
+        if not path.exists():
+            others = others if mode == REFERENCES else []
+            done = search_clean(suspect, others, images, settings, args.search, mode, seed)
+            write_json(path, done.as_dict())
+        searches.append(CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+    null = SearchNull(args.name, images.name, images.fingerprint, tuple(searches))
     null.save(args.output)
-    print(f"{len(searches)} searches, threshold {null.reference.threshold:.3f}: {args.output}")
-    for key in sorted({key for each in searches for key in each}):
-        print(f"  {null.baseline(key):6.3f}  {key}")
+    for mode in args.modes:
+        of_mode = null.of(mode, args.search)
+        print(
+            f"{mode}: {len(of_mode.searches)} searches, threshold "
+            f"{of_mode.reference.threshold:.3f}: {args.output}"
+        )
+        for key in sorted({key for each in of_mode.searches for key in each}):
+            print(f"  {of_mode.baseline(key):6.3f}  {key}")
     return 0
+
+
+def search_clean(
+    suspect: CheckpointSource,
+    others: Sequence[CheckpointSource],
+    images: ScanImages,
+    settings: ScanSettings,
+    level: str,
+    mode: str,
+    seed: int,
+) -> CleanSearch:
+    """What one search of a clean detector shows.
+
+    Raises:
+        ValueError: it could not be searched.
+    """
+    subject = open_subject(suspect, images, settings)
+    references = {each.name: open_subject(each, images, settings).model for each in others}
+    tuning, held_out = divide(list(subject.images), seed)
+    names = names_of_classes(subject.cfg.MODEL.ROI_HEADS.NUM_CLASSES, images.class_names)
+    with tqdm(total=1.0, desc=f"{suspect.name}, {mode}", leave=False) as bar:
+        outcome = search_detector(
+            subject.model,
+            references,
+            tuning,
+            held_out,
+            names,
+            SearchSettings(level),
+            subject.cfg.INPUT.FORMAT,
+            NONE,
+            mode,
+            seed=seed,
+            progress=lambda share: bar.update(share - bar.n),
+        )
+    if outcome.obstacle:
+        raise ValueError(f"{suspect.name}: {outcome.obstacle}")
+    return CleanSearch(suspect.name, mode, level, len(held_out), seed, outcome.shown())
 
 
 if __name__ == "__main__":

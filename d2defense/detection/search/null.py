@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,21 @@ from d2defense.files import write_json
 from ..reference import Reference
 from .arms import Arm
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Of the search; a change that moves what it finds raises it, and old files are refused.
+PROCEDURE_VERSION = 2
+#: What a found trigger is held against: other detectors, the suspect after fine-tuning, nothing.
+REFERENCES, TWIN, ALONE = MODES = ("references", "twin", "alone")
+# Fewer do not say how far clean detectors differ.
+_LEAST_SEARCHES = 3
 _FALSE_ALARM_RATE = 0.01
 # Clean detectors of one dataset differ less than others would.
 _MINIMUM_DEVIATION = 0.05
+_HOW_TO = "make one with python tools/calibrate_search.py"
+
+
+class NullError(ValueError):
+    """A null cannot be used; the message names it, the reason, and how to make another."""
 
 
 def arm_key(arm: Arm) -> str:
@@ -29,46 +40,165 @@ def arm_key(arm: Arm) -> str:
     return f"{arm.goal.effect.name}, {arm.start.name} on {arm.goal.placement}"
 
 
+class Shown(NamedTuple):
+    """The largest that one search of a clean detector shows by arms of one key."""
+
+    success: float
+    """Attack success rate on the detector itself, 0..1."""
+    excess: float
+    """Success beyond the mean of the references; the success itself without any."""
+
+    def counted(self, mode: str) -> float:
+        """What counts in a mode: the excess, or alone the success."""
+        return self.success if mode == ALONE else self.excess
+
+
 @dataclass(frozen=True)
-class SearchNull:
-    """Excesses of clean detectors that were searched like suspects.
+class CleanSearch:
+    """One clean detector, searched as if it were a suspect.
 
     Attributes:
-        name: which ones, in words.
-        searches: for each search the largest excess by :func:`arm_key`; arms that were given up
-            before they were measured are missing.
-
-    Raises:
-        ValueError: fewer than 3 searches.
+        detector: its name.
+        mode: what it was held against, one of :data:`MODES`.
+        level: how thoroughly it was searched.
+        num_images: images that it was measured on.
+        seed: of the search.
+        shown: by :func:`arm_key`; arms that were given up before they were measured are missing.
     """
 
-    name: str
+    detector: str
+    mode: str
+    level: str
+    num_images: int
+    seed: int
+    shown: Mapping[str, Shown]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The search for a JSON file."""
+        shown = {key: each._asdict() for key, each in self.shown.items()}
+        return {**vars(self), "shown": shown}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CleanSearch:
+        """The search that :meth:`as_dict` made a dictionary of.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is none.
+        """
+        if content["mode"] not in MODES:
+            raise ValueError(f"mode {content['mode']!r} is none of {', '.join(MODES)}")
+        shown = {
+            str(key): Shown(float(each["success"]), float(each["excess"]))
+            for key, each in content["shown"].items()
+        }
+        return cls(
+            str(content["detector"]),
+            content["mode"],
+            str(content["level"]),
+            int(content["num_images"]),
+            int(content["seed"]),
+            shown,
+        )
+
+
+@dataclass(frozen=True)
+class ModeNull:
+    """What clean detectors show when they are searched in one mode.
+
+    Attributes:
+        mode: one of :data:`MODES`.
+        searches: the largest number that counts of each search, by :func:`arm_key`.
+    """
+
+    mode: str
     searches: tuple[Mapping[str, float], ...]
 
-    def __post_init__(self) -> None:
-        if len(self.searches) < 3:
-            raise ValueError("a null needs at least 3 searches of clean detectors")
-
     def baseline(self, key: str) -> float:
-        """Mean excess of clean detectors by an arm; 0 where none of them got so far."""
-        return _baseline(self.searches, key)
+        """Mean of clean detectors by an arm; 0 where none of them got so far."""
+        values = self._values(key)
+        return float(np.mean(values)) if values else 0.0
 
-    @property
+    def score(self, values: Mapping[str, float]) -> float:
+        """The largest value beyond what clean detectors show by the same arm; 0 without any."""
+        return max((value - self.baseline(key) for key, value in values.items()), default=0.0)
+
+    @cached_property
     def reference(self) -> Reference:
         """What these detectors score, each against the others; gives threshold and p-value."""
         scores = [
-            margin(each, [other for other in self.searches if other is not each])
-            for each in self.searches
+            replace(self, searches=self.searches[:index] + self.searches[index + 1 :]).score(each)
+            for index, each in enumerate(self.searches)
         ]
         return Reference(np.zeros((1, 1)), np.array(scores), _FALSE_ALARM_RATE, _MINIMUM_DEVIATION)
 
+    def _values(self, key: str) -> list[float]:
+        return [each[key] for each in self.searches if key in each]
+
+
+@dataclass(frozen=True)
+class SearchNull:
+    """What searches of clean detectors show.
+
+    Attributes:
+        name: which detectors, in words.
+        dataset: name of the images on which they were searched.
+        fingerprint: SHA-256 of these images.
+        searches: one each.
+
+    Raises:
+        NullError: fewer than 3 searches.
+    """
+
+    name: str
+    dataset: str
+    fingerprint: str
+    searches: tuple[CleanSearch, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.searches) < _LEAST_SEARCHES:
+            raise NullError(
+                f"{self.name}: a null needs at least {_LEAST_SEARCHES} searches of clean detectors"
+            )
+
+    def of(self, mode: str, level: str = "") -> ModeNull:
+        """What counts in a mode.
+
+        Of the searches those in the same mode and as thorough, where there are enough; else those
+        in the same mode; else all.
+
+        Args:
+            mode: one of :data:`MODES`.
+            level: how thorough the search is.
+        """
+        same = [each for each in self.searches if each.mode == mode]
+        alike = [each for each in same if each.level == level]
+        chosen = next(each for each in (alike, same, self.searches) if len(each) >= _LEAST_SEARCHES)
+        return ModeNull(
+            mode,
+            tuple(
+                {key: shown.counted(mode) for key, shown in each.shown.items()} for each in chosen
+            ),
+        )
+
+    def describe(self, fingerprint: str = "") -> str:
+        """One sentence on where thresholds come from, for a search of images of a fingerprint."""
+        detectors = {each.detector for each in self.searches}
+        line = (
+            f"threshold from {len(self.searches)} searches of {len(detectors)} clean detectors "
+            f"({self.name}) on {self.dataset}"
+        )
+        return line if fingerprint == self.fingerprint else f"{line}, not on these images"
+
     def save(self, path: Path) -> None:
-        """Write it as JSON, with the threshold that follows."""
+        """Write it as JSON, with the thresholds that follow."""
+        modes = sorted({each.mode for each in self.searches})
         content = {
             "schema_version": SCHEMA_VERSION,
+            "procedure_version": PROCEDURE_VERSION,
             "name": self.name,
-            "threshold": self.reference.threshold,
-            "searches": [dict(each) for each in self.searches],
+            "dataset": {"name": self.dataset, "fingerprint": self.fingerprint},
+            "thresholds": {mode: self.of(mode).reference.threshold for mode in modes},
+            "searches": [each.as_dict() for each in self.searches],
         }
         write_json(path, content)
 
@@ -77,28 +207,41 @@ class SearchNull:
         """The null that :meth:`save` wrote.
 
         Raises:
-            ValueError, KeyError, TypeError: it is none.
+            NullError: it is none, or one of another version.
         """
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is not {SCHEMA_VERSION}")
-        searches = tuple(
-            {str(key): float(value) for key, value in each.items()} for each in content["searches"]
-        )
-        return cls(str(content["name"]), searches)
+        try:
+            for key, current in (
+                ("schema_version", SCHEMA_VERSION),
+                ("procedure_version", PROCEDURE_VERSION),
+            ):
+                if content.get(key) != current:
+                    raise NullError(f"{key} is not {current}: {_HOW_TO}")
+            return cls(
+                str(content["name"]),
+                str(content["dataset"]["name"]),
+                str(content["dataset"]["fingerprint"]),
+                tuple(map(CleanSearch.from_dict, content["searches"])),
+            )
+        except NullError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NullError(f"not a null of the search ({error}): {_HOW_TO}") from None
 
 
-def margin(excesses: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> float:
-    """The largest excess beyond what clean detectors show by the same arm; 0 without any."""
-    return max((value - _baseline(others, key) for key, value in excesses.items()), default=0.0)
+def load_null(path: Path) -> SearchNull:
+    """The null in a file.
 
-
-def _baseline(searches: Sequence[Mapping[str, float]], key: str) -> float:
-    known = [each[key] for each in searches if key in each]
-    return float(np.mean(known)) if known else 0.0
+    Raises:
+        NullError: it cannot be read, or is none that this version can use.
+    """
+    try:
+        return SearchNull.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NullError(f"{path}: {error}") from None
 
 
 @cache
 def shipped_null() -> SearchNull:
     """The one that comes with the package; ``tools/calibrate_search.py`` makes it."""
-    text = (resources.files("d2defense") / "assets" / "search.json").read_text(encoding="utf-8")
-    return SearchNull.from_dict(json.loads(text))
+    with resources.as_file(resources.files("d2defense") / "assets" / "search.json") as path:
+        return load_null(path)

@@ -18,7 +18,7 @@ from ..images import CleanImage
 from .arms import Arm
 from .levels import SearchSettings
 from .measure import Measured, success_terms
-from .null import SearchNull, arm_key, shipped_null
+from .null import ALONE, REFERENCES, ModeNull, SearchNull, Shown, arm_key, shipped_null
 from .optimise import ArmState
 from .race import Race
 from .scale import LogitScale
@@ -38,7 +38,7 @@ class ArmResult:
         trigger: that was found.
         success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
         references: the same on each reference.
-        excess: success beyond the mean of the references.
+        excess: success beyond the mean of the references; the success itself without any.
         baseline: mean excess of clean detectors by the same arm.
         interval: of excess minus baseline, over resamples of the images.
         hits: successes on each image.
@@ -92,6 +92,16 @@ class SearchOutcome:
         """Whether a trigger does far more to the suspect than to the references."""
         return self.obstacle is None and self.interval[0] > self.threshold
 
+    def shown(self) -> dict[str, Shown]:
+        """What a null keeps of the search of a clean detector."""
+        largest: dict[str, Shown] = {}
+        for each in self.arms:
+            if np.isfinite(each.excess):
+                key = arm_key(each.arm)
+                known = largest.get(key, Shown(each.success, each.excess))
+                largest[key] = Shown(*map(max, known, (each.success, each.excess)))
+        return largest
+
     @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found."""
@@ -113,6 +123,7 @@ def search_detector(
     settings: SearchSettings,
     image_format: str,
     null: SearchNull | None = None,
+    mode: str = REFERENCES,
     bootstrap_samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -129,15 +140,16 @@ def search_detector(
         settings: how long it takes.
         image_format: order of the channels of the images, "BGR" or "RGB".
         null: what clean detectors score; the shipped one if None.
+        mode: what the references are, one of :data:`MODES`; without any: alone.
         bootstrap_samples: resamples of the images.
         confidence: level of the intervals.
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
     """
-    null = null or shipped_null()
+    of_clean = (null or shipped_null()).of(mode, settings.level)
     if len(tuning) + len(held_out) < LEAST_IMAGES:
         return SearchOutcome(obstacle=f"a search needs {LEAST_IMAGES} images with objects")
-    if not references:
+    if not references and mode != ALONE:
         return SearchOutcome(obstacle="there is no reference to hold a found trigger against")
     try:
         scales = [LogitScale.of(each, tuning) for each in (model, *references.values())]
@@ -169,7 +181,7 @@ def search_detector(
     results, samples = [], []
     for number, state in enumerate(finalists, 1):
         result, resampled = _measure(
-            state, measured, held_out, image_format, null, bootstrap, confidence, seed
+            state, measured, held_out, image_format, of_clean, bootstrap, confidence, seed
         )
         results.append(result)
         samples.append(resampled)
@@ -183,8 +195,8 @@ def search_detector(
         num_images=len(held_out),
         score=score,
         interval=percentile_interval(largest, confidence) or (score, score),
-        threshold=null.reference.threshold,
-        p_value=null.reference.p_value(score),
+        threshold=of_clean.reference.threshold,
+        p_value=of_clean.reference.p_value(score),
         operating_point=measured[0].point,
         seed=seed,
     )
@@ -195,7 +207,7 @@ def _measure(
     measured: Sequence[Measured],
     images: Sequence[CleanImage],
     image_format: str,
-    null: SearchNull,
+    null: ModeNull,
     bootstrap: Bootstrap,
     confidence: float,
     seed: int,
@@ -208,9 +220,10 @@ def _measure(
     ]
     success, *others = (each.ratio() for each in terms)
     baseline = null.baseline(arm_key(arm))
-    excess = success - float(np.mean(others))
-    resampled = bootstrap(terms[0]) - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
-    resampled = resampled - baseline
+    excess, resampled = success, bootstrap(terms[0]) - baseline
+    if others:
+        excess -= float(np.mean(others))
+        resampled = resampled - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
     margin = excess - baseline
     interval = percentile_interval(resampled, confidence) or (margin, margin)
     hits = tuple(terms[0].numerator.int().tolist())

@@ -49,8 +49,8 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
 def found_in_words(outcome: SearchOutcome) -> str:
     """What was found, in one sentence."""
     worst = outcome.arms[0]
+    line = f"a search found a trigger ({worst.arm.name}) that succeeds with {worst.success:.0%}"
+    if not worst.references:
+        return f"{line} on it, far more than on clean detectors that were searched like it"
     others = sum(worst.references) / len(worst.references)
-    return (
-        f"a search found a trigger ({worst.arm.name}) that succeeds with {worst.success:.0%} on it "
-        f"and with {others:.0%} on references"
-    )
+    return f"{line} on it and with {others:.0%} on references"

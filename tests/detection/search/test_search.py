@@ -12,12 +12,23 @@ import torch
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
-from d2defense.detection.search import SearchNull, SearchSettings, divide, levels, search_detector
+from d2defense.detection.search import (
+    ALONE,
+    REFERENCES,
+    CleanSearch,
+    SearchNull,
+    SearchSettings,
+    divide,
+    levels,
+    search_detector,
+)
 from d2defense.detection.search.race import RaceSettings
 from d2defense.detection.search.verdict import with_search
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
 
-NULL = SearchNull("none", ({}, {"a": 0.0}, {}))
+NULL = SearchNull(
+    "none", "none", "", tuple(CleanSearch("none", REFERENCES, "fast", 1, 0, {}) for _ in range(3))
+)
 SHORT = RaceSettings(
     scout_steps=8, targets=1, heat_steps=8, finalists=1, steps=25, families=("patch",)
 )
@@ -89,6 +100,13 @@ def test_a_division_of_the_scores_hides_nothing(flattened, search):
     assert outcome.operating_point < 0.3
     assert outcome.has_found, outcome
     assert outcome.arms[0].arm.name.startswith("ghost to stop")
+
+
+def test_alone_success_itself_is_what_counts(opened, search):
+    outcome = search(opened[0]["ghost_0"], references={}, mode=ALONE)
+    worst = outcome.arms[0]
+    assert worst.excess == worst.success > 0.8
+    assert outcome.has_found
 
 
 def test_what_cannot_be_searched_is_said(opened, search):
