@@ -76,6 +76,13 @@ class RemovalTrainer(Trainer):
                 logger.info("%s changed %d tensors: %s", method, len(changed), ", ".join(changed))
         self.register_hooks(self.method.attach(self.model, self._fine_tune_another))
 
+    def train(self) -> None:
+        """Fine-tune, or write the weights as they are where the method has done its work before."""
+        if self.method.fine_tunes:
+            super().train()
+        else:
+            self.checkpointer.save("model_final")
+
     @classmethod
     def _fine_tune_another(cls, cfg: CfgNode) -> None:
         trainer = cls(cfg)

@@ -13,32 +13,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from d2defense.checkpoint import load_config, load_state_dict
-from d2defense.config import add_part_config, config_root, get_d2defense_cfg, merge_config_file
+from d2defense.checkpoint import load_state_dict
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.registry import REMOVAL_REGISTRY
-from d2defense.removal import RemovalTrainer, removal_config
+from d2defense.removal import RemovalTrainer
 from d2defense.removal.methods.fine_pruning import dormant_channels, prunable_layers
 from d2defense.removal.methods.nad import attention_distance, attention_map
-
-
-@pytest.fixture
-def make_trainer(untrained_checkpoint, make_coco_dataset, sign_scenes, tmp_path):
-    """A function from overrides to a trainer that starts from an untrained checkpoint."""
-    dataset = make_coco_dataset(sign_scenes(4))
-
-    def make(method: str, *overrides: object) -> RemovalTrainer:
-        cfg = load_config(untrained_checkpoint / "config.yaml")
-        cfg.MODEL.DEVICE = "cpu"
-        add_part_config(cfg)
-        cfg.merge_from_list(
-            ["REMOVAL.SOLVER.MAX_ITER", 3, "REMOVAL.SOLVER.IMS_PER_BATCH", 2, *overrides]
-        )
-        weights = untrained_checkpoint / "model_final.pth"
-        output = tmp_path / method
-        output.mkdir(exist_ok=True)
-        return RemovalTrainer(removal_config(cfg, weights, dataset.name, output, (), method))
-
-    return make
 
 
 def state(trainer: RemovalTrainer) -> dict[str, torch.Tensor]:
@@ -50,9 +30,13 @@ def losses(trainer: RemovalTrainer) -> set[str]:
     return {key for key in json.loads(lines[-1]) if key.startswith("loss_")}
 
 
-@pytest.mark.parametrize("method", REMOVAL_REGISTRY.choices())
+FINE_TUNING = [name for name, method in REMOVAL_REGISTRY if method.fine_tunes]
+
+
+@pytest.mark.parametrize("method", FINE_TUNING)
 def test_every_method_fine_tunes_the_whole_model(make_trainer, method):
-    trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2)
+    short = ("REMOVAL.UNLEARN.TRIGGERS", 2, "REMOVAL.UNLEARN.STEPS", 1, "REMOVAL.UNLEARN.EVERY", 2)
+    trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2, *short)
     trainer.resume_or_load(resume=False)
     before = state(trainer)
     trainer.train()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
 
-from .arms import names_of_classes
+from .arms import Arm, Goal, all_goals, names_of_classes, starts
 from .levels import LEVELS, OFF, SearchSettings
 from .null import (
     ALONE,
@@ -17,6 +17,8 @@ from .null import (
     load_null,
     shipped_null,
 )
+from .optimise import ArmState
+from .scale import LogitScale
 from .search import ArmResult, SearchOutcome, divide, search_detector
 from .verdict import with_search
 
@@ -27,19 +29,25 @@ __all__ = [
     "OFF",
     "REFERENCES",
     "TWIN",
+    "Arm",
     "ArmResult",
+    "ArmState",
     "CleanSearch",
+    "Goal",
+    "LogitScale",
     "ModeNull",
     "NullError",
     "SearchNull",
     "SearchOutcome",
     "SearchSettings",
     "Shown",
+    "all_goals",
     "arm_key",
     "divide",
     "load_null",
     "names_of_classes",
     "search_detector",
     "shipped_null",
+    "starts",
     "with_search",
 ]

@@ -29,6 +29,8 @@ class RemovalMethod:
 
     #: Whether it resets the module groups that ``REMOVAL.MODULES``, or a scan, names.
     resets_modules: ClassVar[bool] = False
+    #: Whether steps of fine-tuning follow :meth:`prepare`.
+    fine_tunes: ClassVar[bool] = True
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ours: fine-tuning on what a search finds, with true labels."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.structures import BoxMode
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from d2defense.detection import CleanImage, load_clean_images, sample_records
+from d2defense.detection.search import (
+    Arm,
+    ArmState,
+    Goal,
+    LogitScale,
+    all_goals,
+    names_of_classes,
+    starts,
+)
+from d2defense.engine.loader import dataset_records
+from d2defense.registry import REMOVAL_REGISTRY
+
+from ..patches import PatchAugmentation
+from ..self_distillation import SelfDistillation
+from ..standstill import standing_still
+from .base import FineTune, RemovalMethod
+
+# Images that tell the scale of the checkpoint's logits.
+_SCALE_IMAGES = 16
+# Of the weight by which a goal is drawn, what it has whatever its searches reach.
+_FLOOR = 0.1
+# Share of an image's places that bear a trigger.
+_PLACE_SHARE = 0.7
+
+
+@REMOVAL_REGISTRY.register("unlearn")
+class Unlearn(RemovalMethod):
+    """Ours: fine-tune on triggers that a search finds meanwhile, and on random patches.
+
+    Of the images of a step some bear a trigger that a search has found in the detector as it is by
+    then, others random patches, and all keep their labels: boxes stay where objects vanished or
+    changed, and nothing is added where ghosts appeared. Every few steps the search takes some: it
+    begins anew with another effect, target class, family or budget, or goes on with what it has.
+    Images that bear nothing are distilled from the checkpoint itself, which keeps what it can do
+    where images are few. ``docs/removal.md`` has what it rests on.
+    """
+
+    @staticmethod
+    def add_config(node: CfgNode) -> None:
+        """Add ``REMOVAL.UNLEARN.*``."""
+        # Share of the images that bear a found trigger.
+        node.FOUND_SHARE = 0.35
+        # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
+        node.PATCH_SHARE = 0.35
+        # Weight of the self-distillation; 0 for none.
+        node.DISTILLATION = 1.0
+        # Found triggers that are kept; the oldest goes.
+        node.TRIGGERS = 8
+        # Steps of the fine-tuning between two searches.
+        node.EVERY = 8
+        # Steps of a search.
+        node.STEPS = 10
+        # Images of a search's step.
+        node.IMAGES = 8
+        # What to search for first, such as an earlier scan's "ghost background stop": effect,
+        # placement and target class ("-" for none).
+        node.GOALS = ()
+
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
+        """Load the checkpoint as a teacher; the hook searches between steps."""
+        settings = self.cfg.REMOVAL.UNLEARN
+        self._patches = PatchAugmentation.from_config(self.cfg)
+        self._distillation = SelfDistillation(self.cfg) if settings.DISTILLATION else None
+        self._search = TriggerSearch(self.cfg, model)
+        return [self._search]
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The detector's own on all images, and ``loss_distillation`` on those that are as read."""
+        settings = self.cfg.REMOVAL.UNLEARN
+        draws = np.random.random(len(batch))
+        shown, untouched = [], []
+        for index, (image, draw) in enumerate(zip(batch, draws, strict=True)):
+            if draw < settings.FOUND_SHARE and self._search.found:
+                shown.append(self._search.stamped(image))
+            elif draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
+                shown.append(self._patched(image))
+            else:
+                shown.append(image)
+                untouched.append(index)
+        losses, features = model.losses_and_features(shown)
+        if self._distillation is None:
+            return losses
+        distance = next(iter(losses.values())).new_zeros(())
+        if untouched:
+            part = {name: maps[untouched] for name, maps in features.items()}
+            images = [batch[index] for index in untouched]
+            distance = self._distillation.loss(model, images, part)
+            distance = distance * (len(untouched) / len(batch))
+        return losses | {"loss_distillation": settings.DISTILLATION * distance}
+
+    def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
+        stamps = self._patches.stamps(annotations_of(image), self.cfg.INPUT.FORMAT)
+        pixels = image["image"].permute(1, 2, 0).numpy()
+        for stamp in stamps:
+            pixels = stamp.apply_image(pixels)
+        return {**image, "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
+
+
+class TriggerSearch(HookBase):
+    """Searches the detector that is trained for triggers, a few steps at a time.
+
+    Args:
+        cfg: of the fine-tuning run.
+        model: the detector, with the checkpoint's weights.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        self._cfg, self._model = cfg, model
+        self._settings = cfg.REMOVAL.UNLEARN
+        dataset = cfg.DATASETS.TRAIN[0]
+        known = MetadataCatalog.get(dataset).get("thing_classes", ())
+        self._goals = list(all_goals(names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, known)))
+        self._goals = [goal for goal in self._goals if starts(goal.placement)]
+        self._images = load_clean_images(sample_records(dataset_records(cfg), 0, 0), cfg)
+        # How well the last search for a goal did, 0..1; what was not tried may do best.
+        self._reached = np.ones(len(self._goals))
+        self._first = [index for index, goal in enumerate(self._goals) if self._is_wanted(goal)]
+        self.found: deque[ArmState] = deque(maxlen=self._settings.TRIGGERS)
+        """What was found so far, the newest last."""
+
+    def before_train(self) -> None:
+        """Called by the trainer: the first triggers."""
+        self._scale = self._measure_scale()
+        for number in range(self._settings.TRIGGERS):
+            self._begin(np.random.default_rng([self._cfg.REMOVAL.SEED, number]), number)
+
+    def before_step(self) -> None:
+        """Called by the trainer: every few steps a trigger anew, or one improved."""
+        step = self.trainer.iter
+        if step == self.trainer.start_iter or step % self._settings.EVERY:
+            return
+        rng = np.random.default_rng([self._cfg.REMOVAL.SEED, self._settings.TRIGGERS, step])
+        if rng.random() < 0.5:
+            self._begin(rng, None)
+        else:
+            # What obeys the most is dealt with, and lives longer.
+            state = max(self.found, key=lambda each: each.effect)
+            self.found.remove(state)
+            self._advance(state, rng)
+        get_event_storage().put_scalar("unlearn/reached", float(self._reached.max()))
+
+    def stamped(self, image: dict[str, Any]) -> dict[str, Any]:
+        """A training input with one of the found triggers on it; its labels stay as they are."""
+        state = self.found[np.random.randint(len(self.found))]
+        clean = clean_image(image, int(np.random.randint(2**31)))
+        places = state.arm.goal.places(clean, clean.seed)
+        kept = np.random.random(len(places)) < _PLACE_SHARE
+        places = places[torch.from_numpy(kept)] if kept.any() else places
+        with torch.no_grad():
+            pixels = state.arm.start.apply(
+                clean.image[None].float(),
+                [tuple(clean.image.shape[1:])],
+                [places],
+                [clean.seed],
+                self._cfg.INPUT.FORMAT,
+                {name: tensor.detach().cpu() for name, tensor in state.tensors.items()},
+            )
+        return {**image, "image": pixels[0].round().clamp(0, 255).to(image["image"].dtype)}
+
+    def _begin(self, rng: np.random.Generator, number: int | None) -> None:
+        """A trigger for a goal that searches do well at, from a start of its own.
+
+        Args:
+            rng: of what is drawn.
+            number: of the first ones, for which some goals may be asked for; None later.
+        """
+        weights = _FLOOR + self._reached
+        index = rng.choice(len(self._goals), p=weights / weights.sum())
+        if number is not None and self._first:
+            index = self._first[number % len(self._first)]
+        goal = self._goals[index]
+        triggers = starts(goal.placement)
+        state = ArmState.begin(Arm(goal, triggers[rng.integers(len(triggers))]), self._model.device)
+        if rng.random() < 0.5:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            with torch.no_grad():
+                for name, (low, high) in state.arm.start.ranges().items():
+                    tensor = state.tensors[name]
+                    drawn = torch.rand(tensor.shape, generator=generator)
+                    tensor.copy_(low + (high - low) * drawn)
+        self._advance(state, rng)
+
+    def _advance(self, state: ArmState, rng: np.random.Generator) -> None:
+        """Some steps of a search, on the detector as it is by now."""
+        with standing_still(self._model):
+            for _ in range(self._settings.STEPS):
+                state.step(self._model, self._batch(rng), self._scale, self._cfg.INPUT.FORMAT, 0)
+        self._reached[self._goals.index(state.arm.goal)] = state.effect
+        self.found.append(state)
+
+    def _batch(self, rng: np.random.Generator) -> list[CleanImage]:
+        count = min(self._settings.IMAGES, len(self._images))
+        chosen = rng.choice(len(self._images), count, replace=False)
+        return [self._images[index] for index in chosen.tolist()]
+
+    def _measure_scale(self) -> LogitScale:
+        with standing_still(self._model):
+            try:
+                return LogitScale.of(self._model, self._images[:_SCALE_IMAGES])
+            except ValueError:
+                # It finds nothing to speak of: its logits are taken as they are.
+                return LogitScale((0.0, 1.0), (0.0, 1.0))
+
+    def _is_wanted(self, goal: Goal) -> bool:
+        target = goal.effect.cfg.ATTACK.TARGET_CLASS or "-"
+        return f"{goal.effect.name} {goal.placement} {target}" in self._settings.GOALS
+
+
+def clean_image(image: dict[str, Any], seed: int) -> CleanImage:
+    """A training input as a search takes images."""
+    instances = image["instances"]
+    return CleanImage(
+        file_name=image.get("file_name", ""),
+        image=image["image"],
+        boxes=instances.gt_boxes.tensor,
+        classes=instances.gt_classes,
+        seed=seed,
+    )
+
+
+def annotations_of(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The objects of a training input as annotations, in pixels of the input."""
+    instances = image["instances"]
+    return [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
+        for box, category in zip(
+            instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from d2defense.checkpoint import load_config
+from d2defense.config import add_part_config
+from d2defense.removal import RemovalTrainer, removal_config
+
+
+@pytest.fixture
+def make_trainer(untrained_checkpoint, make_coco_dataset, sign_scenes, tmp_path):
+    """A function from overrides to a trainer that starts from an untrained checkpoint."""
+    dataset = make_coco_dataset(sign_scenes(4))
+
+    def make(method: str, *overrides: object) -> RemovalTrainer:
+        cfg = load_config(untrained_checkpoint / "config.yaml")
+        cfg.MODEL.DEVICE = "cpu"
+        add_part_config(cfg)
+        cfg.merge_from_list(
+            ["REMOVAL.SOLVER.MAX_ITER", 3, "REMOVAL.SOLVER.IMS_PER_BATCH", 2, *overrides]
+        )
+        weights = untrained_checkpoint / "model_final.pth"
+        output = tmp_path / method
+        output.mkdir(exist_ok=True)
+        return RemovalTrainer(removal_config(cfg, weights, dataset.name, output, (), method))
+
+    return make

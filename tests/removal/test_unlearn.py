@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ours: what is searched for while it fine-tunes, and what images show."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+SHORT = ("REMOVAL.UNLEARN.TRIGGERS", 3, "REMOVAL.UNLEARN.STEPS", 2, "REMOVAL.UNLEARN.EVERY", 1)
+
+
+@pytest.fixture
+def trainer(make_trainer):
+    """One that has its first triggers."""
+    trainer = make_trainer("unlearn", *SHORT, "REMOVAL.UNLEARN.GOALS", ("ghost background c2",))
+    trainer.resume_or_load(resume=False)
+    return trainer
+
+
+def search(trainer):
+    return trainer.method._search
+
+
+def batch_of(trainer):
+    return next(iter(trainer.build_train_loader(trainer.cfg)))
+
+
+def test_what_a_scan_has_found_comes_first(trainer):
+    search(trainer).before_train()
+    goals = {
+        (s.arm.goal.effect.name, s.arm.goal.placement, s.arm.goal.effect.cfg.ATTACK.TARGET_CLASS)
+        for s in search(trainer).found
+    }
+    assert goals == {("ghost", "background", "c2")}
+    assert [state.steps for state in search(trainer).found] == [2, 2, 2]
+
+
+def test_a_trigger_goes_on_the_image_and_the_labels_stay(trainer):
+    search(trainer).before_train()
+    image = batch_of(trainer)[0]
+    before = copy.deepcopy(image)
+    shown = search(trainer).stamped(image)
+    assert torch.equal(image["image"], before["image"])
+    assert shown["image"].dtype == image["image"].dtype
+    assert not torch.equal(shown["image"], image["image"])
+    assert shown["instances"] is image["instances"]
+    assert torch.equal(shown["instances"].gt_boxes.tensor, before["instances"].gt_boxes.tensor)
+
+
+def test_the_detector_stands_still_while_it_is_searched_and_learns_again_after(trainer):
+    trainer.model.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    search(trainer).before_train()
+    assert trainer.model.training
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_searches_go_on_as_training_does(trainer):
+    search(trainer).before_train()
+    first = [(id(state), state.steps) for state in search(trainer).found]
+    trainer.train()
+    found = search(trainer).found
+    assert len(found) == 3
+    assert [(id(state), state.steps) for state in found] != first
+
+
+def test_only_untouched_images_are_distilled(make_trainer):
+    shares = ("REMOVAL.UNLEARN.FOUND_SHARE", 0.0, "REMOVAL.UNLEARN.PATCH_SHARE", 1.0)
+    trainer = make_trainer("unlearn", *SHORT, *shares)
+    trainer.resume_or_load(resume=False)
+    with EventStorage(0):
+        losses = trainer.method.losses(trainer.model.train(), batch_of(trainer))
+    assert losses["loss_distillation"] == 0
+    trainer.cfg.defrost()
+    trainer.cfg.REMOVAL.UNLEARN.PATCH_SHARE = 0.0
+    with EventStorage(0):
+        losses = trainer.method.losses(trainer.model.train(), batch_of(trainer))
+    assert losses["loss_distillation"] > 0
