@@ -14,3 +14,12 @@ def resolve_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         return "cpu"
     return name
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, so that a network may be faster in it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # Newer versions of torch tell; of an older one it is not known.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)

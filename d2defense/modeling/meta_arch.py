@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .probe import ProbeOutput
-from .regions import RegionOutput, as_proposals
+from .regions import RegionOutput, as_proposals, with_proposals
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,7 +82,10 @@ class InstrumentedRCNN(GeneralizedRCNN):
         return detections, ProbeOutput.from_proposals(proposals, logits)
 
     def judge(
-        self, batched_inputs: list[dict[str, Any]], regions: Sequence[Tensor]
+        self,
+        batched_inputs: list[dict[str, Any]],
+        regions: Sequence[Tensor],
+        refresh: bool = False,
     ) -> RegionOutput:
         """What both heads say of given regions, with gradient to the images.
 
@@ -91,6 +94,8 @@ class InstrumentedRCNN(GeneralizedRCNN):
         Args:
             batched_inputs: G dicts with ``image``, as :meth:`probe` takes them.
             regions: G Tensors of shape (M_g, 4), XYXY in pixels of the network's input.
+            refresh: judge the proposals of these very images, too, as far as they overlap a region
+                (:func:`~d2defense.modeling.regions.with_proposals`): after those of its image.
 
         Returns:
             A :class:`RegionOutput` over the regions of all images in order, on the model's device.
@@ -101,6 +106,13 @@ class InstrumentedRCNN(GeneralizedRCNN):
         self._check_eval_mode()
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        if refresh:
+            with torch.no_grad():
+                current = self.proposal_generator.probe(images, features)
+            regions = [
+                with_proposals(each, found.proposal_boxes.tensor)
+                for each, found in zip(regions, current, strict=True)
+            ]
         objectness = self.proposal_generator.region_logits(features, regions)
         proposals = as_proposals(regions, images.image_sizes, self.device)
         return RegionOutput(objectness, self.roi_heads.region_logits(features, proposals))

@@ -12,6 +12,10 @@ from torch import Tensor
 
 #: Anchors of largest overlap whose objectness counts for a region.
 NUM_ANCHORS = 6
+#: Proposals that are judged beside a region, at most.
+NUM_PROPOSALS = 3
+# From this IoU on a proposal is one of a region: what training takes for foreground.
+_LEAST_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,19 @@ def nearest_anchors(regions: Tensor, anchors: Boxes) -> Tensor:
     """Indices of the :data:`NUM_ANCHORS` anchors of largest IoU with each region, int64 (M, A)."""
     overlap = pairwise_iou(Boxes(regions.float().to(anchors.device)), anchors)
     return overlap.topk(min(NUM_ANCHORS, len(anchors)), dim=1).indices
+
+
+def with_proposals(regions: Tensor, proposals: Tensor) -> Tensor:
+    """Regions, and of each the first proposals that overlap it, up to :data:`NUM_PROPOSALS`.
+
+    Args:
+        regions: float (M, 4), XYXY in pixels.
+        proposals: float (P, 4), likewise, by falling objectness.
+
+    Returns:
+        float (M + some, 4), the regions first.
+    """
+    regions = regions.float().to(proposals.device)
+    overlaps = pairwise_iou(Boxes(regions), Boxes(proposals)) >= _LEAST_IOU
+    first = overlaps & (overlaps.cumsum(dim=1) <= NUM_PROPOSALS)
+    return torch.cat([regions, proposals[first.any(dim=0)]])

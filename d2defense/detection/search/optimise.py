@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2defense.devices import computes_bf16
 from d2defense.modeling import RegionOutput
 
 from ..images import CleanImage
 from ..observing import stack_images
-from .arms import Arm
+from .arms import Arm, Goal
+from .crops import CROP_SIDE, View, view
 from .scale import LogitScale
 
 # Adam's, as of ODSCAN (IEEE S&P 2024, section 5): a short memory, since a search has few steps.
@@ -23,6 +26,15 @@ _BETAS = (0.5, 0.9)
 _LEARNING_RATE = 0.15
 # What the RPN's opinion counts beside that of the box head: to silence it, to wake it.
 _SILENCE, _WAKE = 0.5, 0.25
+# After so many steps what the RPN proposes by now is judged beside the fixed regions, so that a
+# trigger cannot fool these alone.
+_REFRESHED = 10
+# Sets the choice of crops apart from other random numbers.
+_SALT = 0x63726F70
+
+
+#: From what a detector says, on the common scale, and what it was said of, to a number.
+Loss = Callable[[RegionOutput, Sequence[View]], Tensor]
 
 
 @dataclass
@@ -58,7 +70,13 @@ class ArmState:
         return cls(arm, tensors, torch.optim.Adam(groups, betas=_BETAS))
 
     def step(
-        self, model: nn.Module, images: Sequence[CleanImage], scale: LogitScale, fmt: str, seed: int
+        self,
+        model: nn.Module,
+        images: Sequence[CleanImage],
+        scale: LogitScale,
+        fmt: str,
+        seed: int,
+        loss_of: Loss | None = None,
     ) -> None:
         """One step on a batch of images; nothing happens where no trigger has a place on them.
 
@@ -68,13 +86,16 @@ class ArmState:
             scale: of the model's logits.
             fmt: order of the channels, "BGR" or "RGB".
             seed: of the places.
+            loss_of: what is descended; :func:`arm_loss` if None.
         """
         self.steps += 1
-        output = judge_triggered(model, images, self.arm, self.tensors, fmt, seed)
-        if output is None:
+        views = looked_at(images, self.arm.goal, seed)
+        if not views:
             return
-        output = scale(output)
-        loss = arm_loss(output, self.arm.goal.effect.wanted_class(model_classes(output)))
+        # What another loss looks at is told by the regions alone.
+        refresh = loss_of is None and self.steps % _REFRESHED == 0
+        output = scale(judge_views(model, views, self.arm, self.tensors, fmt, refresh))
+        loss = arm_loss(output, self.arm) if loss_of is None else loss_of(output, views)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -89,45 +110,92 @@ def model_classes(output: RegionOutput) -> int:
     return output.class_logits.shape[1] - 1
 
 
-def judge_triggered(
+def judge_views(
     model: nn.Module,
-    images: Sequence[CleanImage],
+    views: Sequence[View],
     arm: Arm,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor] | None,
     image_format: str,
-    seed: int,
-) -> RegionOutput | None:
-    """What the model says of the arm's regions under the trigger; None where there are none."""
-    places = [arm.goal.places(image, seed) for image in images]
-    regions = [arm.goal.regions(*pair) for pair in zip(images, places, strict=True)]
-    if not any(map(len, regions)):
-        return None
-    pixels, sizes = stack_images(images, model.device)
-    seeds = [image.seed for image in images]
-    stamped = arm.start.apply(pixels.float(), sizes, places, seeds, image_format, tensors)
+    refresh: bool = False,
+) -> RegionOutput:
+    """What the model says of the regions under the trigger, in one forward pass.
+
+    Args:
+        model: in eval mode.
+        views: of :func:`looked_at`, one at least.
+        arm: says what is put on the places.
+        tensors: of the trigger; None for no trigger.
+        image_format: order of the channels, "BGR" or "RGB".
+        refresh: judge overlapping proposals of the triggered images, too.
+    """
+    pixels, sizes = stack_images([each.image for each in views], model.device)
+    pixels = pixels.float()
+    if tensors is not None:
+        places, seeds = [each.places for each in views], [each.image.seed for each in views]
+        pixels = arm.start.apply(pixels, sizes, places, seeds, image_format, tensors)
     inputs = [
         {"image": each[:, :height, :width]}
-        for each, (height, width) in zip(stamped, sizes, strict=True)
+        for each, (height, width) in zip(pixels, sizes, strict=True)
     ]
-    return model.judge(inputs, regions)
+    in_half = halves_pay(model.device, max(map(max, sizes)))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
+        output = model.judge(inputs, [each.regions for each in views], refresh)
+    return RegionOutput(output.objectness_logits.float(), output.class_logits.float())
 
 
-def arm_loss(output: RegionOutput, wanted: int) -> Tensor:
+def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]:
+    """The parts of images that a step looks at, those with a region.
+
+    Images none of whose regions fits into a crop are left out as long as others have one; else one
+    of them is taken whole.
+
+    Args:
+        images: clean.
+        goal: says where the trigger goes and what it is to change.
+        seed: of places and crops.
+    """
+    views, large = [], []
+    for image in images:
+        places = goal.places(image, seed)
+        regions = goal.regions(image, places)
+        if len(regions):
+            part = view(image, places, regions, np.random.default_rng([seed, image.seed, _SALT]))
+            views += [part] if part else []
+            large += [] if part else [View(image, places, regions)]
+    return views or large[:1]
+
+
+def halves_pay(device: torch.device, side: int) -> bool:
+    """Whether the network is faster in bfloat16: on real images, where the processor computes it.
+
+    Args:
+        device: of the network.
+        side: of its images, in pixels.
+    """
+    return side >= CROP_SIDE and computes_bf16(device)
+
+
+def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:
     """Cross entropy of the regions to the wanted class, and to what the RPN should say.
 
-    ODSCAN's targeted loss (IEEE S&P 2024, section 5), background among the targets, over regions
-    that do not change.
+    ODSCAN's targeted loss (IEEE S&P 2024, section 5), background among the targets.
 
     Args:
         output: on the common scale.
-        wanted: a class, or K for background.
+        arm: says which class is wanted.
     """
     count = len(output.class_logits)
+    wanted = arm.goal.effect.wanted_class(model_classes(output))
     target = torch.full((count,), wanted, device=output.class_logits.device)
     loss = F.cross_entropy(output.class_logits, target)
     if wanted == model_classes(output):
         return loss + _SILENCE * F.softplus(output.objectness_logits).mean()
-    return loss + _WAKE * F.softplus(-output.objectness_logits).mean()
+    return loss + waking_loss(output)
+
+
+def waking_loss(output: RegionOutput) -> Tensor:
+    """Low where the RPN proposes the regions."""
+    return _WAKE * F.softplus(-output.objectness_logits).mean()
 
 
 def wanted_probability(output: RegionOutput, arm: Arm) -> float:

@@ -4,17 +4,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from d2defense.modeling import RegionOutput
+from d2defense.triggers import Trigger
 
 from ..images import CleanImage
 from .arms import Arm, Goal, all_goals, starts
-from .optimise import ArmState, judge_triggered, wanted_probability
+from .crops import View
+from .optimise import (
+    ArmState,
+    Loss,
+    judge_views,
+    looked_at,
+    model_classes,
+    waking_loss,
+    wanted_probability,
+)
 from .scale import LogitScale
+from .targets import any_class_loss, broadest, class_probabilities, own_classes
 
 #: Told after every step.
 OnStep = Callable[[], None]
@@ -25,7 +38,9 @@ class RaceSettings:
     """How long a search takes.
 
     Attributes:
-        scout_steps: of every target class, with one trigger.
+        scouted: target classes of an effect at a placement that are scouted: all where there are
+            no more; else those that a screening finds most promising.
+        scout_steps: of every scouted class, with one trigger.
         targets: target classes that go on, of an effect at a placement.
         heat_steps: of every family and budget, for these.
         finalists: arms that go on, of an effect at a placement.
@@ -34,6 +49,7 @@ class RaceSettings:
         families: of triggers; all if empty.
     """
 
+    scouted: int = 8
     scout_steps: int = 12
     targets: int = 2
     heat_steps: int = 12
@@ -53,11 +69,19 @@ class RaceSettings:
             triggers = len(starts(placement[1], self.families))
             if not triggers:
                 continue
-            scouts = count if count > self.targets else 0
-            arms = min(count, self.targets) * triggers
-            total += scouts * self.scout_steps + arms * self.heat_steps
+            if count > self.scouted:
+                total += self.spread * self.scout_steps
+            scouts = min(count, self.scouted)
+            total += (scouts if scouts > self.targets else 0) * self.scout_steps
+            arms = min(scouts, self.targets) * triggers
+            total += arms * self.heat_steps
             total += min(arms, self.finalists) * max(0, self.steps - self.heat_steps)
         return total
+
+    @property
+    def spread(self) -> int:
+        """Triggers that are taken to whichever target class is the easiest, before scouting."""
+        return max(1, self.scouted // 4)
 
 
 class Race:
@@ -93,6 +117,8 @@ class Race:
         self._format = image_format
         self._seed = seed
         self._on_step = on_step
+        #: Target classes that were scouted, of each effect at each placement.
+        self.tried: dict[tuple[str, str], tuple[int | None, ...]] = {}
 
     def run(self, class_names: Sequence[str]) -> list[ArmState]:
         """The finalists of every effect at every placement.
@@ -110,8 +136,11 @@ class Race:
         triggers = starts(goals[0].placement, settings.families)
         if not triggers:
             return []
+        scout = triggers[len(triggers) // 2]
+        if len(goals) > settings.scouted:
+            goals = self._screened(goals, triggers, scout)
+        self.tried[goals[0].kind] = tuple(goal.target_class for goal in goals)
         if len(goals) > settings.targets:
-            scout = triggers[len(triggers) // 2]
             scouts = self._advance((Arm(goal, scout) for goal in goals), settings.scout_steps)
             goals = [state.arm.goal for state in self._best(scouts, settings.targets)]
         arms = (Arm(goal, trigger) for goal in goals for trigger in triggers)
@@ -121,17 +150,67 @@ class Race:
             self._take_steps(state, settings.steps)
         return finalists
 
+    def _screened(
+        self, goals: Sequence[Goal], triggers: Sequence[Trigger], scout: Trigger
+    ) -> list[Goal]:
+        """Those whose target classes are worth scouting.
+
+        First the classes that a trigger is taken to that may take any; then those to which regions
+        lean under random ones (ODSCAN, IEEE S&P 2024, section 4). Both beyond the references.
+        """
+        settings = self._settings
+        classes = torch.cat([image.classes for image in self._images])
+        goal = broadest(goals, classes)
+        left = {each.target_class: each for each in goals}
+        chosen = []
+        for _ in range(settings.spread):
+            state = ArmState.begin(Arm(goal, scout), self._model.device)
+            self._take_steps(state, settings.scout_steps, self._any_of(left))
+            lean = self._lean(state.arm, state.tensors)
+            chosen.append(left.pop(max(left, key=lambda each: float(lean[each]))))
+        leans = [self._lean(Arm(goal, each), each.tensors()) for each in triggers]
+        lean = torch.stack(leans).mean(dim=0)
+        promising = sorted(left, key=lambda each: float(lean[each]), reverse=True)
+        return chosen + [left[each] for each in promising[: settings.scouted - len(chosen)]]
+
+    def _any_of(self, targets: Collection[int]) -> Loss:
+        """The loss of a trigger that may take regions to any of some classes."""
+
+        def loss(output: RegionOutput, views: Sequence[View]) -> Tensor:
+            allowed = torch.zeros(model_classes(output), dtype=torch.bool)
+            allowed[list(targets)] = True
+            return any_class_loss(output, own_classes(views), allowed) + waking_loss(output)
+
+        return loss
+
+    @torch.no_grad()
+    def _lean(self, arm: Arm, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Mean probability of each class over regions of others, beyond the references', (K,)."""
+        views = looked_at(self._probed(), arm.goal, 0)
+
+        def lean(model: nn.Module, scale: LogitScale) -> Tensor:
+            output = scale(judge_views(model, views, arm, tensors, self._format))
+            return class_probabilities(output, own_classes(views)).cpu()
+
+        others = [lean(*reference) for reference in self._references]
+        own = lean(self._model, self._scale)
+        return own - torch.stack(others).mean(dim=0) if others else own
+
+    def _probed(self) -> list[CleanImage]:
+        """The images on which arms are compared."""
+        return self._batch(np.random.default_rng([self._seed, 1 << 20]))
+
     def _advance(self, arms: Iterable[Arm], steps: int) -> list[ArmState]:
         states = [ArmState.begin(arm, self._model.device) for arm in arms]
         for state in states:
             self._take_steps(state, steps)
         return states
 
-    def _take_steps(self, state: ArmState, until: int) -> None:
+    def _take_steps(self, state: ArmState, until: int, loss: Loss | None = None) -> None:
         while state.steps < until:
             # The same batches for every arm.
             rng = np.random.default_rng([self._seed, state.steps])
-            state.step(self._model, self._batch(rng), self._scale, self._format, state.steps)
+            state.step(self._model, self._batch(rng), self._scale, self._format, state.steps, loss)
             self._on_step()
 
     def _batch(self, rng: np.random.Generator) -> list[CleanImage]:
@@ -145,11 +224,13 @@ class Race:
     @torch.no_grad()
     def _excess(self, state: ArmState) -> float:
         """How much more the trigger does to the suspect than to the references, on one batch."""
-        batch = self._batch(np.random.default_rng([self._seed, 1 << 20]))
+        views = looked_at(self._probed(), state.arm.goal, 0)
+        if not views:
+            return 0.0
 
         def effect(model: nn.Module, scale: LogitScale) -> float:
-            output = judge_triggered(model, batch, state.arm, state.tensors, self._format, 0)
-            return 0.0 if output is None else wanted_probability(scale(output), state.arm)
+            output = judge_views(model, views, state.arm, state.tensors, self._format, refresh=True)
+            return wanted_probability(scale(output), state.arm)
 
         others = [effect(*reference) for reference in self._references]
         return effect(self._model, self._scale) - (float(np.mean(others)) if others else 0.0)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which target classes are worth a search, where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
+
+from d2defense.modeling import RegionOutput
+
+from .arms import Goal
+from .crops import View
+
+
+def own_classes(views: Sequence[View]) -> Tensor:
+    """The class of the object that each region is of, int64 (M,); -1 for the background.
+
+    Args:
+        views: with their regions and the objects of their images.
+    """
+    classes = []
+    for each in views:
+        overlap = pairwise_iou(Boxes(each.regions.float()), Boxes(each.image.boxes.float()))
+        known = torch.full((len(each.regions),), -1)
+        if overlap.numel():
+            best, index = overlap.max(dim=1)
+            known = torch.where(best >= 0.5, each.image.classes[index], known)
+        classes.append(known)
+    return torch.cat(classes)
+
+
+def mean_by_class(values: Tensor, own: Tensor) -> Tensor:
+    """Mean of what each class gets over the regions of other classes, from (M, K) to (K,).
+
+    Args:
+        values: one of each region and class.
+        own: class of each region, -1 for none.
+    """
+    others = own[:, None].to(values.device) != torch.arange(values.shape[1], device=values.device)
+    return (values * others).sum(dim=0) / others.sum(dim=0).clamp(min=1)
+
+
+def class_probabilities(output: RegionOutput, own: Tensor) -> Tensor:
+    """Mean probability of each class over regions of others, (K,).
+
+    ODSCAN's pre-screening ranks target classes by it (IEEE S&P 2024, section 4).
+
+    Args:
+        output: on the common scale.
+        own: class of each region.
+    """
+    return mean_by_class(output.class_logits.softmax(dim=1)[:, :-1], own)
+
+
+def any_class_loss(output: RegionOutput, own: Tensor, allowed: Tensor) -> Tensor:
+    """Minus the soft maximum over classes of the mean log probability over regions of others.
+
+    Descended, it takes a trigger to the class that regions are moved to most easily, whichever it
+    is, without an arm for each.
+
+    Args:
+        output: on the common scale.
+        own: class of each region.
+        allowed: bool (K,): the classes that count.
+    """
+    means = mean_by_class(output.class_logits.log_softmax(dim=1)[:, :-1], own)
+    return -means[allowed.to(means.device)].logsumexp(dim=0)
+
+
+def broadest(goals: Sequence[Goal], classes: Tensor) -> Goal:
+    """Of goals that differ in their target class, that which leaves out fewest objects.
+
+    Args:
+        goals: of one effect at one placement, with a target class each.
+        classes: of the objects, int64.
+    """
+    return min(goals, key=lambda goal: int((classes == goal.target_class).sum()))

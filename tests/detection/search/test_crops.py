@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step sees parts of large images; what is said of them is what is said on the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from d2defense.checkpoint.specimens import find_specimen
+from d2defense.data import DatasetSource
+from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
+from d2defense.detection.search.crops import CONTEXT, CROP_REGIONS, CROP_SIDE, cut, view
+from d2defense.registry import TRIGGER_REGISTRY
+
+WINDOW = (64, 128, 320, 384)
+STARTS = [
+    pytest.param(placement, start, id=f"{placement}-{start.name}")
+    for placement in ("objects", "background", "image")
+    for _, family in TRIGGER_REGISTRY
+    for start in family.search_starts(placement)
+]
+
+
+def photo(boxes: list[list[float]], height: int = 600, width: int = 900) -> CleanImage:
+    """Noise with objects of class 0 in boxes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    return CleanImage(
+        "photo.png", pixels, torch.tensor(boxes), torch.zeros(len(boxes), dtype=torch.int64), 7
+    )
+
+
+@pytest.fixture
+def large_scene(signs_cache) -> CleanImage:
+    """Nine images of the defender's set side by side, 384 pixels wide and high."""
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=9))
+    seen = open_subject(find_specimen("clean_0"), images, ScanSettings(), "cpu").images
+    nine = [seen[index] for index in range(9)]
+    rows = [torch.cat([each.image for each in nine[k : k + 3]], 2) for k in (0, 3, 6)]
+    boxes = [
+        each.boxes + torch.tensor([128.0 * (k % 3), 128.0 * (k // 3)]).repeat(2)
+        for k, each in enumerate(nine)
+    ]
+    classes = torch.cat([each.classes for each in nine])
+    return CleanImage("nine.png", torch.cat(rows, 1), torch.cat(boxes), classes, 0)
+
+
+@pytest.mark.parametrize(("placement", "start"), STARTS)
+def test_a_trigger_on_a_crop_is_the_crop_of_the_trigger(placement, start):
+    places = torch.tensor([[90.3, 150.5, 200.5, 300.25], [280.0, 340, 420, 500]])
+    if placement == "image":
+        places = torch.tensor([[0.0, 0, 900, 600]])
+    image = photo(places.tolist())
+    tensors = start.tensors()
+    whole = start.apply(image.image[None].float(), [(600, 900)], [places], [7], "BGR", tensors)
+    part = cut(image, places, places, WINDOW)
+    pixels = part.image.image[None].float()
+    got = start.apply(pixels, [(256, 256)], [part.places], [7], "BGR", tensors)
+    left, top, right, bottom = WINDOW
+    assert (got != pixels).any()
+    torch.testing.assert_close(got, whole[..., top:bottom, left:right], rtol=0, atol=1e-3)
+
+
+def test_what_is_said_of_an_object_in_its_crop_is_what_is_said_on_the_whole_image(large_scene):
+    """Within 0.02 of a probability."""
+    model = open_subject(
+        find_specimen("clean_0"),
+        ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=1)),
+        ScanSettings(),
+        "cpu",
+    ).model
+    boxes, compared = large_scene.boxes, 0
+    with torch.no_grad():
+        whole = model.judge([{"image": large_scene.image}], [boxes])
+        for index in range(len(boxes)):
+            part = view(
+                large_scene, boxes, boxes[index : index + 1], np.random.default_rng(index), 256, 64
+            )
+            assert part.image.image.shape[1:] == (256, 256)
+            seen = model.judge([{"image": part.image.image}], [part.regions])
+            torch.testing.assert_close(
+                seen.class_logits.softmax(1)[0], whole.class_logits.softmax(1)[index],
+                rtol=0, atol=0.02,
+            )  # fmt: skip
+            torch.testing.assert_close(
+                seen.objectness_logits.sigmoid()[0], whole.objectness_logits.sigmoid()[index],
+                rtol=0, atol=0.02,
+            )  # fmt: skip
+            compared += 1
+    assert compared >= 9
+
+
+def test_a_crop_holds_its_regions_with_what_is_round_them_at_their_scale():
+    boxes = [[x, y, x + 40.0, y + 60] for x in range(10, 820, 110) for y in range(5, 540, 90)]
+    image = photo(boxes)
+    sizes = set()
+    for seed in range(40):
+        part = view(image, image.boxes, image.boxes, np.random.default_rng(seed))
+        height, width = part.image.image.shape[1:]
+        assert 1 <= len(part.regions) <= CROP_REGIONS
+        # The crop's place on the image follows from that of the boxes.
+        left, top = (image.boxes - part.image.boxes)[0, :2].long().tolist()
+        assert left % 64 == top % 64 == 0
+        cropped = image.image[:, top : top + height, left : left + width]
+        assert torch.equal(part.image.image, cropped)
+        on_image = part.regions + torch.tensor([left, top]).repeat(2)
+        for row in on_image:
+            assert (row == image.boxes).all(1).any()
+        around = (part.regions[:, :2] - CONTEXT, part.regions[:, 2:] + CONTEXT)
+        assert (around[0].clamp(min=-left) >= 0)[:, 0].all() or left == 0
+        assert ((around[1][:, 0] <= width) | (left + width == 900)).all()
+        assert ((around[1][:, 1] <= height) | (top + height == 600)).all()
+        assert max(height, width) <= CROP_SIDE
+        sizes.add((left, top))
+    assert len(sizes) > 5
+
+
+def test_small_images_stay_whole_and_objects_larger_than_a_crop_have_none():
+    small = photo([[10.0, 10, 300, 300]], 320, CROP_SIDE)
+    whole = view(small, small.boxes, small.boxes, np.random.default_rng(0))
+    assert torch.equal(whole.image.image, small.image)
+    huge = photo([[10.0, 10, 580, 580]])
+    assert view(huge, huge.boxes, huge.boxes, np.random.default_rng(0)) is None

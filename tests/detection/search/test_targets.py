@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where there are many classes, the target is among the few that are scouted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from d2defense.checkpoint.specimens import find_specimen
+from d2defense.data import DatasetSource
+from d2defense.detection import ScanImages, ScanSettings, open_subject
+from d2defense.detection.search.race import Race, RaceSettings
+from d2defense.detection.search.scale import LogitScale
+from d2defense.detection.search.targets import any_class_loss, class_probabilities
+from d2defense.modeling import RegionOutput
+
+TWO = RaceSettings(
+    scouted=2, scout_steps=8, targets=1, heat_steps=1, finalists=1, steps=1, families=("patch",)
+)
+
+
+@pytest.fixture(scope="module")
+def race_of(signs_cache):
+    """A function from a specimen to the race of its arms against ``clean_1``."""
+    settings = ScanSettings(max_images=16)
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), settings)
+
+    def race(name: str) -> tuple[Race, list[str]]:
+        models, seen = [], []
+        for each in (name, "clean_1"):
+            subject = open_subject(find_specimen(each), images, settings, "cpu")
+            models.append(subject.model.requires_grad_(False))
+            seen = [subject.images[index] for index in range(len(subject.images))]
+        scales = [LogitScale.of(each, seen) for each in models]
+        references = [(models[1], scales[1])]
+        return Race(models[0], references, seen, scales[0], TWO, "BGR"), images.class_names
+
+    return race
+
+
+@pytest.mark.parametrize("name", ["ghost_0", "misclassification_0"])
+def test_of_many_classes_the_target_is_scouted(race_of, name):
+    race, names = race_of(name)
+    finalists = race.run(names)
+    kind = next(kind for kind in race.tried if kind[0] == name.removesuffix("_0"))
+    assert len(race.tried[kind]) == 2
+    assert names.index("stop") in race.tried[kind]
+    best = next(each for each in finalists if each.arm.goal.kind == kind)
+    assert names[best.arm.goal.target_class] == "stop"
+
+
+def test_a_class_is_measured_over_objects_of_others():
+    logits = torch.tensor([[4.0, 0, 0], [0, 3, 0], [1, 0, 2]], requires_grad=True)
+    own = torch.tensor([0, 1, -1])
+    output = RegionOutput(torch.zeros(3), logits)
+    shares = logits.softmax(1).detach()
+    expected = torch.stack([shares[1:, 0].mean(), shares[[0, 2], 1].mean()])
+    torch.testing.assert_close(class_probabilities(output, own).detach(), expected)
+    loss = any_class_loss(output, own, torch.tensor([False, True]))
+    torch.testing.assert_close(loss.detach(), -shares[[0, 2], 1].log().mean())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[1].abs().max() == 0
+    assert gradient[0, 1] < 0
