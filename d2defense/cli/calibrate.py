@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_source(args, args.parser)
     try:
         check_false_alarm_rate(args.false_alarm_rate)
-        settings = ScanSettings.from_config(settings_config(args, args.parser))
+        cfg = settings_config(args, args.parser)
+        settings = ScanSettings.from_config(cfg).without_search()
         calibration = calibrate(
             args.checkpoints, dataset, settings, args.false_alarm_rate, args.name, args.device
         )

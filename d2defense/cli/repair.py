@@ -143,7 +143,7 @@ def _repair(
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
-    settings = ScanSettings.from_config(cfg)
+    settings = ScanSettings.from_config(cfg).without_search()
     task = RepairTask(
         source=source,
         defender=dataset,

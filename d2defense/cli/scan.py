@@ -2,8 +2,9 @@
 """Scan detectors for backdoors.
 
 Stamps plain patches on the objects of clean images and compares what the two modules of the
-detector, RPN and box head, say of them. For each checkpoint: a verdict, a score with its
-confidence interval, and the modules whose outputs the trigger moves most.
+detector, RPN and box head, say of them. Where that shows nothing, searches for other triggers by
+gradient. For each checkpoint: a verdict, a score with its confidence interval, what was found, and
+the modules whose outputs the trigger moves most.
 
     d2defense scan downloads/ --dataset synth_signs_defender --output runs/scan
     d2defense scan model_dir/ --dataset-json val.json --image-root images/ --output runs/scan
@@ -67,7 +68,7 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--search",
         choices=("off", "fast", "standard", "thorough"),
-        help="how thoroughly; needs --reference (off)",
+        help="how thoroughly (off)",
     )
     group.add_argument(
         "--search-always",
@@ -82,6 +83,12 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="CHECKPOINT",
         help="a detector of the same classes that is held to be clean; may be given again",
+    )
+    group.add_argument(
+        "--twin",
+        choices=("auto", "always", "off"),
+        help="hold it against itself after fine-tuning on the clean images: where there is no "
+        "reference, always, or never (auto)",
     )
 
 
@@ -215,10 +222,6 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     except (CalibrationError, ValueError) as error:
         parser.error(str(error))
     references = _references(args, options)
-    if settings.search.is_on and not references:
-        parser.error(
-            "--search needs a --reference: a detector of the same classes, held to be clean"
-        )
     for path in (args.sarif, args.junit):
         # A scan that is cut short must not leave the verdicts of another one.
         if path is not None and path.is_file():

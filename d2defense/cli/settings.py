@@ -25,6 +25,7 @@ _KEYS = {
     "precision": "PRECISION",
     "search": "SEARCH",
     "search_always": "SEARCH_ALWAYS",
+    "twin": "TWIN",
 }
 
 

@@ -160,6 +160,11 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.SEARCH = "off"
     # Search also where the bank has found a backdoor.
     cfg.DEFENSE.SEARCH_ALWAYS = False
+    # Whether a search holds the detector against its twin, itself after fine-tuning on clean
+    # images: "auto" where there is no reference, "always", or "off".
+    cfg.DEFENSE.TWIN = "auto"
+    # Steps of this fine-tuning.
+    cfg.DEFENSE.TWIN_STEPS = 350
     # File that says which class of the detectors each class of the dataset is (YAML or JSON); "":
     # where both have as many classes, they are the same.
     cfg.DEFENSE.CLASS_MAP = ""

@@ -14,6 +14,7 @@ from d2defense.data.image_files import check_share, describe_unusable, unusable_
 
 from .images import sample_records
 from .settings import ScanSettings
+from .twin import MOST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ScanImages:
         class_names: of the dataset.
         fingerprint: SHA-256 over the records' pixels and annotations.
         warnings: one line each: what was left out.
+        further: more records of the dataset, for a twin alone.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ScanImages:
     class_names: list[str]
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    further: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def load(cls, dataset: DatasetSource, settings: ScanSettings) -> ScanImages:
@@ -45,7 +48,8 @@ class ScanImages:
             DatasetError: the dataset is unknown, incomplete or shows no object, or more than half
                 of the images cannot be used.
         """
-        records = sample_records(dataset.load(), settings.max_images, settings.seed)
+        whole = dataset.load()
+        records = sample_records(whole, settings.max_images, settings.seed)
         if not records:
             raise DatasetError(f"{dataset.name}: no image shows an object")
         unusable = unusable_images(records)
@@ -58,4 +62,14 @@ class ScanImages:
             records = [record for record in records if record["file_name"] not in left_out]
         names = list(MetadataCatalog.get(dataset.name).get("thing_classes", []))
         fingerprint = dataset_fingerprint(records)
-        return cls(dataset.name, records, names, fingerprint, tuple(warnings))
+        drawn = {record["file_name"] for record in records}
+        rest = [record for record in whole if record["file_name"] not in drawn]
+        further = _usable(rest, settings) if settings.search.may_make_twin else []
+        return cls(dataset.name, records, names, fingerprint, tuple(warnings), tuple(further))
+
+
+def _usable(records: list[dict[str, Any]], settings: ScanSettings) -> list[dict[str, Any]]:
+    """As many as a twin can use, drawn by seed."""
+    drawn = sample_records(records, MOST_IMAGES, settings.seed)
+    broken = {image.file_name for image in unusable_images(drawn)}
+    return [record for record in drawn if record["file_name"] not in broken]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,7 +14,7 @@ from d2defense.triggers import Trigger
 
 from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map
-from .search.levels import SearchSettings
+from .search.levels import OFF, SearchSettings
 
 DEFAULT_DECISION = "fall"
 
@@ -87,13 +87,19 @@ class ScanSettings:
             decision=node.DECISION,
             early_stop=node.EARLY_STOP,
             early_stop_error_rate=node.EARLY_STOP_ERROR_RATE,
-            search=SearchSettings(node.SEARCH, node.SEARCH_ALWAYS),
+            search=SearchSettings(node.SEARCH, node.SEARCH_ALWAYS, node.TWIN, node.TWIN_STEPS),
         )
+
+    def without_search(self) -> ScanSettings:
+        """The same scan by the bank alone."""
+        return replace(self, search=SearchSettings(OFF))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as one flat dictionary for result files; triggers by name."""
         flat = asdict(self)
-        flat["search"], flat["search_always"] = self.search.level, self.search.always
+        search = self.search
+        flat["search"], flat["search_always"] = search.level, search.always
+        flat["twin"], flat["twin_steps"] = search.twin, search.twin_steps
         flat["triggers"] = [trigger.name for trigger in self.triggers]
         flat["class_map"] = self.class_map and self.class_map.source
         return flat | flat.pop("observation")

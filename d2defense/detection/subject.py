@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -70,5 +71,22 @@ def open_subject(
         trusted_config=source.trusted_config,
         member=source.member,
     )
+    return Subject(model, as_seen(images.records, images, settings, cfg), cfg)
+
+
+def as_seen(
+    records: Sequence[dict[str, Any]], images: ScanImages, settings: ScanSettings, cfg: CfgNode
+) -> CleanImages:
+    """Records of the dataset as a detector sees them, their classes numbered as it numbers them.
+
+    Args:
+        records: some of the dataset.
+        images: of the scan, which say what the dataset's classes are.
+        settings: of the scan, with its class map.
+        cfg: of the detector.
+
+    Raises:
+        ClassMapError: the class map does not fit dataset and detector.
+    """
     classes = class_indices(images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map)
-    return Subject(model, load_clean_images(images.records, cfg, classes), cfg)
+    return load_clean_images(list(records), cfg, classes)

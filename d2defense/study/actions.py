@@ -163,7 +163,7 @@ def scan(
         parts: see :func:`dataset_source`.
     """
     cfg = _defense_config(settings)
-    scan_settings = ScanSettings.from_config(cfg)
+    scan_settings = ScanSettings.from_config(cfg).without_search()
     calibration = calibration_from_config(cfg, scan_settings)
     images = ScanImages.load(dataset_source(workplace, dataset, parts), scan_settings)
     source = _source(workplace.folder / model["checkpoint"])
@@ -283,7 +283,8 @@ def heatmaps(
         parts: see :func:`dataset_source`.
         models: results of the steps that made the detectors, by label.
     """
-    settings = ScanSettings.from_config(_defense_config(["DEFENSE.MAX_IMAGES", 1]))
+    cfg = _defense_config(["DEFENSE.MAX_IMAGES", 1])
+    settings = ScanSettings.from_config(cfg).without_search()
     images = ScanImages.load(dataset_source(workplace, dataset, parts), settings)
     stamp = build_trigger(_defense_config(trigger))
     examples = {}

@@ -10,23 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, load_config, save_state_dict
-from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.config import add_part_config, merge_overrides
 from d2defense.data import DatasetSource
 from d2defense.devices import resolve_device
-from d2defense.files import write_bytes
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.removal import RemovalTrainer, removal_config
 from d2defense.text import WORTH_SAYING, duration
 
+from .configs import publish_config
 from .labels import prepare_training
 
 # With patches a reset removes no more and costs AP.
@@ -117,7 +115,7 @@ def fine_tune(
             trainer.train()
     (output_dir / "last_checkpoint").unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
-    _publish_config(source.config, output_dir / CONFIG_NAME)
+    publish_config(source.config, output_dir / CONFIG_NAME)
     return FineTuned(
         output_dir,
         trainer.modules,
@@ -163,14 +161,6 @@ def fine_tuning_config(
         cfg.SOLVER.CHECKPOINT_PERIOD = options.keep_every
     cfg.freeze()
     return cfg
-
-
-def _publish_config(config: Path, path: Path) -> None:
-    """Write the original's config: byte by byte, or as one file if it builds on others."""
-    content = config.read_bytes()
-    if b"_BASE_" in content:
-        content = yaml.safe_dump(read_config_file(config).content).encode("utf-8")
-    write_bytes(path, content)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Scan(Program):
     """A scan in a process of its own."""
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__("scan", *arguments)
+        super().__init__("scan", "--search", "off", *arguments)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         """Wait for something that happens while the program runs."""

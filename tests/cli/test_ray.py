@@ -94,7 +94,8 @@ def test_workers_import_what_the_command_imported(specimen, own_data, tmp_path, 
     subprocess.run([*program, "calibrate", *clean, *asked, "--output", thresholds], check=True)
     for isolation in ("process", "none"):
         subprocess.run(
-            [*program, "scan", str(specimen("backdoored_0")), *asked, "--output", str(output),
+            [*program, "scan", "--search", "off", str(specimen("backdoored_0")), *asked,
+             "--output", str(output),
              "--calibration", thresholds, "--ray-address", address, "--isolation", isolation,
              "--no-figures", "--force"],
             check=False,

@@ -32,8 +32,9 @@ def scan(specimen, own_data, tmp_path):
 
     def scan(*options: object) -> tuple[int, str]:
         ended = run(
-            "scan", tmp_path / "zoo", *own_data, "--output", tmp_path / "out", *options, *QUICK
-        )
+            "scan", "--search", "off", tmp_path / "zoo", *own_data,
+            "--output", tmp_path / "out", *options, *QUICK,
+        )  # fmt: skip
         return ended.returncode, ended.stderr
 
     return scan

@@ -14,7 +14,8 @@ import pytest
 from d2defense.checkpoint import find_checkpoints
 from d2defense.report.results import load_results
 
-QUICK = ["--triggers", "white", "--max-images", "8", "--opts", "DEFENSE.BOOTSTRAP_SAMPLES", "50"]
+QUICK = ["--search", "off", "--triggers", "white", "--max-images", "8"]
+QUICK += ["--opts", "DEFENSE.BOOTSTRAP_SAMPLES", "50"]
 # Each checkpoint gets a process of its own, and the machine may be busy.
 SECONDS_PER_CHECKPOINT = 6
 

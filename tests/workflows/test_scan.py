@@ -20,7 +20,7 @@ from d2defense.workflows.scan.options import NONE
 def run(make_coco_dataset, sign_scenes, tmp_path):
     """A function that scans a folder in this process, without figures, and returns the results."""
     dataset = make_coco_dataset(sign_scenes(4))
-    settings = ScanSettings(triggers=select_triggers(["white"]), bootstrap_samples=20)
+    settings = ScanSettings(select_triggers(["white"]), bootstrap_samples=20).without_search()
 
     def run(folder, **options):
         chosen = RunOptions(isolation=NONE, figures=False, **options)

@@ -35,7 +35,7 @@ class Process:
 
 @pytest.fixture
 def task() -> ScanTask:
-    images = SimpleNamespace(records=[{"file_name": "images/a.png"}])
+    images = SimpleNamespace(records=[{"file_name": "images/a.png"}], further=())
     weights, config = Path("zoo/model/model_final.pth"), Path("zoo/model/config.yaml")
     return ScanTask("model", Path("zoo/model"), weights, config, images, None, None)
 

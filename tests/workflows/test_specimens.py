@@ -117,7 +117,7 @@ def test_a_backdoor_that_is_not_called_one_is_told():
 def test_a_scan_tells_white_patches_from_clean_detectors(specimen, tmp_path):
     folders = [specimen(name) for name in TOLD_APART]
     # A third of the images of a default scan, all triggers.
-    settings = ScanSettings(max_images=32, bootstrap_samples=200)
+    settings = ScanSettings(max_images=32, bootstrap_samples=200).without_search()
     dataset = DatasetSource("synth_signs_defender")
     found = find_sources(folders)
     results = scan(found, dataset, tmp_path, settings, load_calibration(), "cpu")

@@ -10,6 +10,10 @@ from .race import RaceSettings
 
 OFF = "off"
 DEFAULT_LEVEL = OFF
+AUTO, ALWAYS = "auto", "always"
+#: When a twin is made: where no reference can be used, or in any case, or never.
+TWIN_CHOICES = (AUTO, ALWAYS, OFF)
+DEFAULT_TWIN_STEPS = 350
 #: By the names that ``--search`` takes.
 LEVELS: Mapping[str, RaceSettings] = {
     "fast": RaceSettings(
@@ -34,6 +38,8 @@ class SearchSettings:
     Attributes:
         level: "off", or a name in :data:`LEVELS`.
         always: search also where the bank has found a backdoor.
+        twin: when to fine-tune the suspect itself as a reference, one of :data:`TWIN_CHOICES`.
+        twin_steps: of this fine-tuning.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -41,15 +47,26 @@ class SearchSettings:
 
     level: str = DEFAULT_LEVEL
     always: bool = False
+    twin: str = AUTO
+    twin_steps: int = DEFAULT_TWIN_STEPS
 
     def __post_init__(self) -> None:
         if self.level not in (OFF, *LEVELS):
             raise ValueError(f"search {self.level!r} is none of {', '.join((OFF, *LEVELS))}")
+        if self.twin not in TWIN_CHOICES:
+            raise ValueError(f"twin {self.twin!r} is none of {', '.join(TWIN_CHOICES)}")
+        if self.twin_steps < 1:
+            raise ValueError(f"twin_steps {self.twin_steps} is not positive")
 
     @property
     def is_on(self) -> bool:
         """Whether there is a search at all."""
         return self.level != OFF
+
+    @property
+    def may_make_twin(self) -> bool:
+        """Whether a twin is made if it takes one."""
+        return self.is_on and self.twin != OFF
 
     @property
     def race(self) -> RaceSettings:

@@ -96,6 +96,7 @@ class Race:
         image_format: order of the channels, "BGR" or "RGB".
         seed: of batches and places.
         on_step: told after every step.
+        reference_weight: what an effect on the references counts against that on the suspect.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Race:
         image_format: str,
         seed: int = 0,
         on_step: OnStep = lambda: None,
+        reference_weight: float = 1.0,
     ) -> None:
         self._model = model
         self._references = references
@@ -119,6 +121,7 @@ class Race:
         self._on_step = on_step
         #: Target classes that were scouted, of each effect at each placement.
         self.tried: dict[tuple[str, str], tuple[int | None, ...]] = {}
+        self._reference_weight = reference_weight
 
     def run(self, class_names: Sequence[str]) -> list[ArmState]:
         """The finalists of every effect at every placement.
@@ -233,4 +236,5 @@ class Race:
             return wanted_probability(scale(output), state.arm)
 
         others = [effect(*reference) for reference in self._references]
-        return effect(self._model, self._scale) - (float(np.mean(others)) if others else 0.0)
+        of_references = float(np.mean(others)) if others else 0.0
+        return effect(self._model, self._scale) - self._reference_weight * of_references

@@ -18,7 +18,7 @@ from ..images import CleanImage
 from .arms import Arm
 from .levels import SearchSettings
 from .measure import Measured, success_terms
-from .null import ALONE, REFERENCES, ModeNull, SearchNull, Shown, arm_key, shipped_null
+from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
 from .optimise import ArmState
 from .race import Race
 from .scale import LogitScale
@@ -27,6 +27,9 @@ from .scale import LogitScale
 LEAST_IMAGES = 20
 # Of the progress, the part that the race takes; the rest is measuring.
 _RACE_SHARE = 0.9
+# What the twin's reaction counts against the suspect's in the race: a backdoor that the twin has
+# kept must get to the end of it, too.
+_TWIN_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class SearchOutcome:
         operating_point: the score from which on the suspect's detections count, 0..1.
         obstacle: why it could not be done, in one sentence; None if it was.
         seed: of its random choices.
+        mode: what the references are, one of :data:`MODES`.
+        shared: an arm that does to the twin, too, what it does to no clean detector; None if there
+            is none, or no twin.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -86,6 +92,8 @@ class SearchOutcome:
     operating_point: float | None = None
     obstacle: str | None = None
     seed: int = 0
+    mode: str = REFERENCES
+    shared: ArmResult | None = None
 
     @property
     def has_found(self) -> bool:
@@ -105,7 +113,8 @@ class SearchOutcome:
     @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found."""
-        return self.obstacle is None and self.interval[1] <= self.threshold
+        is_low = self.interval[1] <= self.threshold
+        return self.obstacle is None and self.shared is None and is_low
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
@@ -146,15 +155,20 @@ def search_detector(
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
     """
-    of_clean = (null or shipped_null()).of(mode, settings.level)
+    null = null or shipped_null()
+    of_clean = null.of(mode, settings.level)
+
+    def obstructed(reason: str) -> SearchOutcome:
+        return SearchOutcome(obstacle=reason, mode=mode)
+
     if len(tuning) + len(held_out) < LEAST_IMAGES:
-        return SearchOutcome(obstacle=f"a search needs {LEAST_IMAGES} images with objects")
+        return obstructed(f"a search needs {LEAST_IMAGES} images with objects")
     if not references and mode != ALONE:
-        return SearchOutcome(obstacle="there is no reference to hold a found trigger against")
+        return obstructed("there is no reference to hold a found trigger against")
     try:
         scales = [LogitScale.of(each, tuning) for each in (model, *references.values())]
     except ValueError as error:
-        return SearchOutcome(obstacle=str(error))
+        return obstructed(str(error))
     models = [model, *references.values()]
     measured = [Measured.of(each, tuning, held_out, image_format) for each in models]
     for each in models:
@@ -175,6 +189,7 @@ def search_detector(
         image_format,
         seed,
         on_step,
+        _TWIN_WEIGHT if mode == TWIN else 1.0,
     )
     finalists = race.run(class_names)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
@@ -199,7 +214,27 @@ def search_detector(
         p_value=of_clean.reference.p_value(score),
         operating_point=measured[0].point,
         seed=seed,
+        mode=mode,
+        shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
     )
+
+
+def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | None:
+    """The arm that does most to suspect and twin alike, if clean detectors show nothing like it.
+
+    Args:
+        results: of a search held against the twin.
+        of_clean: what clean detectors show without references.
+    """
+
+    def margin(result: ArmResult) -> float:
+        on_both = min((result.success, *result.references))
+        return on_both - of_clean.baseline(arm_key(result.arm))
+
+    measured = [each for each in results if np.isfinite(each.excess)]
+    most = max(measured, key=margin, default=None)
+    is_high = most is not None and margin(most) > of_clean.reference.threshold
+    return most if is_high else None
 
 
 def _measure(

@@ -6,7 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
-from .search import SearchOutcome
+from .null import ALONE, REFERENCES, TWIN
+from .search import ArmResult, SearchOutcome
+
+# What a found trigger was held against, in words.
+_AGAINST = {
+    REFERENCES: "references",
+    TWIN: "its twin",
+    ALONE: "what clean detectors show of their own",
+}
 
 
 def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
@@ -31,6 +39,8 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
         )
     if verdict.label != CLEAN:
         return verdict
+    if outcome.shared is not None:
+        return replace(verdict, label=UNCERTAIN, reason=shared_in_words(outcome.shared))
     if outcome.obstacle:
         reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
@@ -42,7 +52,8 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
         return replace(verdict, label=UNCERTAIN, reason=reason)
     return replace(
         verdict,
-        reason="it reacts to none of the triggers of the bank, and a search found no other",
+        reason="it reacts to none of the triggers of the bank, and a search, held against "
+        f"{_AGAINST[outcome.mode]}, found no other",
     )
 
 
@@ -54,3 +65,12 @@ def found_in_words(outcome: SearchOutcome) -> str:
         return f"{line} on it, far more than on clean detectors that were searched like it"
     others = sum(worst.references) / len(worst.references)
     return f"{line} on it and with {others:.0%} on references"
+
+
+def shared_in_words(arm: ArmResult) -> str:
+    """What a twin that does it too says of a detector, in one sentence."""
+    return (
+        f"a search found a trigger ({arm.arm.name}) that succeeds with {arm.success:.0%} on it, "
+        f"and its twin does it too, with {min(arm.references):.0%}: a backdoor that survives "
+        "fine-tuning, or a weakness of the training"
+    )

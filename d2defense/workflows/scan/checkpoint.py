@@ -51,10 +51,12 @@ class Scanned:
         result: as docs/result-format.md describes it; what is known of the files, the key of the
             scan and the isolation are filled in by the caller.
         figures: PNG files by name.
+        twin: safetensors file of the twin's weights; empty without one.
     """
 
     result: dict[str, Any]
     figures: dict[str, bytes] = field(default_factory=dict)
+    twin: bytes = b""
 
 
 def run_task(task: ScanTask, progress: Progress | None = None) -> Scanned:
@@ -105,13 +107,13 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
     passes = inspection.num_images * (1 + len(settings.triggers))
     verdict = inspection.verdict
-    searched = None
+    searched, twin = None, b""
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
         found = search_checkpoint(
             task, model, images, cfg, lambda done: progress(share + (1 - share) * done)
         )
         verdict = with_search(verdict, found.outcome)
-        searched, figures = found.fields, figures | found.figures
+        searched, figures, twin = found.fields, figures | found.figures, found.twin
     progress(1.0)
     result = empty_result(task.name, str(task.weights)) | {
         "architecture": _architecture(model, cfg),
@@ -141,7 +143,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "warnings": _warnings(model),
         "environment": library_versions() | {"device": str(model.device), "isolation": None},
     }
-    return Scanned(result, figures)
+    return Scanned(result, figures, twin)
 
 
 def _warnings(model: nn.Module) -> list[str]:

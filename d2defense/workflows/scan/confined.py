@@ -12,7 +12,7 @@ from typing import Any
 from d2defense.detection.survey import Progress
 from d2defense.devices import resolve_device
 from d2defense.isolation import ChildFailedError, Limits, Run, Server
-from d2defense.isolation.messages import Channel
+from d2defense.isolation.messages import MAX_BYTES, Channel
 from d2defense.memory import keep_freed_memory
 from d2defense.report.results import (
     FIGURE_FILES,
@@ -26,12 +26,15 @@ from d2defense.user_modules import imported_modules
 
 from .checkpoint import Scanned, run_task
 from .task import ScanTask
+from .twin import most_twin_bytes
 
 logger = logging.getLogger(__name__)
 
 _MAX_LOGGED = 100
 _LEAST_SECONDS = 0.001
 _LOG_WIDTH = 1000
+# Bytes of one message of a twin's weights.
+_PART = MAX_BYTES // 2
 
 
 def preload() -> tuple[str, ...]:
@@ -69,6 +72,8 @@ def main(task: ScanTask, channel: Channel) -> None:
     scanned = run_task(task, lambda share: channel.send({"progress": share}))
     for name, content in scanned.figures.items():
         channel.send({"figure": name}, content)
+    for start in range(0, len(scanned.twin), _PART):
+        channel.send({"twin": start}, scanned.twin[start : start + _PART])
     channel.send({"result": scanned.result})
 
 
@@ -88,6 +93,7 @@ class _Inbox:
 
     def __post_init__(self) -> None:
         self.figures: dict[str, bytes] = {}
+        self.twin = bytearray()
 
     def __call__(self, content: dict[str, Any], blob: bytes) -> None:
         if "progress" in content:
@@ -98,6 +104,9 @@ class _Inbox:
             name = content["figure"]
             if isinstance(name, str) and name in (*FIGURE_FILES, *SEARCH_FILES) and is_png(blob):
                 self.figures[name] = blob
+        elif "twin" in content:
+            if len(self.twin) + len(blob) <= most_twin_bytes(self.task.weights):
+                self.twin += blob
         elif "log" in content and self.num_logged < _MAX_LOGGED:
             self.num_logged += 1
             level = content.get("level")
@@ -116,7 +125,7 @@ class _Inbox:
             return self.error(f"its process sent an invalid result: {error}")
         if self.result["name"] != self.task.name:
             return self.error("its process sent the result of another checkpoint")
-        return Scanned(self.result, self.figures)
+        return Scanned(self.result, self.figures, bytes(self.twin))
 
     def error(self, reason: str) -> Scanned:
         """An error result about this task."""

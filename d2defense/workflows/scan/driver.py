@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -35,6 +36,7 @@ from .lock import output_lock
 from .options import RunOptions
 from .resume import CheckpointFiles, finished_result, place_facts, scan_key, settings_key
 from .task import ScanTask
+from .twin import TWIN_FOLDER, write_twin
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +217,10 @@ class _Driver:
     def _finish(self, source: CheckpointSource, finished: Finished) -> None:
         """Complete and write what the scan of one checkpoint yielded."""
         result, figures = finished.scanned.result, finished.scanned.figures
+        twin = finished.scanned.twin
         files = self._files[source.name]
         if not files.are_unchanged(source):
-            result, figures = error_result(source.name, _changed(source)), {}
+            result, figures, twin = error_result(source.name, _changed(source)), {}, b""
         told = finished.task.images.warnings
         warnings = [*source.warnings, *told, *result["warnings"]]
         result = result | {
@@ -231,9 +234,11 @@ class _Driver:
         folder = self._output_dir / source.name
         for name in (*FIGURE_FILES, *SEARCH_FILES, TRIGGER_BANK_FILE):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / TWIN_FOLDER, ignore_errors=True)
         for name, content in figures.items():
             write_bytes(folder / name, content)
         write_found_trigger(folder, result, figures)
+        write_twin(folder, source, source.name, twin)
         # Last: a folder with a result is complete.
         self._write(source, result)
 

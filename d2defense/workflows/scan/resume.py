@@ -14,6 +14,7 @@ from typing import Any
 from d2defense.checkpoint import CheckpointError, CheckpointSource, file_sha256
 from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.inspection import Inspector, Question
+from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.detection.search import shipped_null
 from d2defense.environment import library_versions
@@ -126,6 +127,7 @@ def settings_key(
     content = {
         "schema_version": SCHEMA_VERSION,
         "dataset": [images.name, images.fingerprint, images.class_names],
+        "further": dataset_fingerprint(images.further),
         "settings": asdict(settings),
         "calibration": asdict(calibration),
         "references": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,23 +15,32 @@ from torch import nn
 
 from d2defense.detection import CleanImage, open_subject
 from d2defense.detection.search import (
+    ALONE,
+    REFERENCES,
+    TWIN,
     ArmResult,
     SearchOutcome,
     divide,
     names_of_classes,
     search_detector,
 )
+from d2defense.detection.search.levels import ALWAYS
+from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
 from d2defense.detection.survey import Progress
+from d2defense.detection.twin import LEAST_IMAGES, TwinError
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
 
 from ..examples import found_examples
 from .task import ScanTask
+from .twin import images_for_twin, make_twin, twin_bytes
 
 # Images that are drawn with the found trigger.
 _EXAMPLES = 3
 # Arms that the result lists.
 _LISTED = 20
+# Of the progress, the part that the twin takes.
+_TWIN_SHARE = 0.4
 
 
 class Searched(NamedTuple):
@@ -42,6 +52,8 @@ class Searched(NamedTuple):
     """``search`` of the result."""
     figures: dict[str, bytes]
     """PNG files by name."""
+    twin: bytes
+    """Safetensors file of the twin's weights; empty without one."""
 
 
 def search_checkpoint(
@@ -63,6 +75,22 @@ def search_checkpoint(
     names = names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, task.images.class_names)
     tuning, held_out = divide([images[index] for index in range(len(images))], settings.seed)
     references, left_out = _references(task, model, cfg)
+    twin, no_twin, share = None, None, 0.0
+    wants_twin = settings.search.twin == ALWAYS or not references
+    if wants_twin and settings.search.may_make_twin and len(images) >= LEAST_SEARCHED:
+        seen = images_for_twin(task, tuning, len(held_out), cfg)
+        if not seen:
+            left_out.append(f"twin: it needs {LEAST_IMAGES} images with objects of known class")
+        else:
+            share = _TWIN_SHARE
+            try:
+                twin = make_twin(task, model, seen, lambda done: progress(share * done))
+            except TwinError as error:
+                no_twin = f"twin: {error}"
+                left_out.append(no_twin)
+    mode = REFERENCES if references else ALONE if twin is None else TWIN
+    if twin is not None:
+        references = {**references, TWIN: twin}
     outcome = search_detector(
         model,
         references,
@@ -74,8 +102,11 @@ def search_checkpoint(
         bootstrap_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         seed=settings.seed,
-        progress=progress,
+        mode=mode,
+        progress=lambda done: progress(share + (1 - share) * done),
     )
+    if mode == ALONE and no_twin is not None and not outcome.has_found:
+        outcome = replace(outcome, obstacle=no_twin)
     entry, content, figures = None, b"", {}
     if outcome.arms:
         entry, content = outcome.arms[0].trigger.to_entry(TRIGGER_FILE)
@@ -86,6 +117,7 @@ def search_checkpoint(
             figures[SEARCH_FILE] = draw_examples(pairs, title)
     fields = {
         "level": settings.search.level,
+        "mode": outcome.mode,
         "references": list(outcome.references),
         "left_out": left_out,
         "num_images": outcome.num_images,
@@ -96,11 +128,12 @@ def search_checkpoint(
         "operating_point": outcome.operating_point,
         "obstacle": outcome.obstacle,
         "has_found": outcome.has_found,
+        "shared": None if outcome.shared is None else _arm(outcome.shared, names),
         "arms": [_arm(each, names) for each in outcome.arms[:_LISTED]],
         "trigger": entry,
         "seconds": time.perf_counter() - start,
     }
-    return Searched(outcome, fields, figures)
+    return Searched(outcome, fields, figures, b"" if twin is None else twin_bytes(twin))
 
 
 def _references(

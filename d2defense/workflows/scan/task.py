@@ -51,6 +51,7 @@ class ScanTask:
     @property
     def files(self) -> list[Path]:
         """Every file and folder that the scan reads."""
-        images = (Path(record["file_name"]) for record in self.images.records)
+        records = (*self.images.records, *self.images.further)
+        images = (Path(record["file_name"]) for record in records)
         references = (part for each in self.references for part in (each.weights, each.config))
         return [self.weights, self.config, *self.config_files, *references, *images]

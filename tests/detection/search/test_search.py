@@ -15,6 +15,7 @@ from d2defense.detection import ScanImages, ScanSettings, open_subject
 from d2defense.detection.search import (
     ALONE,
     REFERENCES,
+    TWIN,
     CleanSearch,
     SearchNull,
     SearchSettings,
@@ -107,6 +108,25 @@ def test_alone_success_itself_is_what_counts(opened, search):
     worst = outcome.arms[0]
     assert worst.excess == worst.success > 0.8
     assert outcome.has_found
+
+
+def test_what_its_twin_does_too_is_never_clean(opened, search):
+    """A backdoor that fine-tuning leaves alone has no excess over the twin."""
+    model = opened[0]["ghost_0"]
+    outcome = search(model, references={"twin": copy.deepcopy(model)}, mode=TWIN)
+    assert not outcome.has_found
+    assert not outcome.is_clear
+    assert outcome.shared.arm.name.startswith("ghost to stop")
+    combined = with_search(Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5), outcome)
+    assert combined.label == UNCERTAIN
+    assert "its twin does it too" in combined.reason
+
+
+def test_what_its_twin_has_forgotten_is_a_backdoor(opened, search):
+    models = opened[0]
+    outcome = search(models["ghost_0"], references={"twin": models["clean_1"]}, mode=TWIN)
+    assert outcome.has_found
+    assert outcome.shared is None
 
 
 def test_what_cannot_be_searched_is_said(opened, search):

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The twin of one checkpoint within its scan, and its weights in the output."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import safetensors.torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2defense.checkpoint import CheckpointError, CheckpointSource
+from d2defense.checkpoint.output_folder import CONFIG_NAME
+from d2defense.checkpoint.safetensors_file import read_safetensors
+from d2defense.detection import CleanImage
+from d2defense.detection.subject import as_seen
+from d2defense.detection.survey import Progress
+from d2defense.detection.twin import (
+    LEAST_IMAGES,
+    MOST_IMAGES,
+    TwinError,
+    TwinSettings,
+    fine_tuned_twin,
+)
+from d2defense.files import write_bytes
+from d2defense.memory import is_out_of_memory
+from d2defense.text import duration
+
+from ..configs import publish_config
+from .task import ScanTask
+
+logger = logging.getLogger(__name__)
+
+#: Folder of the twin in that of its checkpoint.
+TWIN_FOLDER = "twin"
+
+_WEIGHTS_NAME = "model_final.safetensors"
+# Steps that are timed before it is said how long all will take; the first one warms up.
+_TIMED_STEPS = 3
+
+
+def images_for_twin(
+    task: ScanTask, tuning: Sequence[CleanImage], num_held_out: int, cfg: CfgNode
+) -> list[CleanImage]:
+    """The images to fine-tune on; empty where there are too few with objects of known class.
+
+    Args:
+        task: of the scan.
+        tuning: the images to search on; those of the dataset that the scan does not draw come to
+            them.
+        num_held_out: images that the search is measured on, which a twin must not see.
+        cfg: the suspect's configuration.
+    """
+    left = max(0, MOST_IMAGES - len(tuning))
+    further = as_seen(task.images.further[:left], task.images, task.settings, cfg)
+    known = [image for image in (*tuning, *further) if (image.classes >= 0).any()]
+    return known if len(known) + num_held_out >= LEAST_IMAGES else []
+
+
+def make_twin(
+    task: ScanTask, model: nn.Module, images: Sequence[CleanImage], progress: Progress
+) -> nn.Module:
+    """Fine-tune a copy of the suspect.
+
+    Args:
+        task: of the scan.
+        model: the suspect.
+        images: those of :func:`images_for_twin`.
+        progress: told how much is done, 0..1.
+
+    Raises:
+        TwinError: it cannot be made.
+    """
+    steps = task.settings.search.twin_steps
+    settings = TwinSettings(steps=steps, seed=task.settings.seed)
+    try:
+        return fine_tuned_twin(model, images, settings, _announcing(steps, len(images), progress))
+    except TwinError:
+        raise
+    except Exception as error:  # what trains an attacker's model can fail in any way
+        if is_out_of_memory(error):
+            raise
+        words = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        raise TwinError(f"its fine-tuning failed: {words}") from error
+
+
+def _announcing(steps: int, num_images: int, progress: Progress) -> Callable[[], None]:
+    """What is told after each step; says after the first ones how long all will take."""
+    times: list[float] = []
+    logger.info("fine-tuning its twin: %d steps on %d images", steps, num_images)
+
+    def on_step() -> None:
+        times.append(time.perf_counter())
+        if len(times) == _TIMED_STEPS:
+            each = (times[-1] - times[0]) / (_TIMED_STEPS - 1)
+            logger.info("its twin will take about %s", duration(each * steps))
+        progress(len(times) / steps)
+
+    return on_step
+
+
+def twin_bytes(twin: nn.Module) -> bytes:
+    """The weights as a safetensors file."""
+    # Copies, since tensors that share memory are refused.
+    state = {name: each.detach().cpu().clone() for name, each in twin.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def most_twin_bytes(weights: Path) -> int:
+    """Largest size of a twin's weights: the suspect's file may hold half precision."""
+    return 4 * weights.stat().st_size + (1 << 20)
+
+
+def write_twin(folder: Path, source: CheckpointSource, name: str, content: bytes) -> None:
+    """Write the twin of a checkpoint as a checkpoint, which a repair can go on from.
+
+    It comes from the process that ran the suspect, so it is checked: it must be safetensors, no
+    larger than the suspect may make it.
+
+    Args:
+        folder: of the checkpoint in the output.
+        source: the suspect, whose configuration is the twin's.
+        name: of the checkpoint, for messages.
+        content: the weights file; nothing is written if it is empty.
+    """
+    if not content:
+        return
+    place = folder / TWIN_FOLDER
+    try:
+        _check(content)
+        publish_config(source.config, place / CONFIG_NAME, source.trusted_config)
+    except CheckpointError as error:
+        logger.warning("%s: its twin is left out: %s", name, error.reason)
+        return
+    write_bytes(place / _WEIGHTS_NAME, content)
+
+
+def _check(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _WEIGHTS_NAME
+        path.write_bytes(content)
+        read_safetensors(path)
