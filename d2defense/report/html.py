@@ -362,8 +362,9 @@ def _search_words(search: Mapping[str, Any] | None) -> str | None:
         return f"{search['level']}: could not be done: {why}"
     worst = search["arms"][0]
     target = f" to {worst['target_class']}" if worst["target_class"] else ""
+    against = ", ".join(search["references"]) or "what clean detectors show of their own"
     return (
-        f"{search['level']}, held against {', '.join(search['references'])}: largest "
+        f"{search['level']}, held against {against}: largest "
         f"{worst['effect']}{target} ({worst['budget']} on {worst['placement']}), success "
         f"{text.number(worst['success'])}; score {text.number(search['score'])} "
         f"{text.interval(search['score_interval'])}, threshold {text.number(search['threshold'])}"

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from d2defense.detection import CleanImage, stamped
+from d2defense.detection import CleanImage, observe, stamped
 from d2defense.detection.search import SearchOutcome
 from d2defense.ops import foreground, objectness
 from d2defense.report.examples import Example
+from d2defense.statistics import ObservationSettings
 from d2defense.triggers import Trigger
 
 # Detections below this score are left out of the pictures, as they are from "objects found".
 DRAWN_SCORE = 0.5
+# Images that are looked at for those to show.
+_CANDIDATES = 16
 
 
 def make_example(
@@ -72,6 +75,38 @@ def example_pairs(
         )
         for image in images
     ]
+
+
+def most_changed(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    trigger: Trigger,
+    settings: ObservationSettings,
+    image_format: str,
+    count: int,
+) -> list[int]:
+    """Indices of the images on which a trigger on every object does most, of the first ones.
+
+    Args:
+        model: an instrumented detector in eval mode.
+        images: clean images, of which at most 16 are looked at.
+        trigger: put on every object.
+        settings: of the statistics.
+        image_format: channel order of the images, "BGR" or "RGB".
+        count: of the indices.
+    """
+
+    def lost(image: CleanImage) -> float:
+        clean, triggered = (
+            observe(model, [image], each, settings, image_format).terms for each in (None, trigger)
+        )
+        return sum(
+            float((clean[name].numerator - triggered[name].numerator).sum())
+            for name in ("objects_found", "max_foreground", "true_class")
+        )
+
+    losses = [lost(images[index]) for index in range(min(_CANDIDATES, len(images)))]
+    return sorted(range(len(losses)), key=lambda index: -losses[index])[:count]
 
 
 def found_examples(

@@ -34,7 +34,7 @@ from d2defense.report.results import (
 )
 from d2defense.text import shorten
 
-from ..examples import example_pairs
+from ..examples import example_pairs, most_changed
 from .searching import search_checkpoint
 from .task import ScanTask
 
@@ -159,9 +159,10 @@ def _draw(
     task: ScanTask, model: nn.Module, cfg: CfgNode, images: list[CleanImage], inspection: Inspection
 ) -> dict[str, bytes]:
     trigger = next(t for t in task.settings.triggers if t.name == inspection.worst_trigger)
-    pairs = example_pairs(
-        model, images[:EXAMPLE_IMAGES], trigger, cfg.INPUT.FORMAT, task.images.class_names
-    )
+    settings, image_format = task.settings.observation, cfg.INPUT.FORMAT
+    shown = most_changed(model, images, trigger, settings, image_format, EXAMPLE_IMAGES)
+    chosen = [images[index] for index in shown]
+    pairs = example_pairs(model, chosen, trigger, image_format, task.images.class_names)
     histogram = inspection.fields["histogram"]
     return {
         EXAMPLES_FILE: draw_examples(pairs, f"{task.name}: {trigger.name} patch"),

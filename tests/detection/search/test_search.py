@@ -122,13 +122,6 @@ def test_what_its_twin_does_too_is_never_clean(opened, search):
     assert "its twin does it too" in combined.reason
 
 
-def test_what_its_twin_has_forgotten_is_a_backdoor(opened, search):
-    models = opened[0]
-    outcome = search(models["ghost_0"], references={"twin": models["clean_1"]}, mode=TWIN)
-    assert outcome.has_found
-    assert outcome.shared is None
-
-
 def test_what_cannot_be_searched_is_said(opened, search):
     model = opened[0]["ghost_0"]
     assert "no reference" in search(model, references={}).obstacle
