@@ -197,7 +197,8 @@ class Race:
 
         others = [lean(*reference) for reference in self._references]
         own = lean(self._model, self._scale)
-        return own - torch.stack(others).mean(dim=0) if others else own
+        weight = self._reference_weight
+        return own - weight * torch.stack(others).mean(dim=0) if others else own
 
     def _probed(self) -> list[CleanImage]:
         """The images on which arms are compared."""
