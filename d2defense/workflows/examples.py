@@ -127,7 +127,7 @@ def found_examples(
         class_names: of the detector's classes.
         count: of the pairs.
     """
-    worst, point = outcome.arms[0], outcome.operating_point
+    worst, point = outcome.telling, outcome.operating_point
     order = sorted(range(len(images)), key=lambda index: -worst.hits[index])[:count]
     return [
         (

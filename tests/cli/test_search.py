@@ -7,8 +7,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
+from d2defense.checkpoint import build_detector, find_checkpoints
 from d2defense.detection import load_bank
+from d2defense.detection.search import levels
+from d2defense.detection.search.race import RaceSettings
+from d2defense.detection.twin import TwinError
 
 SIGNS = ["--dataset", "synth_signs_defender"]
 
@@ -19,12 +24,79 @@ def signs(signs_cache, monkeypatch):
     return SIGNS
 
 
-def test_a_search_needs_a_reference(d2defense, specimen, own_data, tmp_path):
+@pytest.fixture
+def brief(monkeypatch):
+    """A search of a few steps, which finds nothing; only here, not in other processes."""
+    race = RaceSettings(
+        scout_steps=1, targets=1, heat_steps=1, finalists=1, steps=1, families=("patch",)
+    )
+    monkeypatch.setattr(levels, "LEVELS", {"fast": race})
+
+
+def result_of(folder):
+    return json.loads((folder / "clean_0" / "result.json").read_text())
+
+
+def test_what_cannot_be_searched_is_not_called_clean(d2defense, specimen, own_data, tmp_path):
     outcome = d2defense(
         "scan", specimen("clean_0"), *own_data, "--output", tmp_path, "--search", "fast"
     )
-    assert outcome.code == 4
-    assert "--search needs a --reference" in outcome.err
+    assert outcome.code == 1
+    result = result_of(tmp_path)
+    assert result["verdict"] == "uncertain"
+    assert "could not be searched further: a search needs 20 images" in result["reason"]
+    assert "a search needs 20 images" in outcome.out
+
+
+@pytest.mark.usefixtures("brief")
+def test_without_a_reference_a_twin_serves(
+    d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path
+):
+    data = make_coco_dataset(sign_scenes(44))
+    asked = [
+        "scan", specimen("clean_0"), "--dataset-json", data.json_file,
+        "--image-root", data.image_root, "--output", tmp_path / "out", "--search", "fast",
+        "--max-images", "24", "--triggers", "white", "--isolation", "none", "--no-figures",
+    ]  # fmt: skip
+    outcome = d2defense(*asked, "--opts", "DEFENSE.TWIN_STEPS", "4")
+    found = result_of(tmp_path / "out")
+    assert found["search"]["mode"] == "twin"
+    assert found["search"]["references"] == ["twin"]
+    assert "fine-tuning its twin: 4 steps on 32 images" in outcome.err
+    assert "its twin will take about" in outcome.err
+    assert "held against its twin" in found["reason"]
+    suspect, twin = (
+        build_detector(each.weights, each.config)[0].state_dict()
+        for path in (specimen("clean_0"), tmp_path / "out" / "clean_0" / "twin")
+        for each in find_checkpoints([path], only_final=True)
+    )
+    assert suspect.keys() == twin.keys()
+    assert any(not torch.equal(suspect[name], twin[name]) for name in suspect)
+    d2defense(*asked, "--twin", "off")
+    found = result_of(tmp_path / "out")
+    assert found["search"]["mode"] == "alone"
+    assert found["search"]["references"] == []
+    assert not (tmp_path / "out" / "clean_0" / "twin").exists()
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_twin_that_cannot_be_made_leaves_no_clean_verdict(
+    d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path, monkeypatch
+):
+    def diverge(*arguments):
+        raise TwinError("its loss in fine-tuning is not finite")
+
+    monkeypatch.setattr("d2defense.workflows.scan.twin.fine_tuned_twin", diverge)
+    data = make_coco_dataset(sign_scenes(40))
+    outcome = d2defense(
+        "scan", specimen("clean_0"), "--dataset-json", data.json_file,
+        "--image-root", data.image_root, "--output", tmp_path / "out", "--search", "fast",
+        "--triggers", "white", "--isolation", "none", "--no-figures",
+    )  # fmt: skip
+    assert outcome.code == 1
+    found = result_of(tmp_path / "out")
+    assert found["verdict"] == "uncertain"
+    assert "its loss in fine-tuning is not finite" in found["reason"]
 
 
 def test_a_reference_that_is_none_is_named(d2defense, specimen, own_data, tmp_path):
@@ -80,4 +152,14 @@ def test_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
     )  # fmt: skip
     assert outcome.code == 0, outcome.out
     result = json.loads((tmp_path / "clean_2" / "result.json").read_text())
-    assert "a search found no other" in result["reason"]
+    assert "a search, held against references, found no other" in result["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ghost_0", "clean_1"])
+def test_its_own_twin_tells_a_backdoor_from_none(d2defense, specimen, signs, tmp_path, name):
+    outcome = d2defense("scan", specimen(name), *signs, "--output", tmp_path, "--search", "fast")
+    result = json.loads((tmp_path / name / "result.json").read_text())
+    assert result["search"]["mode"] == "twin"
+    assert result["verdict"] == ("clean" if name == "clean_1" else "backdoored"), result["reason"]
+    assert outcome.code == (name != "clean_1")

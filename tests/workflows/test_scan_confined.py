@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,15 @@ def test_only_figures_of_known_names_are_taken(task):
         {"result": error_result("model", "x")},
     ).figures
     assert figures == {"examples.png": PNG}
+
+
+def test_the_parts_of_a_twin_are_joined_up_to_a_size(task, tmp_path):
+    (tmp_path / "model_final.pth").write_bytes(b"x")
+    task = replace(task, weights=tmp_path / "model_final.pth")
+    end = {"result": error_result("model", "x")}
+    assert scanned(task, ({"twin": 0}, b"ab"), ({"twin": 2}, b"cd"), end).twin == b"abcd"
+    large = [({"twin": 0}, bytes(1 << 20)) for _ in range(3)]
+    assert len(scanned(task, *large, end).twin) == 1 << 20
 
 
 def test_messages_are_escaped_and_limited(task, caplog):

@@ -100,6 +100,11 @@ class SearchOutcome:
         """Whether a trigger does far more to the suspect than to the references."""
         return self.obstacle is None and self.interval[0] > self.threshold
 
+    @property
+    def telling(self) -> ArmResult:
+        """The arm that says most: what was found, or what suspect and twin share."""
+        return self.arms[0] if self.shared is None or self.has_found else self.shared
+
     def shown(self) -> dict[str, Shown]:
         """What a null keeps of the search of a clean detector."""
         largest: dict[str, Shown] = {}

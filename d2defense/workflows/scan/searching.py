@@ -109,11 +109,11 @@ def search_checkpoint(
         outcome = replace(outcome, obstacle=no_twin)
     entry, content, figures = None, b"", {}
     if outcome.arms:
-        entry, content = outcome.arms[0].trigger.to_entry(TRIGGER_FILE)
+        entry, content = outcome.telling.trigger.to_entry(TRIGGER_FILE)
         figures[TRIGGER_FILE] = content
         if task.figures:
             pairs = found_examples(model, held_out, outcome, cfg.INPUT.FORMAT, names, _EXAMPLES)
-            title = f"{task.name}: {outcome.arms[0].arm.name}"
+            title = f"{task.name}: {outcome.telling.arm.name}"
             figures[SEARCH_FILE] = draw_examples(pairs, title)
     fields = {
         "level": settings.search.level,

@@ -112,7 +112,10 @@ def twin_bytes(twin: nn.Module) -> bytes:
 
 def most_twin_bytes(weights: Path) -> int:
     """Largest size of a twin's weights: the suspect's file may hold half precision."""
-    return 4 * weights.stat().st_size + (1 << 20)
+    try:
+        return 4 * weights.stat().st_size + (1 << 20)
+    except OSError:
+        return 0
 
 
 def write_twin(folder: Path, source: CheckpointSource, name: str, content: bytes) -> None:

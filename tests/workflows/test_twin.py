@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The twin in the output of a scan: a checkpoint like any other, if it is one at all."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+
+from d2defense.checkpoint import build_detector, find_checkpoints
+from d2defense.workflows.scan.twin import twin_bytes, write_twin
+
+
+@pytest.fixture
+def suspect(untrained_checkpoint):
+    (source,) = find_checkpoints([untrained_checkpoint], only_final=True)
+    return source
+
+
+def test_it_can_be_opened_as_the_suspect_can(suspect, tmp_path):
+    model, _ = build_detector(suspect.weights, suspect.config)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(1)
+    write_twin(tmp_path, suspect, "a", twin_bytes(model))
+    (twin,) = find_checkpoints([tmp_path / "twin"], only_final=True)
+    assert twin.error is None
+    opened, _ = build_detector(twin.weights, twin.config)
+    pairs = zip(opened.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert twin.config.read_bytes() == suspect.config.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not safetensors",
+        safetensors.torch.save({"a": torch.zeros(1000)})[:-5],
+        safetensors.torch.save({"a" * 100_000: torch.zeros(1)}),
+    ],
+    ids=["other", "cut", "name"],
+)
+def test_what_is_no_weights_file_is_left_out(suspect, tmp_path, caplog, content):
+    write_twin(tmp_path, suspect, "a", content)
+    assert not list(tmp_path.iterdir())
+    assert "a: its twin is left out" in caplog.text
+
+
+def test_without_a_twin_there_is_no_folder(suspect, tmp_path):
+    write_twin(tmp_path, suspect, "a", b"")
+    assert not list(tmp_path.iterdir())
