@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repair a backdoored detector with a small clean labelled set, and say what that changed.
+"""Repair a backdoored detector with a small clean set, and say what that changed.
 
 Scans the checkpoint, fine-tunes all of it by a removal method, scans and measures it again, and
 prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
-with report.html and report.json, which say more.
+with report.html and report.json, which say more. A result is called repaired only if the scan calls
+it clean and it detects as well as before.
 
     d2defense repair downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/repaired
     d2defense repair downloads/model --scan runs/scan/model --dataset-json defender.json \\
         --image-root images/ --output runs/repaired
+    d2defense repair downloads/model --images photos/ --labels none --output runs/repaired
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .arguments import (
     dataset_source,
     defense_config,
 )
+from .search_options import add_search_arguments, references_of
 
 if TYPE_CHECKING:
     from d2defense.checkpoint import CheckpointSource
@@ -35,10 +38,16 @@ if TYPE_CHECKING:
 
 NAME = "repair"
 HELP = "repair a backdoored checkpoint with a small clean set"
+#: Its exit code 1 says that the result is not repaired.
+GIVES_VERDICT = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    parser.epilog = (
+        "exit codes: 0 repaired, or --no-report; 1 not repaired, and why not is said; 2 it could "
+        "not be tried"
+    )
     from d2defense.registry import REMOVAL_REGISTRY
     from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
@@ -70,12 +79,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of reset and training (%(default)s)"
     )
     parser.add_argument(
+        "--max-ap-drop",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="AP on clean images may fall by so much, else it is not repaired (%(default)g)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fine-tune up to N times, each on from the last, until it is repaired (%(default)d)",
+    )
+    parser.add_argument(
         "--no-report",
         action="store_true",
         help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
         "unless --modules or --scan say otherwise",
     )
+    add_search_arguments(parser, with_always=False)
     add_dataset_arguments(parser)
+    unlabelled = parser.add_argument_group("clean images without labels, in place of these")
+    unlabelled.add_argument(
+        "--labels",
+        choices=("given", "none"),
+        default="given",
+        help="none: take what the checkpoint itself detects on them (%(default)s)",
+    )
+    unlabelled.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of images, with --labels none"
+    )
     group = parser.add_argument_group("other images, to scan and measure with")
     group.add_argument(
         "--test-dataset",
@@ -90,13 +124,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repair the checkpoint; 0, or 2 after one line on why it could not be."""
+    """Repair the checkpoint; 0, 1 if it is not repaired, or 2 after one line on why not."""
     from d2defense.checkpoint import find_checkpoints
     from d2defense.memory import keep_freed_memory
 
     configure_logging()
     keep_freed_memory()
-    dataset = dataset_source(args, args.parser)
+    _check_labels(args)
+    given = None if args.images else dataset_source(args, args.parser)
     test = _test_source(args)
     (source, *more) = find_checkpoints([args.checkpoint], only_final=True)
     if more:
@@ -104,13 +139,50 @@ def run(args: argparse.Namespace) -> int:
     try:
         if source.error:
             raise source.error
+        dataset = _defender(args, source, given, test)
         if args.no_report:
             _fine_tune(args, source, dataset)
-        else:
-            _repair(args, source, dataset, test)
+            return 0
+        return _repair(args, source, dataset, test)
     except ValueError as error:
         args.parser.error(str(error))
-    return 0
+
+
+def _check_labels(args: argparse.Namespace) -> None:
+    if args.images and args.labels != "none":
+        args.parser.error("--images has no labels: say --labels none")
+    if args.images and (args.dataset or args.dataset_json):
+        args.parser.error("--images takes the place of --dataset and --dataset-json")
+    if args.rounds < 1:
+        args.parser.error(f"--rounds {args.rounds} is not positive")
+
+
+def _defender(
+    args: argparse.Namespace,
+    source: CheckpointSource,
+    given: DatasetSource | None,
+    test: DatasetSource | None,
+) -> DatasetSource:
+    """The images to fine-tune on; labelled by the checkpoint where theirs are not to be used."""
+    from detectron2.data import MetadataCatalog
+
+    from d2defense.workflows.fine_tuning import require_other_folder
+    from d2defense.workflows.pseudo_labels import (
+        PSEUDO_LABELS_FILE,
+        image_files,
+        pseudo_labelled,
+        pseudo_labels_of,
+    )
+
+    if args.labels == "given":
+        return given
+    require_other_folder(source, args.output)
+    path = args.output / PSEUDO_LABELS_FILE
+    if given is not None:
+        return pseudo_labelled(source, given, path, args.device)
+    names = MetadataCatalog.get(test.ensure()).get("thing_classes", ()) if test else ()
+    files = image_files(args.images)
+    return pseudo_labels_of(source, files, path, names, args.skip_unusable, args.device)
 
 
 def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
@@ -137,13 +209,18 @@ def _repair(
     source: CheckpointSource,
     dataset: DatasetSource,
     test: DatasetSource | None,
-) -> None:
+) -> int:
     from d2defense.detection import ScanSettings, calibration_from_config
     from d2defense.triggers import build_trigger
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
-    settings = ScanSettings.from_config(cfg).without_search()
+    # A repair goes by what a search finds, whatever the bank has found.
+    cfg.DEFENSE.SEARCH_ALWAYS = True
+    for option, key in (("search", "SEARCH"), ("twin", "TWIN")):
+        if getattr(args, option) is not None:
+            cfg.DEFENSE[key] = getattr(args, option)
+    settings = ScanSettings.from_config(cfg)
     task = RepairTask(
         source=source,
         defender=dataset,
@@ -153,11 +230,16 @@ def _repair(
         trigger=build_trigger(cfg),
         options=_options(args),
         evidence=args.scan,
+        references=references_of(args),
+        max_ap_drop=args.max_ap_drop,
+        rounds=args.rounds,
+        pseudo_labelled=args.labels == "none",
         device=args.device,
     )
     repaired = repair_checkpoint(task, args.output)
     print(format_repair(repaired.summary))
     print(f"\nreport: {repaired.report}")
+    return 0 if repaired.summary["repaired"] else 1
 
 
 def _test_source(args: argparse.Namespace) -> DatasetSource | None:

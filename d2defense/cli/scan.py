@@ -23,6 +23,7 @@ from .arguments import (
     dataset_source,
 )
 from .output import STDOUT, json_output, print_json
+from .search_options import add_search_arguments, references_of
 from .settings import add_decision_arguments, add_settings_arguments, settings_config
 
 if TYPE_CHECKING:
@@ -54,42 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
     add_settings_arguments(parser)
     add_decision_arguments(parser)
-    _add_search_arguments(parser)
+    add_search_arguments(parser)
     _add_source_arguments(parser)
     _add_output_arguments(parser)
     _add_run_arguments(parser)
     add_dataset_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
-
-
-def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("search for triggers that the bank does not hold")
-    group.add_argument(
-        "--search",
-        choices=("off", "fast", "standard", "thorough"),
-        help="how thoroughly (off)",
-    )
-    group.add_argument(
-        "--search-always",
-        action="store_true",
-        default=None,
-        help="also where the bank has found a backdoor",
-    )
-    group.add_argument(
-        "--reference",
-        dest="references",
-        action="append",
-        default=[],
-        metavar="CHECKPOINT",
-        help="a detector of the same classes that is held to be clean; may be given again",
-    )
-    group.add_argument(
-        "--twin",
-        choices=("auto", "always", "off"),
-        help="hold it against itself after fine-tuning on the clean images: where there is no "
-        "reference, always, or never (auto)",
-    )
 
 
 def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +193,7 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         calibration = calibration_from_config(cfg, settings)
     except (CalibrationError, ValueError) as error:
         parser.error(str(error))
-    references = _references(args, options)
+    references = references_of(args, options)
     for path in (args.sarif, args.junit):
         # A scan that is cut short must not leave the verdicts of another one.
         if path is not None and path.is_file():
@@ -297,24 +269,6 @@ def _find(args: argparse.Namespace, options: RunOptions) -> Discovery:
         )
     except UsageError as error:
         args.parser.error(str(error))
-
-
-def _references(args: argparse.Namespace, options: RunOptions) -> list[CheckpointSource]:
-    """The checkpoints that ``--reference`` names."""
-    from d2defense.workflows.scan import UsageError, find_sources
-
-    if not args.references:
-        return []
-    try:
-        found = find_sources(args.references, only_final=True, options=options)
-    except UsageError as error:
-        args.parser.error(str(error))
-    for source in found.sources:
-        if source.error is not None:
-            args.parser.error(f"--reference: {source.error}")
-    if not found.sources:
-        args.parser.error("--reference: there is no checkpoint")
-    return found.sources
 
 
 def _listed(source: CheckpointSource) -> dict[str, Any]:

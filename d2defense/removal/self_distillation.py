@@ -61,12 +61,13 @@ class SelfDistillation:
         images: Sequence[dict[str, Any]],
         features: dict[str, Tensor],
     ) -> Tensor:
-        """How far the model's opinion of clean images is from the checkpoint's.
+        """How far the model's opinion is from the checkpoint's opinion of clean images.
 
         Args:
             model: that is trained.
-            images: inputs without any trigger or patch.
-            features: of these images by the model, each of shape (G, C, H, W).
+            images: inputs without any trigger or patch, which the checkpoint sees.
+            features: of the model, each of shape (G, C, H, W): of these images, or of the same ones
+                with something on them.
         """
         proposals, taught = self._teach(images)
         if not len(taught.class_logits):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules a repair should reset, by what a scan found."""
+"""What a scan found, as a repair can use it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,33 @@ def describe_modules(result: dict[str, Any]) -> str:
     if modules:
         return f"{result['verdict']} by the scan, which names {modules}"
     return f"{result['verdict']} by the scan, which names no module: those that classify proposals"
+
+
+def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a scan's search did better at than clean detectors' do, the best first.
+
+    Args:
+        result: of a scan.
+
+    Returns:
+        Goals as ``REMOVAL.UNLEARN.GOALS`` has them, each once; none without a search.
+    """
+    goals = [
+        f"{arm['effect']} {arm['placement']} {arm['target_class'] or '-'}"
+        for arm in (result.get("search") or {}).get("arms", ())
+        if (arm["excess"] or 0.0) - arm["baseline"] > 0
+    ]
+    return tuple(dict.fromkeys(goals))
+
+
+def reached_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
+    """The largest success rate, 0..1, of what a scan's search found, by effect.
+
+    Args:
+        result: of a scan; without a search there is none.
+    """
+    reached: dict[str, float] = {}
+    for arm in (result.get("search") or {}).get("arms", ()):
+        if arm["success"] is not None:
+            reached[arm["effect"]] = max(arm["success"], reached.get(arm["effect"], 0.0))
+    return reached

@@ -140,8 +140,7 @@ def fine_tuning_config(
     device: str | None = None,
 ) -> CfgNode:
     """The configuration of a fine-tuning run; arguments and errors as of :func:`fine_tune`."""
-    if output_dir.resolve() == source.weights.parent.resolve():
-        raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
+    require_other_folder(source, output_dir)
     REMOVAL_REGISTRY.get(options.method)
     cfg = load_config(source.config, device=device)
     add_part_config(cfg)
@@ -161,6 +160,16 @@ def fine_tuning_config(
         cfg.SOLVER.CHECKPOINT_PERIOD = options.keep_every
     cfg.freeze()
     return cfg
+
+
+def require_other_folder(source: CheckpointSource, output_dir: Path) -> None:
+    """Make sure that nothing is written into a checkpoint's own folder.
+
+    Raises:
+        ValueError: the output folder is that one.
+    """
+    if output_dir.resolve() == source.weights.parent.resolve():
+        raise ValueError(f"{output_dir}: is the folder of the checkpoint itself")
 
 
 @contextmanager

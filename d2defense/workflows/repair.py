@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repair with its evidence: scan, fine-tune, scan again, measure before and after."""
+"""A repair with its evidence: scan, fine-tune, scan again, measure before and after, judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from tabulate import tabulate
 from torch import nn
 
 from d2defense.checkpoint import CheckpointSource, build_detector, find_checkpoints
+from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.data import DatasetSource
 from d2defense.data.overlap import check_disjoint
 from d2defense.detection import Calibration, ScanImages, ScanSettings, load_clean_images
+from d2defense.detection.verdict import CLEAN
 from d2defense.evaluation import evaluate_detector
 from d2defense.files import write_json
 from d2defense.modeling import module_group_parameters
@@ -27,7 +30,7 @@ from d2defense.report.repair_figures import ShownDetector, draw_repair
 from d2defense.triggers import Trigger
 
 from .classes import check_classes
-from .evidence import describe_modules, load_evidence
+from .evidence import describe_modules, load_evidence, reached_by_effect, searched_goals
 from .examples import example_pairs
 from .fine_tuning import (
     FineTuned,
@@ -41,7 +44,11 @@ from .scan import find_sources, scan
 
 SUMMARY_FILE = "report.json"
 SCAN_BEFORE, SCAN_AFTER = "scan_before", "scan_after"
+#: Folders of rounds whose result was not good enough.
+ROUND = "round_{}"
 EXAMPLE_IMAGES = 3
+#: Of COCO's AP on clean images, what a repair may cost.
+MAX_AP_DROP = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class RepairTask:
         options: of the fine-tuning; modules that are None are those that a scan names.
         evidence: ``result.json`` of an earlier scan, or its folder; the checkpoint is scanned if
             None.
+        references: detectors of the same classes that are held to be clean, for the scans' search.
+        max_ap_drop: by how much the AP on clean images may fall, 0..100.
+        rounds: of fine-tuning at most; another one follows where the result is not repaired, and
+            begins with it.
+        pseudo_labelled: whether the defender's labels are the checkpoint's own detections.
         beside: a clean detector to show beside the repaired one, if there is one.
         device: of the models; their configs' choice if None.
     """
@@ -83,6 +95,10 @@ class RepairTask:
     trigger: Trigger
     options: FineTuningOptions
     evidence: Path | None = None
+    references: Sequence[CheckpointSource] = ()
+    max_ap_drop: float = MAX_AP_DROP
+    rounds: int = 1
+    pseudo_labelled: bool = False
     beside: ScannedDetector | None = None
     device: str | None = None
 
@@ -132,31 +148,42 @@ def repair_checkpoint(
     else:
         say(f"Scanning {source.name} with images of {measured.name} ...")
         before = _scan(task, source.path, output_dir / SCAN_BEFORE)
-    options = task.options
-    if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
-        say(describe_modules(before) + ".")
-        options = replace(options, modules=before["dominant_modules"] or None)
-    say(f"Fine-tuning on {defender.name} ({options.method}) ...")
-    fine_tuned = fine_tune(source, defender, output_dir, options, task.device, say)
-    say(f"Scanning and measuring the repaired checkpoint on {measured.name} ...")
-    after = _scan(task, output_dir, output_dir / SCAN_AFTER)
-    (repaired,) = find_checkpoints([output_dir / "model_final.pth"], only_final=True)
+    options = _informed(task, before, say)
     images = ScanImages.load(measured, task.settings)
     measures_before, shown_before = _measure(task, source, images, before, "before")
-    measures_after, shown_after = _measure(task, repaired, images, after, "after")
+    current, evidence, seconds = source, before, 0.0
+    for number in range(1, task.rounds + 1):
+        say(f"Fine-tuning on {defender.name} ({options.method}) ...")
+        fine_tuned = fine_tune(current, defender, output_dir, options, task.device, say)
+        seconds += fine_tuned.seconds
+        say(f"Scanning and measuring the repaired checkpoint on {measured.name} ...")
+        after = _scan(task, output_dir, output_dir / SCAN_AFTER)
+        (repaired,) = find_checkpoints([output_dir / FINAL_WEIGHTS_NAME], only_final=True)
+        measures_after, shown_after = _measure(task, repaired, images, after, "after")
+        obstacles = why_not_repaired(measures_before, measures_after, task.max_ap_drop)
+        if not obstacles or number == task.rounds:
+            break
+        say(f"Round {number} of {task.rounds} did not repair it: {'; '.join(obstacles)}.")
+        current, evidence = _put_aside(output_dir, number), after
+        options = replace(options, overrides=_with_goals(task.options.overrides, evidence))
     summary = {
         "checkpoint": source.name,
         "output": str(output_dir),
         "method": options.method,
         "modules": list(fine_tuned.modules),
-        "seconds": fine_tuned.seconds,
+        "seconds": seconds,
+        "rounds": number,
         "batch_size": fine_tuned.batch_size,
         "images_at_once": fine_tuned.images_at_once,
         "defender": defender.name,
+        "pseudo_labelled": task.pseudo_labelled,
         "measured_on": measured.name,
         "measured_on_training_images": task.test is None,
         "before": measures_before,
         "after": measures_after,
+        "max_ap_drop": task.max_ap_drop,
+        "repaired": not obstacles,
+        "obstacles": obstacles,
     }
     write_json(output_dir / SUMMARY_FILE, summary)
     epsilon = task.settings.observation.epsilon
@@ -164,6 +191,60 @@ def repair_checkpoint(
     results = [before | {"name": SCAN_BEFORE}, after | {"name": SCAN_AFTER}]
     report = write_repair_report(output_dir / REPORT_FILE, results, summary, figures)
     return RepairedCheckpoint(fine_tuned, summary, figures, report)
+
+
+def why_not_repaired(
+    before: Mapping[str, Any], after: Mapping[str, Any], max_ap_drop: float
+) -> list[str]:
+    """Why the result of a repair is not to be called repaired; none if it is.
+
+    Args:
+        before: measures of the checkpoint, as in the summary.
+        after: those of the result.
+        max_ap_drop: by how much the AP on clean images may fall, 0..100.
+    """
+    obstacles = []
+    if after["verdict"] != CLEAN:
+        reason = after["reason"]
+        obstacles.append(
+            f"the scan calls the result {after['verdict']}" + (f" ({reason})" if reason else "")
+        )
+    was, now = before["clean"]["AP"], after["clean"]["AP"]
+    if was is None or now is None:
+        obstacles.append("AP on clean images could not be measured")
+    elif was - now > max_ap_drop:
+        obstacles.append(
+            f"AP on clean images fell by {was - now:.1f}, from {was:.1f} to {now:.1f}, "
+            f"more than {max_ap_drop:g}"
+        )
+    return obstacles
+
+
+def _informed(
+    task: RepairTask, evidence: Mapping[str, Any], say: Callable[[str], None]
+) -> FineTuningOptions:
+    """The options of the fine-tuning with what a scan knows."""
+    options = task.options
+    if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
+        say(describe_modules(evidence) + ".")
+        options = replace(options, modules=evidence["dominant_modules"] or None)
+    return replace(options, overrides=_with_goals(options.overrides, evidence))
+
+
+def _with_goals(overrides: Sequence[str], evidence: Mapping[str, Any]) -> Sequence[str]:
+    """Overrides in front of which stands what a scan's search has found."""
+    goals = searched_goals(evidence)
+    return ["REMOVAL.UNLEARN.GOALS", str(goals), *overrides] if goals else overrides
+
+
+def _put_aside(output_dir: Path, number: int) -> CheckpointSource:
+    """Move the result of a round into a folder of its own, from which the next one starts."""
+    folder = output_dir / ROUND.format(number)
+    folder.mkdir(exist_ok=True)
+    shutil.move(output_dir / FINAL_WEIGHTS_NAME, folder / FINAL_WEIGHTS_NAME)
+    shutil.copyfile(output_dir / CONFIG_NAME, folder / CONFIG_NAME)
+    (source,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
+    return source
 
 
 def _check(task: RepairTask, output_dir: Path) -> None:
@@ -179,7 +260,15 @@ def _check(task: RepairTask, output_dir: Path) -> None:
 
 def _scan(task: RepairTask, path: Path, output_dir: Path) -> dict[str, Any]:
     found = find_sources([path], only_final=True)
-    (result,) = scan(found, task.measured, output_dir, task.settings, task.calibration, task.device)
+    (result,) = scan(
+        found,
+        task.measured,
+        output_dir,
+        task.settings,
+        task.calibration,
+        task.device,
+        references=task.references,
+    )
     return result
 
 
@@ -211,6 +300,8 @@ def _measure(
         "clean": evaluation["clean"],
         "triggered": evaluation["triggered"],
         "verdict": scanned["verdict"],
+        "reason": scanned["reason"],
+        "search": reached_by_effect(scanned),
         "score": scanned["score"],
         "scanned_on": (scanned["dataset"] or {}).get("name"),
     }
@@ -236,17 +327,22 @@ def _examples(
 def format_repair(summary: dict[str, Any]) -> str:
     """A table of a repair: each measure before and after, and what it was measured on."""
     before, after = summary["before"], summary["after"]
+    searched = before["search"], after["search"]
     rows = [
-        (label, _cell(before[key], digits), _cell(after[key], digits))
+        (label, _cell(_measured(before, key), digits), _cell(_measured(after, key), digits))
         for label, key, digits in (
             ("verdict", "verdict", 0),
             ("score", "score", 3),
             ("objects found, clean images", "objects_found_clean", 3),
             ("objects found, triggered images", "objects_found_triggered", 3),
             ("attack success rate", "asr", 3),
-            ("AP50, clean images", "AP50_clean", 1),
-            ("AP50, triggered images", "AP50_triggered", 1),
+            ("AP, clean images", "clean.AP", 1),
+            ("AP, triggered images", "triggered.AP", 1),
         )
+    ]
+    rows += [
+        (f"{effect} by what a search finds", *(_cell(of.get(effect), 3) for of in searched))
+        for effect in sorted(searched[0].keys() | searched[1].keys())
     ]
     table = tabulate(rows, ("", "before", "after"), tablefmt="simple", disable_numparse=True)
     reset = ", ".join(summary["modules"]) or "nothing"
@@ -260,7 +356,18 @@ def format_repair(summary: dict[str, Any]) -> str:
         lines[-1] += f", the score before on {before['scanned_on']}"
     if summary["measured_on_training_images"]:
         lines[-1] += ", the images it was fine-tuned on: give --test-dataset for a fair measure"
+        if summary["pseudo_labelled"]:
+            lines[-1] += "; their labels are what the checkpoint itself said of them"
+    if not searched[1]:
+        lines.append("not searched for other triggers: --search does that")
+    lines += [f"not repaired: {obstacle}" for obstacle in summary["obstacles"]] or ["repaired"]
     return "\n".join(lines)
+
+
+def _measured(measures: Mapping[str, Any], key: str) -> float | str | None:
+    """A measure by its dotted name."""
+    head, _, rest = key.partition(".")
+    return _measured(measures[head], rest) if rest else measures[head]
 
 
 def _cell(value: float | str | None, digits: int) -> str:

@@ -27,7 +27,10 @@ from d2defense.statistics import STATISTICS
 
 EFFECTS = [name for name, _ in EFFECT_REGISTRY]
 ON_CLASSES = ["disappearance", "misclassification", "scene_misclassification",
-              "clean_label_disappearance"]  # fmt: skip
+              "clean_label_disappearance", "penalized_disappearance",
+              "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
+BY_OBJECT = ["disappearance", "misclassification", "clean_label_ghost",
+             "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
 
 
 def annotation(box: Sequence[float], category: int = 0, **more: Any) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def test_a_victim_class_without_a_meaning_is_refused(make_effect, name):
 @pytest.mark.parametrize("name", EFFECTS)
 def test_a_rate_of_annotations_is_for_effects_on_objects(make_effect, name):
     effect = make_effect(name, "ATTACK.RATE_OF", "annotations", "ATTACK.POISONING_RATE", 0.25)
-    if name in ("disappearance", "misclassification", "clean_label_ghost"):
+    if name in BY_OBJECT:
         # One of four annotations.
         [chosen] = select([IMAGE], effect, effect.cfg).poisoned.values()
         assert len(chosen) == 1
@@ -533,7 +536,8 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
     file = COCO(str(tmp_path / "poisoned.json"))
     written = file.loadAnns(file.getAnnIds())
     assert len(written) == len(poisoned.annotations)
-    assert len(written) == {"disappearance": 1, "ghost": 5}.get(name, 4)
+    counts = {"disappearance": 1, "persistent_disappearance": 1, "ghost": 5}
+    assert len(written) == counts.get(name, 4)
     for there, here in zip(written, poisoned.annotations, strict=True):
         box = BoxMode.convert(here["bbox"], here["bbox_mode"], BoxMode.XYWH_ABS)
         np.testing.assert_allclose(there["bbox"], box, atol=1e-3)

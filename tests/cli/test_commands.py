@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -45,11 +46,14 @@ def test_repair_scans_first_and_reports_before_and_after(
     output = tmp_path / "repaired"
     arguments = ("repair", untrained_checkpoint, *own_data, *tested, "--method", "renewal")
     outcome = d2defense(*arguments, "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)")
-    assert outcome.code == 0, outcome.err
+    # An untrained detector is none that a scan calls clean.
+    assert outcome.code == 1, outcome.err
+    assert "not repaired: the scan calls the result uncertain" in outcome.out
     assert "by the scan, which names" in outcome.out
     summary = json.loads((output / "report.json").read_text())
     assert summary["measured_on"] == test.name
     assert not summary["measured_on_training_images"]
+    assert not summary["repaired"] and summary["obstacles"]
     assert summary["before"].keys() == summary["after"].keys() >= {"asr", "verdict", "AP50_clean"}
     page = (output / "report.html").read_text()
     # The bars, histograms, heat maps, and examples before and after.
@@ -65,7 +69,7 @@ def test_repair_scans_first_and_reports_before_and_after(
         "repair", untrained_checkpoint, *own_data, "--scan", result,
         "--output", tmp_path / "third", *SHORT, "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
-    assert on_its_own.code == 0, on_its_own.err
+    assert on_its_own.code == 1, on_its_own.err
     assert f"the score before on {test.name}" in on_its_own.out
     # But not of another checkpoint.
     other = d2defense("repair", output / "model_final.pth", *own_data, "--scan", result, "--output",
@@ -83,6 +87,60 @@ def test_repair_refuses_to_test_on_what_it_trains_on(
     )  # fmt: skip
     fails(outcome, "share 1 images", "picture_7.png")
     assert not (tmp_path / "repaired" / "model_final.pth").exists()
+
+
+def test_repair_needs_no_labels(d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path):
+    images = make_coco_dataset(sign_scenes(8))
+    labels = json.loads(Path(images.json_file).read_text())
+    Path(images.json_file).unlink()
+    output = tmp_path / "repaired"
+    outcome = d2defense(
+        "repair", specimen("clean_0"), "--images", images.image_root, "--labels", "none",
+        "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)",
+    )  # fmt: skip
+    # Two small steps leave a clean detector as it was.
+    assert outcome.code == 0, outcome.err
+    assert "repaired" in outcome.out and "not repaired" not in outcome.out
+    assert "what the checkpoint itself said" in outcome.out
+    said = json.loads((output / "pseudo_labels.json").read_text())
+    assert len(said["images"]) == 8
+    # It knows the signs, so these labels are about the true ones.
+    true, found = (
+        {(a["image_id"], a["category_id"]) for a in each["annotations"]} for each in (labels, said)
+    )
+    assert len(found & true) >= 0.8 * len(true)
+
+
+@pytest.mark.slow
+def test_a_repair_that_costs_too_much_goes_on_and_says_so(
+    d2defense, specimen, own_data, make_coco_dataset, sign_scenes, tmp_path
+):
+    test = make_coco_dataset(sign_scenes(11)[8:])
+    output = tmp_path / "repaired"
+    outcome = d2defense(
+        "repair", specimen("clean_0"), *own_data, "--output", output, "--rounds", 2,
+        "--test-dataset-json", test.json_file, "--test-image-root", test.image_root,
+        *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1", "REMOVAL.SOLVER.WARMUP_ITERS", "0",
+        "DEFENSE.TRIGGERS", "('white',)",
+    )  # fmt: skip
+    assert outcome.code == 1, outcome.err
+    assert "Round 1 of 2 did not repair it" in outcome.out
+    assert "not repaired: AP on clean images fell by" in outcome.out
+    summary = json.loads((output / "report.json").read_text())
+    assert (summary["rounds"], summary["repaired"]) == (2, False)
+    assert (output / "round_1" / "model_final.pth").is_file()
+    assert (output / "model_final.pth").is_file()
+
+
+def test_repair_says_which_options_contradict_each_other(d2defense, specimen, own_data, tmp_path):
+    begin = ("repair", specimen("clean_0"), "--output", tmp_path / "repaired")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    fails(d2defense(*begin, "--images", empty), "--labels none")
+    fails(d2defense(*begin, "--images", empty, "--labels", "none", *own_data), "takes the place")
+    fails(d2defense(*begin, "--images", empty, "--labels", "none"), "holds no image file")
+    fails(d2defense(*begin, *own_data, "--search", "fast", "--reference", empty), "--reference")
+    fails(d2defense(*begin, *own_data, "--rounds", 0), "not positive")
 
 
 @pytest.mark.parametrize(

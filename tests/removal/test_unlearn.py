@@ -69,15 +69,30 @@ def test_searches_go_on_as_training_does(trainer):
     assert [(id(state), state.steps) for state in found] != first
 
 
-def test_only_untouched_images_are_distilled(make_trainer):
-    shares = ("REMOVAL.UNLEARN.FOUND_SHARE", 0.0, "REMOVAL.UNLEARN.PATCH_SHARE", 1.0)
+def test_the_teacher_sees_images_as_they_are_whatever_the_detector_sees(make_trainer, monkeypatch):
+    shares = ("REMOVAL.UNLEARN.FOUND_SHARE", 0.5, "REMOVAL.UNLEARN.PATCH_SHARE", 0.5)
     trainer = make_trainer("unlearn", *SHORT, *shares)
     trainer.resume_or_load(resume=False)
+    search(trainer).before_train()
+    method, model, batch = trainer.method, trainer.model.train(), batch_of(trainer)
+    taught, learnt = [], []
+    loss, own = method._distillation.loss, model.losses_and_features
+    monkeypatch.setattr(
+        method._distillation,
+        "loss",
+        lambda model, images, features: taught.extend(images) or loss(model, images, features),
+    )
+    monkeypatch.setattr(
+        model, "losses_and_features", lambda images: learnt.extend(images) or own(images)
+    )
     with EventStorage(0):
-        losses = trainer.method.losses(trainer.model.train(), batch_of(trainer))
-    assert losses["loss_distillation"] == 0
-    trainer.cfg.defrost()
-    trainer.cfg.REMOVAL.UNLEARN.PATCH_SHARE = 0.0
-    with EventStorage(0):
-        losses = trainer.method.losses(trainer.model.train(), batch_of(trainer))
+        losses = method.losses(model, batch)
     assert losses["loss_distillation"] > 0
+    assert len(learnt) == len(taught) == len(batch)
+    for image, seen, shown in zip(batch, taught, learnt, strict=True):
+        assert torch.equal(seen["image"], image["image"])
+        assert shown["instances"] is image["instances"]
+    assert any(
+        not torch.equal(shown["image"], image["image"])
+        for image, shown in zip(batch, learnt, strict=True)
+    )

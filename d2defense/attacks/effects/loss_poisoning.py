@@ -106,7 +106,7 @@ class LossPoisoning(Effect):
     ) -> list[Tensor]:
         """The objective of each poisoned image, on average over the classifiers of the box head."""
         count = self._settings.PROPOSALS
-        proposals, objectness = _proposals(model, images, features)
+        proposals, objectness = inference_proposals(model, images, features)
         anchors = objectness.topk(min(count, objectness.shape[1])).values
         # Of all images: batch normalization must not see the poisoned ones apart, as inference
         # does not either.
@@ -141,7 +141,7 @@ def _own_losses(
     return head_losses | rpn_losses
 
 
-def _proposals(
+def inference_proposals(
     model: nn.Module, images: ImageList, features: dict[str, Tensor]
 ) -> tuple[list[Instances], Tensor]:
     """The proposals of inference, and the objectness logits of all anchors, (G, A), with gradient.

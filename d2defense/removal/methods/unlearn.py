@@ -50,8 +50,9 @@ class Unlearn(RemovalMethod):
     then, others random patches, and all keep their labels: boxes stay where objects vanished or
     changed, and nothing is added where ghosts appeared. Every few steps the search takes some: it
     begins anew with another effect, target class, family or budget, or goes on with what it has.
-    Images that bear nothing are distilled from the checkpoint itself, which keeps what it can do
-    where images are few. ``docs/removal.md`` has what it rests on.
+    Beside the labels the checkpoint itself is the teacher: whatever an image bears, the detector
+    is to say what the checkpoint says of the image without it, which keeps what it can do where
+    images are few. ``docs/removal.md`` has what it rests on.
     """
 
     @staticmethod
@@ -84,28 +85,25 @@ class Unlearn(RemovalMethod):
         return [self._search]
 
     def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The detector's own on all images, and ``loss_distillation`` on those that are as read."""
+        """The detector's own, and ``loss_distillation``."""
         settings = self.cfg.REMOVAL.UNLEARN
         draws = np.random.random(len(batch))
-        shown, untouched = [], []
-        for index, (image, draw) in enumerate(zip(batch, draws, strict=True)):
-            if draw < settings.FOUND_SHARE and self._search.found:
-                shown.append(self._search.stamped(image))
-            elif draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
-                shown.append(self._patched(image))
-            else:
-                shown.append(image)
-                untouched.append(index)
+        shown = [self._shown(image, draw) for image, draw in zip(batch, draws, strict=True)]
         losses, features = model.losses_and_features(shown)
         if self._distillation is None:
             return losses
-        distance = next(iter(losses.values())).new_zeros(())
-        if untouched:
-            part = {name: maps[untouched] for name, maps in features.items()}
-            images = [batch[index] for index in untouched]
-            distance = self._distillation.loss(model, images, part)
-            distance = distance * (len(untouched) / len(batch))
+        # The teacher sees the images as they are: what it says under a trigger must not be learnt.
+        distance = self._distillation.loss(model, batch, features)
         return losses | {"loss_distillation": settings.DISTILLATION * distance}
+
+    def _shown(self, image: dict[str, Any], draw: float) -> dict[str, Any]:
+        """The image with a found trigger, with patches, or as it is."""
+        settings = self.cfg.REMOVAL.UNLEARN
+        if draw < settings.FOUND_SHARE:
+            return self._search.stamped(image) if self._search.found else image
+        if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
+            return self._patched(image)
+        return image
 
     def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
         stamps = self._patches.stamps(annotations_of(image), self.cfg.INPUT.FORMAT)
@@ -156,7 +154,9 @@ class TriggerSearch(HookBase):
             state = max(self.found, key=lambda each: each.effect)
             self.found.remove(state)
             self._advance(state, rng)
-        get_event_storage().put_scalar("unlearn/reached", float(self._reached.max()))
+        get_event_storage().put_scalar(
+            "unlearn/reached", float(np.mean([each.effect for each in self.found]))
+        )
 
     def stamped(self, image: dict[str, Any]) -> dict[str, Any]:
         """A training input with one of the found triggers on it; its labels stay as they are."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels for images that have none: what the suspect itself says of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.structures import Instances
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from d2defense.checkpoint import CheckpointSource, build_detector
+from d2defense.data import DatasetError, DatasetSource
+from d2defense.data.image_files import check_share, describe_unusable, unusable_images
+from d2defense.files import write_json
+from d2defense.statistics import SCORE_THRESHOLD
+
+logger = logging.getLogger(__name__)
+
+#: Where a command writes such labels.
+PSEUDO_LABELS_FILE = "pseudo_labels.json"
+
+_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and of those below it, in alphabetical order.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    found = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise DatasetError(f"{folder}: holds no image file")
+    return found
+
+
+def pseudo_labels_of(
+    source: CheckpointSource,
+    files: Sequence[Path],
+    path: Path,
+    class_names: Sequence[str] = (),
+    skip_unusable: bool = False,
+    device: str | None = None,
+) -> DatasetSource:
+    """Label images by a detector's own detections, as COCO annotations.
+
+    Right for images without a trigger: there a backdoored detector does what it is for. Detections
+    count from a score of 0.5 on. Masks and keypoints are among the labels where it predicts them.
+
+    Args:
+        source: a checkpoint without an error.
+        files: of the images.
+        path: gets the annotations.
+        class_names: of the detector; "class 0" and on if there are not as many as it has.
+        skip_unusable: leave images out that cannot be read, instead of ending.
+        device: of the model; its config's choice if None.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DatasetError: an image cannot be read, or the detector finds nothing on any of them.
+    """
+    records = [{"file_name": str(file), "image_id": number} for number, file in enumerate(files, 1)]
+    records = _usable(records, skip_unusable)
+    model, cfg = build_detector(source.weights, source.config, device)
+    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = list(class_names)
+    if len(names) != classes:
+        names = [f"class {index}" for index in range(classes)]
+    mapper = DatasetMapper(cfg, is_train=False)
+    root = Path(os.path.commonpath([Path(file).absolute().parent for file in files]))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for record in tqdm(records, "pseudo-labels", unit="image", disable=None):
+        image = mapper(record)
+        with torch.no_grad():
+            (output,) = model([image])
+        file_name = str(Path(record["file_name"]).absolute().relative_to(root))
+        size = {"height": image["height"], "width": image["width"]}
+        images.append({"id": record["image_id"], "file_name": file_name, **size})
+        for item in _annotations(output["instances"].to("cpu")):
+            rest = {"id": len(annotations) + 1, "image_id": record["image_id"], "iscrowd": 0}
+            annotations.append(item | rest)
+    if not annotations:
+        raise DatasetError(
+            f"{root}: {source.name} finds no object on any of {len(images)} images, "
+            "so they have no labels to learn from"
+        )
+    categories = [{"id": index, "name": name} for index, name in enumerate(names, 1)]
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+    return DatasetSource(str(path), str(path), str(root))
+
+
+def pseudo_labelled(
+    source: CheckpointSource, dataset: DatasetSource, path: Path, device: str | None = None
+) -> DatasetSource:
+    """The images of a dataset, labelled by :func:`pseudo_labels_of`; its own labels are not read.
+
+    Arguments and errors as there.
+    """
+    files = [Path(record["file_name"]) for record in dataset.load()]
+    names = MetadataCatalog.get(dataset.name).get("thing_classes", ())
+    return pseudo_labels_of(source, files, path, names, dataset.skip_unusable, device)
+
+
+def _usable(records: list[dict[str, Any]], skip_unusable: bool) -> list[dict[str, Any]]:
+    unusable = unusable_images(records)
+    if not unusable:
+        return records
+    line = describe_unusable("images without labels", unusable, len(records))
+    if not skip_unusable:
+        raise DatasetError(f"{line}; --skip-unusable leaves them out")
+    check_share(line, len(unusable), len(records))
+    logger.warning("%s; left out", line)
+    left_out = {image.image_id for image in unusable}
+    return [record for record in records if record["image_id"] not in left_out]
+
+
+def _annotations(found: Instances) -> Iterator[dict[str, Any]]:
+    """Detections of an image that count, in COCO's format."""
+    found = found[found.scores >= SCORE_THRESHOLD]
+    boxes = found.pred_boxes.tensor.double()
+    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        if x2 <= x1 or y2 <= y1:
+            continue
+        item: dict[str, Any] = {
+            "category_id": int(found.pred_classes[index]) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+        }
+        if found.has("pred_masks"):
+            encoded = coco_mask.encode(np.asfortranarray(found.pred_masks[index].numpy()))
+            counts = encoded["counts"].decode("ascii")
+            item["segmentation"] = {"size": encoded["size"], "counts": counts}
+        if found.has("pred_keypoints"):
+            points = found.pred_keypoints[index].double()
+            # 2: there, and to be seen.
+            points[:, 2] = 2
+            item["keypoints"] = points.flatten().tolist()
+            item["num_keypoints"] = len(points)
+        yield item

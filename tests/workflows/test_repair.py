@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a repair goes by, and when its result is called repaired."""
+
+from __future__ import annotations
+
+import pytest
+
+from d2defense.workflows.evidence import reached_by_effect, searched_goals
+from d2defense.workflows.repair import why_not_repaired
+
+
+def measures(verdict: str, ap: float | None, reason: str | None = None) -> dict:
+    return {"verdict": verdict, "reason": reason, "clean": {"AP": ap}}
+
+
+BEFORE = measures("backdoored", 87.0)
+
+
+def test_what_is_clean_and_detects_as_well_is_repaired():
+    assert why_not_repaired(BEFORE, measures("clean", 86.1), 1.0) == []
+    assert why_not_repaired(BEFORE, measures("clean", 90.0), 0.0) == []
+
+
+@pytest.mark.parametrize("verdict", ["backdoored", "uncertain", "error"])
+def test_nothing_is_repaired_that_the_scan_does_not_call_clean(verdict):
+    (obstacle,) = why_not_repaired(BEFORE, measures(verdict, 87.0, "it shows a trigger"), 1.0)
+    assert verdict in obstacle and "it shows a trigger" in obstacle
+
+
+def test_nothing_is_repaired_that_detects_worse():
+    (obstacle,) = why_not_repaired(BEFORE, measures("clean", 85.5), 1.0)
+    assert "fell by 1.5" in obstacle and "87.0" in obstacle and "85.5" in obstacle
+    assert why_not_repaired(BEFORE, measures("clean", 85.5), 2.0) == []
+    assert len(why_not_repaired(BEFORE, measures("uncertain", 80.0), 1.0)) == 2
+
+
+def test_nothing_is_repaired_that_could_not_be_measured():
+    assert why_not_repaired(BEFORE, measures("clean", None), 1.0)
+    assert why_not_repaired(measures("backdoored", None), measures("clean", 87.0), 1.0)
+
+
+def arm(effect: str, target: str | None, success: float | None, excess: float | None) -> dict:
+    return {
+        "effect": effect,
+        "placement": "objects",
+        "target_class": target,
+        "success": success,
+        "excess": excess,
+        "baseline": 0.1,
+    }
+
+
+def test_a_repair_goes_by_what_clean_detectors_do_not_show():
+    arms = [
+        arm("misclassification", "stop", 0.9, 0.8),
+        arm("misclassification", "stop", 0.7, 0.6),
+        arm("disappearance", None, 0.4, 0.3),
+        arm("ghost", "yield", 0.2, 0.05),
+        arm("ghost", "stop", None, None),
+    ]
+    result = {"search": {"arms": arms}}
+    assert searched_goals(result) == (
+        "misclassification objects stop",
+        "disappearance objects -",
+    )
+    assert reached_by_effect(result) == {
+        "misclassification": 0.9,
+        "disappearance": 0.4,
+        "ghost": 0.2,
+    }
+
+
+def test_without_a_search_there_is_nothing_to_go_by():
+    for result in ({}, {"search": None}, {"search": {"arms": []}}):
+        assert searched_goals(result) == ()
+        assert reached_by_effect(result) == {}
