@@ -476,11 +476,14 @@ def _repair_summary(
     label = name.parent.name if name.suffix and name.parent.name else name.name
     listed = " and ".join(filter(None, [", ".join(modules[:-1]), *modules[-1:]]))
     reset = f"{listed} reset and " if modules else ""
-    return (
-        f"{label} was repaired in {text.duration(repair.get('seconds'))}: {reset}the whole model "
+    done = "was repaired" if repair.get("repaired", True) else "was worked on, but is not repaired,"
+    said = (
+        f"{label} {done} in {text.duration(repair.get('seconds'))}: {reset}the whole model "
         f"fine-tuned on a small clean set. Scanned again, its verdict went from "
         f"{before.get('verdict') or text.DASH} to {after.get('verdict') or text.DASH}."
     )
+    obstacles = [f"Not repaired: {each}." for each in repair.get("obstacles") or []]
+    return " ".join([said, *obstacles])
 
 
 def _repair_caption(repair: Mapping[str, Any]) -> str:
@@ -547,6 +550,11 @@ def _repair_rows(
         "badge": False,
     }
     rows = [_share_row("ASR", before.get("asr"), after.get("asr")), score]
+    was, now = before.get("search") or {}, after.get("search") or {}
+    rows += [
+        _share_row(f"{effect}, by a search", was.get(effect), now.get(effect))
+        for effect in sorted(was.keys() | now.keys())
+    ]
     verdicts = before.get("verdict"), after.get("verdict")
     if all(verdict in VERDICTS for verdict in verdicts):
         rows.append(

@@ -276,6 +276,23 @@ def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result)
     assert len(alternatives) == 2
 
 
+def test_nothing_is_called_repaired_that_is_not(tmp_path):
+    told = repair(repaired=False, obstacles=["the scan calls the result uncertain"])
+    path = html.write_repair_report(tmp_path / "report.html", [], told, {})
+    page = path.read_text()
+    assert "but is not repaired" in page
+    assert "Not repaired: the scan calls the result uncertain." in page
+    assert "was repaired" not in page
+
+
+def test_what_a_search_reaches_is_shown_for_every_effect(tmp_path):
+    told = repair()
+    told["before"] = {**told["before"], "search": {"ghost": 0.98, "disappearance": 0.3}}
+    told["after"] = {**told["after"], "search": {"ghost": 0.04}}
+    page = html.write_repair_report(tmp_path / "report.html", [], told, {}).read_text()
+    assert "ghost, by a search" in page and "disappearance, by a search" in page
+
+
 def test_a_repair_without_data_is_dashes(tmp_path):
     empty = {"checkpoint": HOSTILE, "output": None, "modules": [], "seconds": None}
     path = html.write_repair_report(
