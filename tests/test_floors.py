@@ -26,6 +26,7 @@ FLOORS = (
     ("removal", "report"),
     ("workflows",),
     ("study",),
+    ("benchmark",),
     ("cli",),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "calibrate",
     "dataset",
+    "zoo",
     "reproduce",
     "env",
 )

@@ -298,11 +298,6 @@ def heatmaps(
     return {"files": [output]}
 
 
-ACTIONS = {
-    action.__name__: action for action in (train, use, split, scan, repair, evaluate, heatmaps)
-}
-
-
 def dataset_source(
     workplace: Workplace, dataset: Mapping[str, Any], parts: Mapping[str, Any] | None = None
 ) -> DatasetSource:

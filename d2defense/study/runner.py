@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import sys
@@ -23,7 +24,12 @@ from .workplace import Workplace, end_with
 LOG_FILE = "log.txt"
 
 
-def run_steps(wanted: Sequence[Step], workplace: Workplace, workers: int = 1) -> dict[str, str]:
+def run_steps(
+    wanted: Sequence[Step],
+    workplace: Workplace,
+    workers: int = 1,
+    ray_address: str | None = None,
+) -> dict[str, str]:
     """Do what is open of the wanted steps; each result is kept as soon as it is there.
 
     A step that fails takes those that need it with it; the others go on.
@@ -32,9 +38,14 @@ def run_steps(wanted: Sequence[Step], workplace: Workplace, workers: int = 1) ->
         wanted: the steps whose results matter.
         workplace: where.
         workers: processes that work at a time.
+        ray_address: of a Ray cluster that does the work instead of processes of this machine; its
+            machines share the workplace's folder.
 
     Returns:
         One line for each step that failed or could not be begun, by its name.
+
+    Raises:
+        UsageError: Ray is not installed, or its cluster cannot be reached.
     """
     results = StepResults(workplace.folder)
     waiting = open_steps(wanted, results)
@@ -44,11 +55,11 @@ def run_steps(wanted: Sequence[Step], workplace: Workplace, workers: int = 1) ->
     unfinished = {step.name for step in waiting}
     running: dict[Future, Step] = {}
     with (
-        _pool(workplace, workers) as pool,
+        _pool(workplace, workers, ray_address) as (pool, room),
         tqdm(total=len(waiting), desc="study", unit="step", disable=None, smoothing=0) as bar,
     ):
         while unfinished:
-            for step in _ready(waiting, unfinished, workers - len(running)):
+            for step in _ready(waiting, unfinished, room - len(running)):
                 waiting.remove(step)
                 given = {name: results.get(needed) for name, needed in step.needs.items()}
                 running[pool.submit(_work, step, given, workplace)] = step
@@ -94,8 +105,14 @@ def _finish(
 
 
 @contextlib.contextmanager
-def _pool(workplace: Workplace, workers: int):
-    """Worker processes that end with this one, however it ends."""
+def _pool(workplace: Workplace, workers: int, ray_address: str | None):
+    """Worker processes that end with this one, however it ends; and how many steps they take."""
+    if ray_address is not None:
+        from .on_ray import RayPool
+
+        with RayPool(ray_address) as cluster:
+            yield cluster, max(workers, cluster.cpus)
+        return
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -103,7 +120,7 @@ def _pool(workplace: Workplace, workers: int):
         (workplace, os.getpid(), imported_modules()),
     )
     try:
-        yield pool
+        yield pool, workers
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()
@@ -133,9 +150,9 @@ def _begin(workplace: Workplace, parent: int, modules: Sequence[str]) -> None:
 
 def _work(step: Step, given: dict[str, Any], workplace: Workplace) -> tuple[dict[str, Any], float]:
     """What a worker does: the step's action."""
-    from .actions import ACTIONS
-
+    module, _, name = step.action.rpartition(":")
     print(f"--- {step.name}", flush=True)
     start = time.perf_counter()
-    action: Callable[..., dict[str, Any]] = ACTIONS.get(step.action)
-    return action(workplace, **step.arguments, **given), time.perf_counter() - start
+    actions = importlib.import_module(module or f"{__package__}.actions")
+    action: Callable[..., dict[str, Any]] = getattr(actions, name)
+    return action(workplace, **step.arguments, **step.unkeyed, **given), time.perf_counter() - start

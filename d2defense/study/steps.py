@@ -21,15 +21,18 @@ class Step:
 
     Attributes:
         name: unique in the study, parts divided by "/"; of its result's file.
-        action: name of the function in :data:`d2defense.study.actions.ACTIONS` that does it.
+        action: name of the function in :mod:`d2defense.study.actions` that does it, or
+            "module:function" of another one.
         arguments: of the action, as JSON has them. Paths are relative to the study's folder.
         needs: steps whose results the action is given, by the name of its parameter.
+        unkeyed: further arguments, which may change without making the result stale.
     """
 
     name: str
     action: str
     arguments: dict[str, Any]
     needs: Mapping[str, Step] = field(default_factory=dict)
+    unkeyed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -52,6 +52,29 @@ def scan_on_worker(
     )
 
 
+def connect(address: str | None) -> tuple[Any, bool]:
+    """Ray, connected to a cluster, and whether the connection is the caller's to end.
+
+    Args:
+        address: of the cluster.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("a Ray cluster needs Ray: pip install 'd2defense[ray]'") from None
+    if ray.is_initialized():
+        return ray, False
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError, ...
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UsageError(f"no Ray cluster at {address}: {reason}") from None
+    return ray, True
+
+
 class RayExecutor:
     """Scans checkpoints on a Ray cluster, as many at once as it has room for.
 
@@ -63,23 +86,8 @@ class RayExecutor:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UsageError("a Ray cluster needs Ray: pip install 'd2defense[ray]'") from None
-        self._ray = ray
+        self._ray, self._is_ours = connect(options.ray_address)
         self._options = options
-        self._is_ours = not ray.is_initialized()
-        if self._is_ours:
-            try:
-                ray.init(
-                    address=options.ray_address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            except Exception as error:  # ConnectionError, ValueError, RuntimeError, ...
-                reason = str(error).strip().split("\n", 1)[0]
-                raise UsageError(f"no Ray cluster at {options.ray_address}: {reason}") from None
 
     def __call__(self, tasks: Iterable[ScanTask], progress: TaskProgress) -> Iterator[Finished]:
         """See :class:`Executor`; progress is not reported within a checkpoint.

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a zoo: its detectors, with what is known of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d2defense.checkpoint.output_folder import FINAL_NAMES
+from d2defense.engine.provenance import PROVENANCE_NAME, read_provenance
+from d2defense.files import write_json
+
+DETECTORS = "detectors"
+INDEX_NAME = "index.json"
+METADATA_NAME = "metadata.json"
+WEIGHTS_NAME = "model_final.safetensors"
+SCHEMA_VERSION = 1
+#: Of a detector's metadata, what the index repeats.
+FACTS = (
+    "name",
+    "zoo",
+    "truth",
+    "detector",
+    "attack",
+    "effect",
+    "family",
+    "target_class",
+    "schedule",
+    "seed",
+    "sequestered",
+    "took",
+)
+_UNKNOWN = dict.fromkeys(FACTS)
+
+
+@dataclass(frozen=True)
+class ZooDetector:
+    """A detector with what is known of it.
+
+    Attributes:
+        name: unique in the zoo.
+        folder: of weights and config.
+        facts: by name, :data:`FACTS`; None for what is unknown or withheld.
+    """
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+
+
+class ZooError(ValueError):
+    """A folder is no zoo, or a broken one; the message names the file and the reason."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON document that is a mapping.
+
+    Raises:
+        ZooError: it is missing or is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ZooError(f"{path}: is no mapping")
+    return content
+
+
+def write_index(zoo: Path) -> Path:
+    """Write ``index.json`` from the metadata of the detectors that are there.
+
+    Raises:
+        ZooError: the metadata of one cannot be read.
+    """
+    found = [read_json(path) for path in sorted((zoo / DETECTORS).glob(f"*/{METADATA_NAME}"))]
+    detectors = [
+        {
+            **{key: metadata.get(key) for key in FACTS},
+            "folder": f"{DETECTORS}/{metadata['name']}",
+            "sha256": metadata["weights"]["sha256"],
+            **{key: metadata["verified"][key] for key in ("ap", "asr", "control_asr", "tdr")},
+        }
+        for metadata in found
+    ]
+    content = {"schema_version": SCHEMA_VERSION, "counts": count(detectors), "detectors": detectors}
+    return write_json(zoo / INDEX_NAME, content)
+
+
+def count(detectors: list[dict[str, Any]]) -> dict[str, int]:
+    """How many there are by truth; of the backdoored ones, also how many took."""
+    counts: dict[str, int] = {}
+    for each in detectors:
+        truth = each["truth"] or "withheld"
+        counts[truth] = counts.get(truth, 0) + 1
+        if each["took"]:
+            counts["backdoored, took"] = counts.get("backdoored, took", 0) + 1
+    return counts
+
+
+def find_detectors(zoo: Path) -> list[ZooDetector]:
+    """The detectors of a zoo, in the order of its index.
+
+    A folder without an index is taken for one of output folders, each with the ``provenance.json``
+    that a training leaves, as that of the specimens is. A fine-tuning of which it is not known
+    whether the attack took has ``took`` None.
+
+    Raises:
+        ZooError: there is no detector, or the index cannot be read.
+    """
+    zoo = Path(zoo)
+    if (zoo / INDEX_NAME).is_file():
+        content = read_json(zoo / INDEX_NAME)
+        try:
+            return [
+                ZooDetector(each["name"], zoo / each["folder"], {key: each[key] for key in FACTS})
+                for each in content["detectors"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise ZooError(f"{zoo / INDEX_NAME}: lacks {error}") from None
+    found = [
+        _from_provenance(path.parent)
+        for path in sorted(zoo.glob(f"*/{PROVENANCE_NAME}"))
+        if any((path.parent / name).is_file() for name in FINAL_NAMES)
+    ]
+    if not found:
+        raise ZooError(f"{zoo}: has no {INDEX_NAME}, and no output folders with {PROVENANCE_NAME}")
+    return found
+
+
+def _from_provenance(folder: Path) -> ZooDetector:
+    attack = read_provenance(folder).get("attack")
+    settings = (attack or {}).get("settings", {})
+    poisons = attack is not None and settings.get("POISONING_RATE", 1) > 0
+    truth = "backdoored" if poisons else "spurious" if attack else "clean"
+    facts = _UNKNOWN | {
+        "name": folder.name,
+        "zoo": folder.parent.name,
+        "truth": truth,
+        "attack": f"{attack['effect']}_{attack['trigger']}" if poisons else "",
+        "effect": attack["effect"] if poisons else "",
+        "family": attack["trigger"] if poisons else "",
+        "target_class": settings.get("TARGET_CLASS", "") if poisons else "",
+        "sequestered": False,
+    }
+    return ZooDetector(folder.name, folder, facts)
