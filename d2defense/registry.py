@@ -139,6 +139,8 @@ EFFECT_REGISTRY = Registry("effect", "d2defense.attacks.effects", "ATTACK")
 PLACEMENT_REGISTRY = Registry("placement", "d2defense.attacks.placements", "ATTACK.PLACES")
 REMOVAL_REGISTRY = Registry("removal method", "d2defense.removal.methods", "REMOVAL")
 EXPERIMENT_REGISTRY = Registry("experiment", "d2defense.study.experiments")
+DETECTION_REGISTRY = Registry("detection method", "d2defense.benchmark.methods.detect")
+TASK_REGISTRY = Registry("task of the benchmark", "d2defense.benchmark.tasks")
 DECISION_REGISTRY = Registry("decision", "d2defense.detection.decisions")
 
 #: Those whose parts bring keys of the configuration.

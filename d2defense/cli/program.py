@@ -27,6 +27,7 @@ COMMANDS = (
     "calibrate",
     "dataset",
     "zoo",
+    "benchmark",
     "reproduce",
     "env",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import os
 import struct
@@ -150,6 +151,33 @@ def write_repair_report(
     return _write_page(path, _environment().get_template("repair.html.j2").render(context))
 
 
+def write_page(path: str | os.PathLike[str], template: str, script: str, **context: Any) -> Path:
+    """Write a page of another kind, as self-contained as the reports.
+
+    Args:
+        path: file to write.
+        template: name of one beside those of the reports. It is given ``version``, ``written``,
+            ``style`` and ``script``, with the hashes that its content security policy allows.
+        script: name of a script, which runs after that of the reports.
+        context: what else the template is given.
+    """
+    style, scripts = _asset("style.css"), _asset("report.js") + _asset(script)
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            version=d2defense.__version__,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            style=style,
+            style_hash=_policy_hash(style),
+            script=scripts,
+            script_hash=_policy_hash(scripts),
+            **context,
+        )
+    )
+    return _write_page(path, page)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -164,6 +192,7 @@ def _environment() -> jinja2.Environment:
         interval=text.interval,
         probability=text.probability,
         certain=_excludes_zero,
+        embedded=_embedded,
     )
     return environment
 
@@ -175,6 +204,11 @@ def _write_page(path: str | os.PathLike[str], page: str) -> Path:
 def _asset(name: str) -> Markup:
     folder = resources.files("d2defense") / "assets" / "report"
     return Markup((folder / name).read_text(encoding="utf-8"))
+
+
+def _embedded(content: Any) -> Markup:
+    """JSON inside of a script element, which nothing in it can end."""
+    return Markup(json.dumps(content, allow_nan=False).replace("<", "\\u003c"))
 
 
 def _policy_hash(content: str) -> str:

@@ -68,7 +68,10 @@ def test_the_schema_is_one():
         (lambda m: m["groups"][0].update(truth="dirty"), "groups/0/truth"),
         (lambda m: m["groups"][0].update(attacks=["white"]), "groups/0"),
         (lambda m: m["groups"][1].pop("attacks"), "groups/1"),
-        (lambda m: m["groups"][1].update(attacks=["blue"]), "no attacks blue; there are white"),
+        (
+            lambda m: m["groups"][1].update(attacks=["blue"]),
+            "there are ghost, white",
+        ),
         (lambda m: m["groups"][1].update(seeds=[-1]), "groups/1/seeds/0"),
     ],
 )
@@ -91,7 +94,11 @@ def test_a_manifest_never_runs_code(tmp_path):
 def test_groups_are_products(write):
     entries = expand(load_manifest(write()))
     # Clean detectors are trained from scratch alone.
-    assert Counter(entry.truth for entry in entries) == {"clean": 6, "backdoored": 24, "spurious": 2}
+    assert Counter(entry.truth for entry in entries) == {
+        "clean": 6,
+        "backdoored": 24,
+        "spurious": 2,
+    }
     assert Counter(entry.schedule for entry in entries if entry.truth == "clean") == {"scratch": 6}
     assert len({entry.name for entry in entries}) == 32
     assert len({entry.training_seed for entry in entries}) == 32
@@ -179,7 +186,9 @@ def test_every_detector_of_the_shipped_manifests_has_a_config(name):
     manifest = load_manifest(Path(name))
     entries = expand(manifest)
     # One of each kind, attack and schedule; the others differ in what they draw.
-    chosen = {(entry.truth, entry.detector, entry.attack, entry.schedule): entry for entry in entries}
+    chosen = {
+        (entry.truth, entry.detector, entry.attack, entry.schedule): entry for entry in entries
+    }
     some = list(chosen.values())[:: max(1, len(chosen) // 12)]
     for entry in some:
         cfg = training_config(manifest, entry)

@@ -3,16 +3,16 @@
 
 from .build import build_zoo
 from .check import check_zoo
-from .entries import Entry, expand
+from .entries import ZooEntry, expand
 from .export import export_zoo
 from .index import ZooDetector, find_detectors
 from .manifest import Manifest, ManifestError, load_manifest
 
 __all__ = [
-    "Entry",
     "Manifest",
     "ManifestError",
     "ZooDetector",
+    "ZooEntry",
     "build_zoo",
     "check_zoo",
     "expand",

@@ -137,6 +137,7 @@ def deployed_config(cfg: CfgNode) -> str:
     Neither attack nor schedule nor seed is in it.
     """
     kept = CfgNode({"VERSION": cfg.VERSION, "MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
+    kept.TEST = CfgNode({"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE})
     kept.MODEL.WEIGHTS = ""
     kept.MODEL.DEVICE = "cpu"
     return kept.dump()

@@ -12,7 +12,7 @@ from d2defense.study.steps import Step, StepResults
 from d2defense.study.workplace import Workplace
 
 from .compose import digest, training_config
-from .entries import Entry, expand, matching
+from .entries import ZooEntry, expand, matching
 from .manifest import CLEAN, OWN, Manifest, ManifestError
 
 _ACTIONS = "d2defense.benchmark.zoo.actions"
@@ -74,7 +74,7 @@ def build_zoo(
     return Built(len(steps), sum(results.get(step) is not None for step in steps), failed)
 
 
-def zoo_steps(manifest: Manifest, chosen: Sequence[Entry]) -> list[Step]:
+def zoo_steps(manifest: Manifest, chosen: Sequence[ZooEntry]) -> list[Step]:
     """The step that publishes each of the detectors, with those that it needs.
 
     Raises:
@@ -88,7 +88,7 @@ def zoo_steps(manifest: Manifest, chosen: Sequence[Entry]) -> list[Step]:
     return [_publishing(manifest, entry, known, trainings) for entry in chosen]
 
 
-def _training(manifest: Manifest, entry: Entry, known: dict[str, Step]) -> Step:
+def _training(manifest: Manifest, entry: ZooEntry, known: dict[str, Step]) -> Step:
     if entry.name not in known:
         needs = {"start": _training(manifest, entry.start, known)} if entry.start else {}
         arguments = {"output": f"{TRAINING}/{entry.name}", "digest": digest(manifest, entry)}
@@ -103,7 +103,7 @@ def _training(manifest: Manifest, entry: Entry, known: dict[str, Step]) -> Step:
 
 
 def _publishing(
-    manifest: Manifest, entry: Entry, entries: Mapping[str, Entry], known: dict[str, Step]
+    manifest: Manifest, entry: ZooEntry, entries: Mapping[str, ZooEntry], known: dict[str, Step]
 ) -> Step:
     training = _training(manifest, entry, known)
     cfg = training_config(manifest, entry)

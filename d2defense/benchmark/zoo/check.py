@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2defense.attacks import build_effect, class_names
-from d2defense.checkpoint import file_sha256
+from d2defense.checkpoint import CheckpointError, file_sha256
 from d2defense.config import get_d2defense_cfg
 from d2defense.data import DatasetSource
 from d2defense.triggers import build_trigger
@@ -55,7 +55,7 @@ def _check(detector: ZooDetector, measure: bool) -> Sequence[str]:
             if file_sha256(file) != metadata[part]["sha256"]:
                 return [f"{file}: its SHA-256 is another one"]
         return _differences(metadata, detector) if measure else []
-    except ZooError as error:
+    except (ZooError, CheckpointError) as error:
         return [str(error)]
     except OSError as error:
         return [f"cannot be read: {error}"]

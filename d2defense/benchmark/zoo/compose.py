@@ -14,11 +14,11 @@ from detectron2.config import CfgNode
 from d2defense.config import get_d2defense_cfg, merge_config_file
 from d2defense.config.documents import as_detectron2, load_document
 
-from .entries import Entry
+from .entries import ZooEntry
 from .manifest import CLEAN, Manifest, ManifestError
 
 
-def training_config(manifest: Manifest, entry: Entry) -> CfgNode:
+def training_config(manifest: Manifest, entry: ZooEntry) -> CfgNode:
     """What ``d2defense train`` trains the detector with.
 
     The detector's config, with ``ATTACK`` of the attack's, with what the schedule, the attack and
@@ -48,7 +48,7 @@ def training_config(manifest: Manifest, entry: Entry) -> CfgNode:
     return cfg
 
 
-def digest(manifest: Manifest, entry: Entry) -> str:
+def digest(manifest: Manifest, entry: ZooEntry) -> str:
     """Changes with everything that the manifest and its configs say of a training.
 
     Defaults of the code are left out: a key that a new version brings makes no detector stale.
@@ -68,7 +68,7 @@ def digest(manifest: Manifest, entry: Entry) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _attack_path(manifest: Manifest, entry: Entry) -> Path:
+def _attack_path(manifest: Manifest, entry: ZooEntry) -> Path:
     return manifest.config_path(manifest.attacks[entry.attack]["config"])
 
 

@@ -21,7 +21,7 @@ SEQUESTERED_EVERY = 3
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """One detector of a zoo, before it is trained.
 
     Attributes:
@@ -45,7 +45,7 @@ class Entry:
     seed: int
     overrides: Mapping[str, Any]
     drawn: Mapping[str, Any]
-    start: Entry | None = None
+    start: ZooEntry | None = None
     is_sequestered: bool = False
 
     @property
@@ -54,7 +54,7 @@ class Entry:
         return _draw(self.name, "seed", 2**31)
 
 
-def expand(manifest: Manifest) -> list[Entry]:
+def expand(manifest: Manifest) -> list[ZooEntry]:
     """All detectors of a manifest, in the order in which they are published.
 
     Whatever share of the zoo is there, truths, detectors, attacks and schedules have about the
@@ -74,7 +74,7 @@ def expand(manifest: Manifest) -> list[Entry]:
         kind: [entry for entry in entries if entry.truth == CLEAN and entry.detector == kind]
         for kind in manifest.detectors
     }
-    linked: dict[str, Entry] = {}
+    linked: dict[str, ZooEntry] = {}
     for number, entry in enumerate(entries):
         start = None
         if _begins_with_clean(manifest, entry):
@@ -93,20 +93,22 @@ def expand(manifest: Manifest) -> list[Entry]:
     ]
 
 
-def matching(entries: Sequence[Entry], pattern: str = "", limit: int | None = None) -> list[Entry]:
+def matching(
+    entries: Sequence[ZooEntry], pattern: str = "", limit: int | None = None
+) -> list[ZooEntry]:
     """The first ``limit`` of the entries whose name matches a shell pattern; all if it is empty."""
     chosen = [entry for entry in entries if not pattern or fnmatchcase(entry.name, pattern)]
     return chosen[:limit]
 
 
-def balanced(entries: Sequence[Entry]) -> list[Entry]:
+def balanced(entries: Sequence[ZooEntry]) -> list[ZooEntry]:
     """The entries so that each property has about its share in every beginning.
 
     The next is always one whose properties are furthest behind their share; those with equal
     properties come by their name's hash, so that a variant does not follow its neighbour.
     """
 
-    def properties(entry: Entry) -> tuple[tuple[str, str], ...]:
+    def properties(entry: ZooEntry) -> tuple[tuple[str, str], ...]:
         return (
             ("truth", entry.truth),
             ("detector", entry.detector),
@@ -121,7 +123,7 @@ def balanced(entries: Sequence[Entry]) -> list[Entry]:
     ordered = []
     while waiting:
 
-        def behind(entry: Entry) -> float:
+        def behind(entry: ZooEntry) -> float:
             return sum((taken[each] + 0.5) / total[each] for each in properties(entry))
 
         chosen = min(waiting, key=behind)
@@ -131,7 +133,7 @@ def balanced(entries: Sequence[Entry]) -> list[Entry]:
     return ordered
 
 
-def _of_group(manifest: Manifest, group: ManifestGroup) -> list[Entry]:
+def _of_group(manifest: Manifest, group: ManifestGroup) -> list[ZooEntry]:
     entries = []
     for detector, attack, schedule, seed in product(
         group.detectors, group.attacks or ("",), group.schedules, group.seeds
@@ -153,11 +155,13 @@ def _of_group(manifest: Manifest, group: ManifestGroup) -> list[Entry]:
                 **overrides,
                 "ATTACK.POISONING_RATE": 0.0,
             }
-        entries.append(Entry(name, group.truth, detector, attack, schedule, seed, overrides, drawn))
+        entries.append(
+            ZooEntry(name, group.truth, detector, attack, schedule, seed, overrides, drawn)
+        )
     return entries
 
 
-def _begins_with_clean(manifest: Manifest, entry: Entry) -> bool:
+def _begins_with_clean(manifest: Manifest, entry: ZooEntry) -> bool:
     """Whether the training begins with a clean detector of the zoo's own."""
     begins = manifest.schedules[entry.schedule].get("start", "config") == CLEAN
     return begins and "start" not in manifest.detectors[entry.detector]

@@ -50,6 +50,13 @@ class ZooDetector:
     folder: Path
     facts: Mapping[str, Any]
 
+    def attack_settings(self) -> dict[str, Any] | None:
+        """The ``ATTACK`` node that it was trained with; None without one, or if it is withheld."""
+        metadata = self.folder / METADATA_NAME
+        if metadata.is_file():
+            return read_json(metadata).get("attack_settings")
+        return (read_provenance(self.folder).get("attack") or {}).get("settings")
+
 
 class ZooError(ValueError):
     """A folder is no zoo, or a broken one; the message names the file and the reason."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks: one file each, registered in ``TASK_REGISTRY``, which imports them all."""

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is: how the methods of a registry are run on one detector, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from d2defense.checkpoint import CheckpointSource
+from d2defense.data import DatasetSource
+from d2defense.detection import ScanImages
+from d2defense.registry import Registry
+
+from ..zoo.index import ZooDetector
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How every method of a run is run.
+
+    Attributes:
+        images: of the defender, the same for all.
+        defender: the dataset that they are of.
+        test: clean images that success is measured on; no method sees them.
+        references: detectors that are held to be clean.
+        budget: seconds that a method may take for a detector; None for as many as it needs.
+        seed: of all random choices.
+        device: of the models.
+        work: folder for what a method writes.
+    """
+
+    images: ScanImages
+    defender: DatasetSource
+    test: DatasetSource
+    references: tuple[CheckpointSource, ...]
+    budget: float | None
+    seed: int
+    device: str
+    work: Path
+
+
+class Measurement(NamedTuple):
+    """One number of one method."""
+
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a method yields on one detector.
+
+    Attributes:
+        measurements: one each metric.
+        settings: of the method.
+        needs: what it was given that others do without, in words.
+        seconds: that it took; None for the wall clock's.
+    """
+
+    measurements: Sequence[Measurement]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = ""
+    seconds: float | None = None
+
+
+class Task:
+    """A question that methods are compared on, by the name that ``--task`` gives.
+
+    Attributes:
+        methods: the registry of its methods.
+        ranked_by: metrics whose larger values mean a backdoor, for AUC and the like.
+    """
+
+    methods: ClassVar[Registry]
+    ranked_by: ClassVar[tuple[str, ...]] = ()
+
+    def applies(self, detector: ZooDetector) -> bool:
+        """Whether the task has a sense on a detector: on all by default."""
+        return True
+
+    def begin(self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions) -> Any:
+        """What the methods of one detector share, such as its model."""
+        return None
+
+    def measure(
+        self,
+        method: str,
+        detector: ZooDetector,
+        source: CheckpointSource,
+        options: TaskOptions,
+        shared: Any,
+    ) -> TaskResult:
+        """Run one method on one detector; an exception becomes a row with its reason.
+
+        Args:
+            method: name in :attr:`methods`.
+            detector: of a zoo.
+            source: its files.
+            options: of the run.
+            shared: what :meth:`begin` made.
+        """
+        raise NotImplementedError

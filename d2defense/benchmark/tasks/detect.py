@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which detectors are backdoored?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2defense.checkpoint import CheckpointSource
+from d2defense.config import get_d2defense_cfg
+from d2defense.detection import ScanSettings, load_calibration, open_subject
+from d2defense.detection.search import names_of_classes
+from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
+
+from ..methods.detect.base import DetectionSubject, Judgement
+from ..zoo.index import ZooDetector
+from .base import Measurement, Task, TaskOptions, TaskResult
+
+SCORE, ALARM, EFFECT, TARGET = "score", "alarm", "effect_named", "target_named"
+
+
+@TASK_REGISTRY.register("detect")
+class Detecting(Task):
+    """Which detectors are backdoored? A score each, and what the backdoor does.
+
+    ``score`` ranks detectors, ``alarm`` is the method's own verdict (1 or 0). Of backdoored
+    detectors whose attack is known, ``effect_named`` and ``target_named`` say whether the method
+    names effect and target class rightly, where it names any.
+    """
+
+    methods = DETECTION_REGISTRY
+    ranked_by = (SCORE,)
+
+    def begin(
+        self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions
+    ) -> DetectionSubject:
+        """The model with the images, shared by all methods."""
+        settings = ScanSettings.from_config(get_d2defense_cfg())
+        model, images, cfg = open_subject(source, options.images, settings, options.device)
+        model.requires_grad_(False)
+        return DetectionSubject(
+            model=model,
+            images=images,
+            class_names=names_of_classes(
+                cfg.MODEL.ROI_HEADS.NUM_CLASSES, options.images.class_names
+            ),
+            image_format=cfg.INPUT.FORMAT,
+            references=_references(model, settings, options),
+            settings=settings,
+            calibration=load_calibration(decision=settings.decision),
+            fingerprint=options.images.fingerprint,
+            seed=options.seed,
+        )
+
+    def measure(
+        self,
+        method: str,
+        detector: ZooDetector,
+        source: CheckpointSource,
+        options: TaskOptions,
+        shared: DetectionSubject,
+    ) -> TaskResult:
+        """Let a method judge the detector."""
+        judge = self.methods.get(method)()
+        start = time.perf_counter()
+        shared.charged = 0.0
+        shared.deadline = None if options.budget is None else start + options.budget
+        said = judge.judge(shared)
+        seconds = time.perf_counter() - start + shared.charged
+        return TaskResult(
+            _measurements(said, detector.facts),
+            judge.settings | dict(said.details),
+            judge.needs,
+            seconds,
+        )
+
+
+def _references(
+    model: nn.Module, settings: ScanSettings, options: TaskOptions
+) -> Mapping[str, nn.Module]:
+    """Those of the run's references that are not the suspect and know the same classes."""
+    usable = {}
+    for source in options.references:
+        other = open_subject(source, options.images, settings, options.device).model
+        fits = other.roi_heads.num_classes == model.roi_heads.num_classes
+        if fits and not _is_same(model, other):
+            usable[source.name] = other.requires_grad_(False)
+    return usable
+
+
+def _is_same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two detectors have the same weights."""
+    first, second = model.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(
+        first[name].shape == second[name].shape and torch.equal(first[name], second[name])
+        for name in first
+    )
+
+
+def _measurements(said: Judgement, facts: Mapping[str, Any]) -> list[Measurement]:
+    low, high = said.interval or (None, None)
+    found = [Measurement(SCORE, said.score, low, high)]
+    if said.is_alarm is not None:
+        found.append(Measurement(ALARM, float(said.is_alarm)))
+    if facts["truth"] != "backdoored":
+        return found
+    if said.effect is not None and facts["effect"]:
+        found.append(Measurement(EFFECT, float(said.effect == facts["effect"])))
+    if said.target_class is not None and facts["target_class"] is not None:
+        found.append(Measurement(TARGET, float(said.target_class == facts["target_class"])))
+    return found

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run methods side by side on a zoo of detectors, and make a leaderboard of what they say.
+
+    d2defense benchmark run --task detect --zoo runs/zoo/tiny --results runs/results
+    d2defense benchmark run --task detect --methods search mm_bd --zoo runs/zoo/tiny \\
+        --results runs/results --budget 60
+    d2defense benchmark report --results runs/results --output runs/leaderboard
+
+Each measurement is a row of RESULTS/TASK/METHOD.jsonl. A cell that is there is not measured again,
+so a run that was killed goes on when the same command is given again; a method that fails leaves a
+row with the reason, and the rest goes on. With --only and --methods, one command rebuilds any cell.
+
+Exit codes: 0 done; 2 a method failed, or wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_part_group, configure_logging
+
+NAME = "benchmark"
+HELP = "compare methods on a zoo of detectors, and make a leaderboard"
+
+_FAILED = 2
+# Specimens that serve as references and are in every installation.
+_REFERENCES = ("clean_0", "clean_1", "clean_2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
+
+    parser.add_argument("action", choices=("run", "report"), help="measure, or show the results")
+    parser.add_argument(
+        "--results", required=True, type=Path, metavar="DIR", help="folder of the rows"
+    )
+    run = parser.add_argument_group("what is run")
+    run.add_argument(
+        "--task", choices=list(TASK_REGISTRY.choices()), default="detect", help="(%(default)s)"
+    )
+    run.add_argument(
+        "--methods", nargs="+", default=[], metavar="NAME", help="of the task (default: all)"
+    )
+    run.add_argument(
+        "--zoo",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of a zoo, or of output folders with their provenance.json; repeatable"
+        " (default: the specimens)",
+    )
+    run.add_argument(
+        "--only", default="", metavar="PATTERN", help="detectors whose name matches, as in a shell"
+    )
+    run.add_argument("--limit", type=int, metavar="N", help="the first N of them")
+    run.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="that a method may take for a detector: it says what it has by then, or fails",
+    )
+    run.add_argument(
+        "--images", type=int, default=100, metavar="N", help="of the defender (%(default)s)"
+    )
+    run.add_argument(
+        "--defender",
+        default="synth_signs_defender",
+        metavar="NAME",
+        help="dataset that methods may use (%(default)s)",
+    )
+    run.add_argument(
+        "--test",
+        default="synth_signs_val",
+        metavar="NAME",
+        help="dataset that repairs are measured on (%(default)s)",
+    )
+    run.add_argument(
+        "--references",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="detectors held to be clean (default: the clean specimens)",
+    )
+    run.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the methods (%(default)s)"
+    )
+    run.add_argument("--device", default="cpu", metavar="DEVICE", help="of models (%(default)s)")
+    report = parser.add_argument_group("what is shown")
+    report.add_argument("--output", type=Path, metavar="DIR", help="gets the report")
+    report.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="labels of sequestered detectors, as `zoo export` writes them",
+    )
+    report.add_argument(
+        "--sequestered-only",
+        action="store_true",
+        help="count only detectors that nothing was tuned on",
+    )
+    add_part_group(parser, TASK_REGISTRY, "tasks")
+    add_part_group(parser, DETECTION_REGISTRY, "methods of detect")
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, or show."""
+    configure_logging(quiet=True)
+    return _report(args) if args.action == "report" else _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from d2defense.benchmark.results import ResultsError, ResultStore
+    from d2defense.benchmark.running import run_benchmark
+    from d2defense.benchmark.tasks.base import TaskOptions
+    from d2defense.checkpoint import find_checkpoints
+    from d2defense.checkpoint.specimens import specimens_root
+    from d2defense.data import DatasetError, DatasetSource
+    from d2defense.detection import ScanImages, ScanSettings
+
+    if args.images < 1 or (args.limit is not None and args.limit < 1):
+        args.parser.error("--images and --limit must be at least 1")
+    defender = DatasetSource(args.defender)
+    try:
+        images = ScanImages.load(defender, ScanSettings(max_images=args.images, seed=args.seed))
+        paths = args.references or [specimens_root() / name for name in _REFERENCES]
+        references = find_checkpoints(paths, only_final=True)
+        for source in references:
+            if source.error:
+                raise source.error
+        summary = run_benchmark(
+            args.task,
+            args.methods,
+            args.zoo or [specimens_root()],
+            ResultStore(args.results),
+            TaskOptions(
+                images=images,
+                defender=defender,
+                test=DatasetSource(args.test),
+                references=tuple(references),
+                budget=args.budget,
+                seed=args.seed,
+                device=args.device,
+                work=args.results / "work",
+            ),
+            args.only,
+            args.limit,
+        )
+    except (DatasetError, ResultsError, ValueError) as error:
+        args.parser.error(str(error))
+    print(
+        f"{summary.measured} measured, {summary.kept} were there, {len(summary.failed)} failed;"
+        f" rows in {args.results}"
+    )
+    return _FAILED if summary.failed else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from d2defense.benchmark.leaderboard import write_leaderboard
+    from d2defense.benchmark.results import ResultsError
+    from d2defense.benchmark.zoo.index import ZooError
+
+    if args.output is None:
+        args.parser.error("report needs --output")
+    try:
+        written = write_leaderboard(args.results, args.output, args.labels, args.sequestered_only)
+    except (ResultsError, ZooError, ValueError) as error:
+        args.parser.error(str(error))
+    for path in written:
+        print(path)
+    return 0

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's files, and its page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from d2defense.benchmark.leaderboard import write_leaderboard
+from d2defense.benchmark.results import FAILED, ResultRow, ResultStore
+from d2defense.benchmark.tables import summarise
+
+
+@pytest.fixture
+def written(tmp_path, made_up_rows):
+    evil = "<script>document.title='run'</script>"
+    rows = [
+        *made_up_rows[:-2],
+        ResultRow("detect", "late", FAILED, None, "d0", truth="clean", reason="no time"),
+        *(replace(r, family=evil) for r in made_up_rows[-2:]),
+    ]
+    ResultStore(tmp_path / "rows").put(rows)
+    write_leaderboard(tmp_path / "rows", tmp_path / "report")
+    return tmp_path / "report"
+
+
+def test_markdown_names_every_method_best_first_and_what_failed(written):
+    text = (written / "leaderboard.md").read_text()
+    assert text.index("| `good` |") < text.index("| `poor` |")
+    assert "44 detectors: 24 backdoored, 20 clean" in text
+    assert "`late` on 1: no time" in text
+    assert "AUC by effect" in text
+    widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert min(widths) > 3
+
+
+def test_csv_holds_every_summary(written, made_up_rows):
+    with (written / "summaries.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    (auc,) = [
+        float(line["value"])
+        for line in lines
+        if (line["method"], line["metric"], line["by"]) == ("poor", "AUC", "")
+    ]
+    (expected,) = [
+        each.value
+        for each in summarise(made_up_rows)
+        if (each.method, each.metric, each.by) == ("poor", "AUC", "")
+    ]
+    assert auc == pytest.approx(expected)
+
+
+def test_results_of_an_unknown_task_are_left_out(tmp_path, made_up_rows):
+    ResultStore(tmp_path / "rows").put([replace(made_up_rows[0], task="cook")])
+    with pytest.raises(ValueError, match="there are no rows"):
+        write_leaderboard(tmp_path / "rows", tmp_path / "report")
+
+
+def test_sequestered_ones_alone(tmp_path, made_up_rows):
+    rows = [replace(r, sequestered=int(r.detector[1:]) % 3 == 0) for r in made_up_rows]
+    ResultStore(tmp_path / "rows").put(rows)
+    write_leaderboard(tmp_path / "rows", tmp_path / "report", sequestered_only=True)
+    assert "15 detectors" in (tmp_path / "report" / "leaderboard.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium that cannot reach the network, with a profile of its own."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in (
+        "--headless",
+        "--window-size=1280,900",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(executable_path=driver)
+    )
+    yield session
+    session.quit()
+
+
+def cells(browser, column):
+    return browser.execute_script(
+        "return Array.from(document.querySelectorAll('table.ranking tbody tr'),"
+        f" row => row.cells[{column}].innerText.trim())"
+    )
+
+
+def choose(browser, key, value):
+    browser.execute_script(
+        f"const s = document.querySelector('select[data-filter={key}]'); s.value = '{value}';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+
+
+@pytest.mark.slow
+def test_the_page_ranks_filters_sorts_and_draws(browser, written, made_up_rows):
+    browser.get((written / "leaderboard.html").as_uri())
+    assert cells(browser, 0)[:2] == ["good", "poor"]
+    assert "24 backdoored, 20 clean" in browser.find_element("css selector", "[data-counts]").text
+    expected = {
+        (each.by, each.group): each.value
+        for each in summarise(made_up_rows)
+        if (each.method, each.metric) == ("good", "AUC")
+    }
+    assert float(cells(browser, 1)[0]) == pytest.approx(expected["", ""], abs=6e-4)
+    choose(browser, "effect", "ghost")
+    assert "12 backdoored, 20 clean" in browser.find_element("css selector", "[data-counts]").text
+    assert float(cells(browser, 1)[0]) == pytest.approx(expected["effect", "ghost"], abs=6e-4)
+    choose(browser, "effect", "")
+    choose(browser, "kind", "c4")
+    assert float(cells(browser, 1)[0]) == pytest.approx(expected["kind", "c4"], abs=6e-4)
+    choose(browser, "kind", "")
+    lines = browser.find_elements("css selector", ".roc polyline")
+    assert len(lines) >= 2
+    for line in lines:
+        assert line.get_attribute("points").startswith("40,370 ")
+        assert line.get_attribute("points").endswith("400,10")
+    browser.find_element("css selector", "table.ranking th:nth-child(2) button").click()
+    rising = cells(browser, 0)
+    assert rising.index("poor") < rising.index("good")
+    # Nothing of a detector's facts runs, and nothing is loaded or complained about.
+    assert "run" not in browser.title
+    assert browser.get_log("browser") == []
+    for width in (360, 1280):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
