@@ -106,7 +106,7 @@ def _publishing(
     manifest: Manifest, entry: ZooEntry, entries: Mapping[str, ZooEntry], known: dict[str, Step]
 ) -> Step:
     training = _training(manifest, entry, known)
-    cfg = training_config(manifest, entry)
+    attack = training_config(manifest, entry).ATTACK
     is_clean = entry.truth == CLEAN
     facts = {
         "name": entry.name,
@@ -114,9 +114,9 @@ def _publishing(
         "truth": entry.truth,
         "detector": entry.detector,
         "attack": entry.attack,
-        "effect": "" if is_clean else cfg.ATTACK.EFFECT,
-        "family": "" if is_clean else cfg.ATTACK.TRIGGER.FAMILY,
-        "target_class": "" if is_clean else cfg.ATTACK.TARGET_CLASS,
+        "effect": "" if is_clean else attack.EFFECT,
+        "family": "" if is_clean else attack.TRIGGER.FAMILY,
+        "target_class": "" if is_clean else attack.TARGET_CLASS,
         "schedule": entry.schedule,
         "seed": entry.seed,
         "training_seed": entry.training_seed,

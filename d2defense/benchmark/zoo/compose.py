@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,11 @@ def training_config(manifest: Manifest, entry: ZooEntry) -> CfgNode:
     Raises:
         ManifestError: a config or an override that does not fit.
     """
-    cfg = get_d2defense_cfg()
     try:
-        merge_config_file(cfg, manifest.config_path(manifest.detectors[entry.detector]["config"]))
+        cfg = _read(manifest.config_path(manifest.detectors[entry.detector]["config"])).clone()
         if entry.attack:
-            attacked = get_d2defense_cfg()
-            merge_config_file(attacked, _attack_path(manifest, entry))
-            cfg.ATTACK = attacked.ATTACK
+            attack = manifest.config_path(manifest.attacks[entry.attack]["config"])
+            cfg.ATTACK = _read(attack).ATTACK.clone()
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (manifest.data["train"],), ()
         cfg.SEED = cfg.ATTACK.SEED = entry.training_seed
         schedule = manifest.schedules[entry.schedule]
@@ -68,9 +67,18 @@ def digest(manifest: Manifest, entry: ZooEntry) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _attack_path(manifest: Manifest, entry: ZooEntry) -> Path:
-    return manifest.config_path(manifest.attacks[entry.attack]["config"])
+@cache
+def _read(path: Path) -> CfgNode:
+    """A config with all that it builds upon. A manifest names few, and each many times."""
+    cfg = get_d2defense_cfg()
+    merge_config_file(cfg, path)
+    return cfg
 
 
-def _content(manifest: Manifest, name: str) -> Mapping[str, Any]:
-    return dict(load_document(manifest.config_path(name), as_detectron2).content)
+def _content(manifest: Manifest, name: str) -> dict[str, Any]:
+    return dict(_document(manifest.config_path(name)))
+
+
+@cache
+def _document(path: Path) -> Mapping[str, Any]:
+    return load_document(path, as_detectron2).content
