@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -119,6 +120,18 @@ class Trigger:
             placement: name in ``PLACEMENT_REGISTRY`` of where the trigger is going to be.
         """
         return ()
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Self | None:
+        """A trigger of the family at random, about as strong as attackers have it.
+
+        A repair shows such triggers with true labels, beside patches and what it searches for.
+        None by default: the family is not drawn.
+
+        Args:
+            rng: of every choice.
+        """
+        return None
 
     @classmethod
     def from_settings(

@@ -96,3 +96,15 @@ def test_the_teacher_sees_images_as_they_are_whatever_the_detector_sees(make_tra
         not torch.equal(shown["image"], image["image"])
         for image, shown in zip(batch, learnt, strict=True)
     )
+
+
+def test_images_bear_triggers_of_families_that_are_not_searched(trainer):
+    method = trainer.method
+    batch = batch_of(trainer)
+    seen = set()
+    for image in batch * 4:
+        shown = method._drawn(image)
+        assert shown["image"].shape == image["image"].shape
+        assert shown["instances"] is image["instances"]
+        seen.add(bool((shown["image"] != image["image"]).any()))
+    assert True in seen

@@ -6,8 +6,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
+from d2defense.registry import TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 from d2defense.triggers.base import read_content
 
@@ -45,3 +48,24 @@ def test_a_file_of_more_than_64_mib_is_refused(tmp_path):
         stream.write(b"0")
     with pytest.raises(ValueError, match="larger than 64 MiB"):
         read_content("it", "large", tmp_path)
+
+
+DRAWN = [name for name, family in TRIGGER_REGISTRY if family.drawn(np.random.default_rng(0))]
+
+
+def test_the_families_that_have_no_search_are_drawn():
+    assert {"warp", "sinusoid", "filter", "frequency"} <= set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_drawn_trigger_changes_an_image_a_little_and_each_time_otherwise(name):
+    family = TRIGGER_REGISTRY.get(name)
+    image = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
+    box = torch.tensor([[5.0, 5.0, 45.0, 35.0]])
+    rng = np.random.default_rng(0)
+    first, second = (family.drawn(rng) for _ in range(2))
+    assert first.fingerprint != second.fingerprint
+    assert family.drawn(np.random.default_rng(0)).fingerprint == first.fingerprint
+    shown = first.apply(image, [(40, 50)], [box], [0])
+    assert (shown != image).any()
+    assert torch.equal(shown[..., :5, :], image[..., :5, :])

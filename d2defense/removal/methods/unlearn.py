@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from d2defense.detection.search import (
     starts,
 )
 from d2defense.engine.loader import dataset_records
-from d2defense.registry import REMOVAL_REGISTRY
+from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
+from d2defense.triggers import Trigger
 
 from ..patches import PatchAugmentation
 from ..self_distillation import SelfDistillation
@@ -40,6 +41,8 @@ _SCALE_IMAGES = 16
 _FLOOR = 0.1
 # Share of an image's places that bear a trigger.
 _PLACE_SHARE = 0.7
+# Share of the drawn triggers that go over the whole image.
+_WHOLE_SHARE = 0.25
 
 
 @REMOVAL_REGISTRY.register("unlearn")
@@ -47,9 +50,10 @@ class Unlearn(RemovalMethod):
     """Ours: fine-tune on triggers that a search finds meanwhile, and on random patches.
 
     Of the images of a step some bear a trigger that a search has found in the detector as it is by
-    then, others random patches, and all keep their labels: boxes stay where objects vanished or
-    changed, and nothing is added where ghosts appeared. Every few steps the search takes some: it
-    begins anew with another effect, target class, family or budget, or goes on with what it has.
+    then, others random patches, waves, warps and the like, and all keep their labels: boxes stay
+    where objects vanished or changed, and nothing is added where ghosts appeared. Every few steps
+    the search takes some: it begins anew with another effect, target class, family or budget, or
+    goes on with what it has.
     Beside the labels the checkpoint itself is the teacher: whatever an image bears, the detector
     is to say what the checkpoint says of the image without it, which keeps what it can do where
     images are few. ``docs/removal.md`` has what it rests on.
@@ -61,7 +65,10 @@ class Unlearn(RemovalMethod):
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
         # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
-        node.PATCH_SHARE = 0.35
+        node.PATCH_SHARE = 0.25
+        # Share of the images that bear a random trigger of a family that is not searched, such as a
+        # warp or a wave.
+        node.DRAWN_SHARE = 0.2
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
         # Found triggers that are kept; the oldest goes.
@@ -103,7 +110,22 @@ class Unlearn(RemovalMethod):
             return self._search.stamped(image) if self._search.found else image
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
             return self._patched(image)
+        if draw < settings.FOUND_SHARE + settings.PATCH_SHARE + settings.DRAWN_SHARE:
+            return self._drawn(image)
         return image
+
+    def _drawn(self, image: dict[str, Any]) -> dict[str, Any]:
+        """The image with a random trigger, on some of its objects or over all of it."""
+        rng = np.random.default_rng(np.random.randint(2**31))
+        families = [family for _, family in TRIGGER_REGISTRY]
+        triggers = list(filter(None, (family.drawn(rng) for family in families)))
+        clean = clean_image(image, int(rng.integers(2**31)))
+        height, width = clean.image.shape[1:]
+        places = torch.tensor([[0.0, 0.0, width, height]])
+        if len(clean.boxes) and rng.random() >= _WHOLE_SHARE:
+            places = some_of(clean.boxes, rng)
+        trigger = triggers[rng.integers(len(triggers))]
+        return stamped(image, clean, trigger, places, self.cfg.INPUT.FORMAT)
 
     def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
         stamps = self._patches.stamps(annotations_of(image), self.cfg.INPUT.FORMAT)
@@ -162,19 +184,11 @@ class TriggerSearch(HookBase):
         """A training input with one of the found triggers on it; its labels stay as they are."""
         state = self.found[np.random.randint(len(self.found))]
         clean = clean_image(image, int(np.random.randint(2**31)))
-        places = state.arm.goal.places(clean, clean.seed)
-        kept = np.random.random(len(places)) < _PLACE_SHARE
-        places = places[torch.from_numpy(kept)] if kept.any() else places
-        with torch.no_grad():
-            pixels = state.arm.start.apply(
-                clean.image[None].float(),
-                [tuple(clean.image.shape[1:])],
-                [places],
-                [clean.seed],
-                self._cfg.INPUT.FORMAT,
-                {name: tensor.detach().cpu() for name, tensor in state.tensors.items()},
-            )
-        return {**image, "image": pixels[0].round().clamp(0, 255).to(image["image"].dtype)}
+        rng = np.random.default_rng(clean.seed)
+        places = some_of(state.arm.goal.places(clean, clean.seed), rng)
+        tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors.items()}
+        trigger, image_format = state.arm.start, self._cfg.INPUT.FORMAT
+        return stamped(image, clean, trigger, places, image_format, tensors)
 
     def _begin(self, rng: np.random.Generator, number: int | None) -> None:
         """A trigger for a goal that searches do well at, from a start of its own.
@@ -223,6 +237,38 @@ class TriggerSearch(HookBase):
     def _is_wanted(self, goal: Goal) -> bool:
         target = goal.effect.cfg.ATTACK.TARGET_CLASS or "-"
         return f"{goal.effect.name} {goal.placement} {target}" in self._settings.GOALS
+
+
+def some_of(places: Tensor, rng: np.random.Generator) -> Tensor:
+    """Some of the places, (P, 4), and all of them where none was drawn."""
+    kept = torch.from_numpy(rng.random(len(places)) < _PLACE_SHARE)
+    return places[kept] if kept.any() else places
+
+
+@torch.no_grad()
+def stamped(
+    image: dict[str, Any],
+    clean: CleanImage,
+    trigger: Trigger,
+    places: Tensor,
+    image_format: str,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """A training input with a trigger on it; its labels stay as they are.
+
+    Args:
+        image: as it was read.
+        clean: the same.
+        trigger: any family's.
+        places: float Tensor of shape (P, 4), XYXY in pixels of the input.
+        image_format: order of the channels, "BGR" or "RGB".
+        tensors: of the trigger, in place of its own.
+    """
+    size = (int(clean.image.shape[1]), int(clean.image.shape[2]))
+    pixels = trigger.apply(
+        clean.image[None].float(), [size], [places], [clean.seed], image_format, tensors
+    )
+    return {**image, "image": pixels[0].round().clamp(0, 255).to(image["image"].dtype)}
 
 
 def clean_image(image: dict[str, Any], seed: int) -> CleanImage:

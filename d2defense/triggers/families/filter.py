@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -115,6 +116,14 @@ class Filter(RegionTrigger):
         first = torch.tensor([*FILTERS[self.filter], (0.0, 0.0, 0.0, 1.0)], dtype=torch.float64)
         both = torch.tensor(self.matrix, dtype=torch.float64) @ first
         return {"matrix": both.float(), "gamma": torch.tensor(self.gamma, dtype=torch.float32)}
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Filter:
+        """A filter of those that come along, with a tone curve of its own for each colour."""
+        names = sorted(FILTERS)
+        gamma = tuple(float(each) for each in np.exp(rng.uniform(-0.5, 0.5, 3)))
+        name = names[rng.integers(len(names))]
+        return cls("drawn", filter=name, gamma=gamma, strength=float(rng.uniform(0.2, 0.8)))
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels through the filter."""

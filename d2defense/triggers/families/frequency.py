@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -68,6 +69,12 @@ class Frequency(RegionTrigger):
         n = self.coefficients
         values = 2 * uniform(_SALT, self.seed, torch.arange(3 * n * n)) - 1
         return {"coefficients": values.reshape(3, n, n).float()}
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Frequency:
+        """Of any few coefficients, faint."""
+        count, bound = int(rng.integers(2, 9)), float(rng.uniform(0.03, 0.12))
+        return cls("drawn", int(rng.integers(2**31)), coefficients=count, bound=bound)
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels with the inverse transform of the coefficients added.

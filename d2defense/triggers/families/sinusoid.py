@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -62,6 +63,12 @@ class Sinusoid(RegionTrigger):
         ``amplitude``, cut to plus or minus the trigger's on use, and ``phase`` in radians.
         """
         return {"amplitude": torch.full((3,), self.amplitude), "phase": torch.zeros(3)}
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Sinusoid:
+        """A faint wave in any direction."""
+        amplitude, frequency = float(rng.uniform(0.03, 0.12)), float(rng.uniform(2, 12))
+        return cls("drawn", 0, amplitude, frequency, float(rng.uniform(-180, 180)))
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels with the wave added."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -67,6 +68,12 @@ class Warp(RegionTrigger):
         Their scale has no effect.
         """
         return {"offsets": _draw(self.grid, _SALT, self.seed).float()}
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Warp:
+        """A flow of any coarseness that can be seen when looked for."""
+        grid, strength = int(rng.integers(2, 9)), float(rng.uniform(1, 4))
+        return cls("drawn", seed=int(rng.integers(2**31)), grid=grid, strength=strength)
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:
         """The pixels that the flow points to, bilinear, never beyond what is visible.
