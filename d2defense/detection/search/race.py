@@ -84,6 +84,23 @@ class RaceSettings:
         return max(1, self.scouted // 4)
 
 
+@dataclass(frozen=True)
+class Scouted:
+    """Which target classes of an effect at a placement were tried.
+
+    Attributes:
+        effect: its name.
+        placement: likewise.
+        classes: names of the target classes, the most promising first where they were chosen.
+        of: how many there are.
+    """
+
+    effect: str
+    placement: str
+    classes: tuple[str, ...]
+    of: int
+
+
 class Race:
     """The race of one detector's arms.
 
@@ -119,9 +136,9 @@ class Race:
         self._format = image_format
         self._seed = seed
         self._on_step = on_step
-        #: Target classes that were scouted, of each effect at each placement.
-        self.tried: dict[tuple[str, str], tuple[int | None, ...]] = {}
         self._reference_weight = reference_weight
+        #: Of each effect with a target class, at each placement.
+        self.scouted: list[Scouted] = []
 
     def run(self, class_names: Sequence[str]) -> list[ArmState]:
         """The finalists of every effect at every placement.
@@ -132,17 +149,19 @@ class Race:
         kinds: dict[tuple[str, str], list[Goal]] = {}
         for goal in all_goals(class_names):
             kinds.setdefault(goal.kind, []).append(goal)
-        return [state for goals in kinds.values() for state in self._kind(goals)]
+        return [state for goals in kinds.values() for state in self._kind(goals, class_names)]
 
-    def _kind(self, goals: Sequence[Goal]) -> list[ArmState]:
+    def _kind(self, goals: Sequence[Goal], class_names: Sequence[str]) -> list[ArmState]:
         settings = self._settings
         triggers = starts(goals[0].placement, settings.families)
         if not triggers:
             return []
-        scout = triggers[len(triggers) // 2]
-        if len(goals) > settings.scouted:
+        scout, count = triggers[len(triggers) // 2], len(goals)
+        if count > settings.scouted:
             goals = self._screened(goals, triggers, scout)
-        self.tried[goals[0].kind] = tuple(goal.target_class for goal in goals)
+        if goals[0].target_class is not None:
+            names = tuple(class_names[goal.target_class] for goal in goals)
+            self.scouted.append(Scouted(*goals[0].kind, names, count))
         if len(goals) > settings.targets:
             scouts = self._advance((Arm(goal, scout) for goal in goals), settings.scout_steps)
             goals = [state.arm.goal for state in self._best(scouts, settings.targets)]
@@ -164,6 +183,8 @@ class Race:
         settings = self._settings
         classes = torch.cat([image.classes for image in self._images])
         goal = broadest(goals, classes)
+        if not looked_at(self._probed(), goal, 0):
+            return list(goals[: settings.scouted])
         left = {each.target_class: each for each in goals}
         chosen = []
         for _ in range(settings.spread):

@@ -20,7 +20,7 @@ from .levels import SearchSettings
 from .measure import Measured, success_terms
 from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
 from .optimise import ArmState
-from .race import Race
+from .race import Race, Scouted
 from .scale import LogitScale
 
 #: Fewer images cannot be divided into some to search on and some to measure on.
@@ -80,6 +80,7 @@ class SearchOutcome:
         mode: what the references are, one of :data:`MODES`.
         shared: an arm that does to the twin, too, what it does to no clean detector; None if there
             is none, or no twin.
+        scouted: which target classes were tried, of each effect that has any.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -94,6 +95,7 @@ class SearchOutcome:
     seed: int = 0
     mode: str = REFERENCES
     shared: ArmResult | None = None
+    scouted: tuple[Scouted, ...] = ()
 
     @property
     def has_found(self) -> bool:
@@ -221,6 +223,7 @@ def search_detector(
         seed=seed,
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
+        scouted=tuple(race.scouted),
     )
 
 

@@ -50,11 +50,17 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
             "that does more to it than to the references, but not for sure: more images would tell"
         )
         return replace(verdict, label=UNCERTAIN, reason=reason)
-    return replace(
-        verdict,
-        reason="it reacts to none of the triggers of the bank, and a search, held against "
-        f"{_AGAINST[outcome.mode]}, found no other",
+    reason = (
+        "it reacts to none of the triggers of the bank, and a search, held against "
+        f"{_AGAINST[outcome.mode]}, found no other"
     )
+    partly = [each for each in outcome.scouted if len(each.classes) < each.of]
+    if partly:
+        least = min(partly, key=lambda each: len(each.classes))
+        reason += (
+            f"; of {least.of} classes, the {len(least.classes)} likeliest were tried as targets"
+        )
+    return replace(verdict, reason=reason)
 
 
 def found_in_words(outcome: SearchOutcome) -> str:

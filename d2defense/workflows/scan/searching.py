@@ -129,6 +129,15 @@ def search_checkpoint(
         "obstacle": outcome.obstacle,
         "has_found": outcome.has_found,
         "shared": None if outcome.shared is None else _arm(outcome.shared, names),
+        "scouted": [
+            {
+                "effect": each.effect,
+                "placement": each.placement,
+                "classes": list(each.classes),
+                "of": each.of,
+            }
+            for each in outcome.scouted
+        ],
         "arms": [_arm(each, names) for each in outcome.arms[:_LISTED]],
         "trigger": entry,
         "seconds": time.perf_counter() - start,

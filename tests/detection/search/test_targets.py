@@ -9,9 +9,11 @@ import torch
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
-from d2defense.detection.search.race import Race, RaceSettings
+from d2defense.detection.search import SearchOutcome, with_search
+from d2defense.detection.search.race import Race, RaceSettings, Scouted
 from d2defense.detection.search.scale import LogitScale
 from d2defense.detection.search.targets import any_class_loss, class_probabilities
+from d2defense.detection.verdict import CLEAN, Verdict
 from d2defense.modeling import RegionOutput
 
 TWO = RaceSettings(
@@ -42,11 +44,23 @@ def race_of(signs_cache):
 def test_of_many_classes_the_target_is_scouted(race_of, name):
     race, names = race_of(name)
     finalists = race.run(names)
-    kind = next(kind for kind in race.tried if kind[0] == name.removesuffix("_0"))
-    assert len(race.tried[kind]) == 2
-    assert names.index("stop") in race.tried[kind]
-    best = next(each for each in finalists if each.arm.goal.kind == kind)
+    effect = name.removesuffix("_0")
+    (scouted,) = (each for each in race.scouted if each.effect == effect)
+    assert len(scouted.classes) == 2
+    assert "stop" in scouted.classes
+    assert scouted.of == 7
+    best = next(each for each in finalists if each.arm.goal.effect.name == effect)
     assert names[best.arm.goal.target_class] == "stop"
+
+
+def test_a_clean_verdict_says_that_not_all_classes_were_tried():
+    bank = Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5)
+    all_of_them = Scouted("ghost", "background", ("car", "bus"), 2)
+    some = Scouted("misclassification", "objects", ("car",), 80)
+    reason = with_search(bank, SearchOutcome(scouted=(all_of_them,))).reason
+    assert "classes" not in reason
+    reason = with_search(bank, SearchOutcome(scouted=(all_of_them, some))).reason
+    assert "of 80 classes, the 1 likeliest were tried" in reason
 
 
 def test_a_class_is_measured_over_objects_of_others():
