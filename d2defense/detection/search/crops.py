@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from d2defense.devices import computes_bf16
+
 from ..images import CleanImage
 
 #: Images no larger than this are taken whole; of others a step sees a square of this side.
-CROP_SIDE = 384
+CROP_SIDE = 352
 #: Pixels round a region that its crop holds, too. ``benchmarks/search.py context`` measures how
 #: much what a detector says of a region depends on what lies beyond.
 CONTEXT = 64
@@ -21,6 +24,21 @@ CROP_REGIONS = 8
 # Crops start at multiples of it, so that cells of feature maps and anchors lie where they lie on
 # the whole image: the coarsest maps of FPN have a stride of 64.
 _STRIDE = 64
+
+
+def is_large(shapes: Iterable[tuple[int, int]]) -> bool:
+    """Whether images of these heights and widths are looked at in crops."""
+    return any(max(shape) > CROP_SIDE for shape in shapes)
+
+
+def halves_pay(device: torch.device, shape: tuple[int, int]) -> bool:
+    """Whether the network is faster in bfloat16: on large images, where the device computes it.
+
+    Args:
+        device: of the network.
+        shape: height and width of its images.
+    """
+    return max(shape) >= CROP_SIDE and computes_bf16(device)
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ def view(
         places: where the trigger goes on it.
         regions: what the trigger is to change.
         rng: of the choice.
-        side: of the crop in pixels, a multiple of 64.
+        side: of the crop in pixels.
         context: pixels round a region that are wanted.
 
     Returns:

@@ -17,10 +17,13 @@ from d2defense.triggers import Trigger
 from ..images import CleanImage, input_shapes
 from ..observing import stack_images
 from .arms import Goal
+from .crops import halves_pay
 from .scale import on_common_scale, operating_point
 
 # Detections below this are no detections at any operating point.
 _LEAST_SCORE = 1e-3
+# That go through the network together.
+_MOST_IMAGES, _MOST_PIXELS = 8, 1 << 21
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,6 @@ def detect(
     image_format: str,
     seed: int,
     score: float,
-    batch_size: int = 8,
 ) -> list[Detections]:
     """Detections of each image, boxes in pixels of the network's input, on the CPU.
 
@@ -80,11 +82,14 @@ def detect(
         image_format: order of the channels, "BGR" or "RGB".
         seed: of the places.
         score: least score of a detection.
-        batch_size: images that go through the network together.
     """
     found: list[Detections] = [None] * len(images)  # type: ignore[list-item]
     divisor = max(1, model.backbone.size_divisibility)
-    for group in alike(input_shapes(images), divisor):
+    shapes = input_shapes(images)
+    for group in alike(shapes, divisor):
+        height, width = shapes[group[0]]
+        batch_size = max(1, min(_MOST_IMAGES, _MOST_PIXELS // (height * width)))
+        in_half = halves_pay(model.device, (height, width))
         for start in range(0, len(group), batch_size):
             indices = group[start : start + batch_size]
             batch = [images[index] for index in indices]
@@ -97,7 +102,8 @@ def detect(
                 {"image": each[:, :height, :width]}
                 for each, (height, width) in zip(pixels, sizes, strict=True)
             ]
-            output = model.probe(inputs, with_detections=True, score_threshold=score)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
+                output = model.probe(inputs, with_detections=True, score_threshold=score)
             for index, instances in zip(indices, output.detections, strict=True):
                 found[index] = Detections(
                     instances.pred_boxes.tensor.cpu(),

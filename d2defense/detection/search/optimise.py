@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2defense.devices import computes_bf16
 from d2defense.modeling import RegionOutput
 
 from ..images import CleanImage
 from ..observing import stack_images
 from .arms import Arm, Goal
-from .crops import CROP_SIDE, View, view
+from .crops import View, halves_pay, view
 from .scale import LogitScale
 
 # Adam's, as of ODSCAN (IEEE S&P 2024, section 5): a short memory, since a search has few steps.
@@ -137,7 +136,7 @@ def judge_views(
         {"image": each[:, :height, :width]}
         for each, (height, width) in zip(pixels, sizes, strict=True)
     ]
-    in_half = halves_pay(model.device, max(map(max, sizes)))
+    in_half = halves_pay(model.device, tuple(pixels.shape[-2:]))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
         output = model.judge(inputs, [each.regions for each in views], refresh)
     return RegionOutput(output.objectness_logits.float(), output.class_logits.float())
@@ -163,16 +162,6 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
             views += [part] if part else []
             large += [] if part else [View(image, places, regions)]
     return views or large[:1]
-
-
-def halves_pay(device: torch.device, side: int) -> bool:
-    """Whether the network is faster in bfloat16: on real images, where the processor computes it.
-
-    Args:
-        device: of the network.
-        side: of its images, in pixels.
-    """
-    return side >= CROP_SIDE and computes_bf16(device)
 
 
 def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:

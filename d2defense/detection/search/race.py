@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,6 +77,20 @@ class RaceSettings:
             total += arms * self.heat_steps
             total += min(arms, self.finalists) * max(0, self.steps - self.heat_steps)
         return total
+
+    def for_large_images(self) -> RaceSettings:
+        """About half as long: what a step costs grows with the image, and so does measuring.
+
+        Fewer classes are scouted, an effect at a placement has one finalist with two thirds of the
+        steps, and a step has half the images, each a crop.
+        """
+        return replace(
+            self,
+            scouted=max(2, self.scouted * 3 // 4),
+            finalists=max(1, self.finalists // 2),
+            steps=self.steps * 2 // 3,
+            batch_size=self.batch_size // 2,
+        )
 
     @property
     def spread(self) -> int:

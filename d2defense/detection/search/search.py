@@ -14,8 +14,9 @@ from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
 
 from ..bootstrap import Bootstrap, percentile_interval
-from ..images import CleanImage
+from ..images import CleanImage, input_shapes
 from .arms import Arm
+from .crops import is_large
 from .levels import SearchSettings
 from .measure import Measured, success_terms
 from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
@@ -172,15 +173,20 @@ def search_detector(
         return obstructed(f"a search needs {LEAST_IMAGES} images with objects")
     if not references and mode != ALONE:
         return obstructed("there is no reference to hold a found trigger against")
+    race_settings, models = settings.race, [model, *references.values()]
+    if is_large(input_shapes(tuning)):
+        race_settings = race_settings.for_large_images()
+        for each in models:
+            # Convolutions in half precision are fastest so; values stay as they are.
+            each.to(memory_format=torch.channels_last)
     try:
-        scales = [LogitScale.of(each, tuning) for each in (model, *references.values())]
+        scales = [LogitScale.of(each, tuning) for each in models]
     except ValueError as error:
         return obstructed(str(error))
-    models = [model, *references.values()]
     measured = [Measured.of(each, tuning, held_out, image_format) for each in models]
     for each in models:
         each.requires_grad_(False)
-    total, done = settings.race.total_steps(class_names), 0
+    total, done = race_settings.total_steps(class_names), 0
 
     def on_step() -> None:
         nonlocal done
@@ -192,7 +198,7 @@ def search_detector(
         list(zip(references.values(), scales[1:], strict=True)),
         tuning,
         scales[0],
-        settings.race,
+        race_settings,
         image_format,
         seed,
         on_step,
