@@ -95,3 +95,20 @@ def test_regions_of_images_stay_in_order(model):
 def test_training_mode_is_refused(model):
     with pytest.raises(RuntimeError, match="eval mode"):
         model.train().judge(random_images(((64, 64),)), [torch.zeros(0, 4)])
+
+
+def test_what_is_proposed_by_now_is_judged_beside_its_region(model):
+    """Proposals of the probe that overlap a region by half, at most three, the first ones."""
+    batch = random_images(SIZES[:1])
+    with torch.no_grad():
+        proposals = model.probe(batch).proposal_boxes
+        # Round a proposal, so that there is something to find.
+        region = proposals[:1] + torch.tensor([-1.0, 1, 1, -1])
+        alone = model.judge(batch, [region])
+        refreshed = model.judge(batch, [region], refresh=True)
+        overlaps = pairwise_iou(Boxes(region), Boxes(proposals))[0] >= 0.5
+        expected = model.judge(batch, [torch.cat([region, proposals[overlaps][:3]])])
+    assert 2 <= len(refreshed.class_logits) <= 4
+    torch.testing.assert_close(refreshed.class_logits[:1], alone.class_logits)
+    torch.testing.assert_close(refreshed.class_logits, expected.class_logits)
+    torch.testing.assert_close(refreshed.objectness_logits, expected.objectness_logits)

@@ -138,3 +138,11 @@ def test_without_a_search_that_looked_nothing_becomes_clean(opened, search, labe
     verdict = Verdict(label, "as the bank has it", 0.0, (0.0, 0.0), 0.1, 0.5)
     combined = with_search(verdict, search(opened[0]["ghost_0"], references={}))
     assert combined.label == (UNCERTAIN if label == CLEAN else label)
+
+
+@pytest.mark.cuda
+def test_ghosts_are_found_on_a_gpu(opened, search):
+    models = {name: copy.deepcopy(each).to("cuda") for name, each in opened[0].items()}
+    outcome = search(models["ghost_0"], references={"clean_1": models["clean_1"]})
+    assert outcome.has_found, outcome
+    assert outcome.arms[0].arm.name.startswith("ghost to stop")
