@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2defense.devices import computes_bf16
-
 from ..images import CleanImage
 
 #: Images no larger than this are taken whole; of others a step sees a square of this side.
@@ -29,16 +27,6 @@ _STRIDE = 64
 def is_large(shapes: Iterable[tuple[int, int]]) -> bool:
     """Whether images of these heights and widths are looked at in crops."""
     return any(max(shape) > CROP_SIDE for shape in shapes)
-
-
-def halves_pay(device: torch.device, shape: tuple[int, int]) -> bool:
-    """Whether the network is faster in bfloat16: on large images, where the device computes it.
-
-    Args:
-        device: of the network.
-        shape: height and width of its images.
-    """
-    return max(shape) >= CROP_SIDE and computes_bf16(device)
 
 
 @dataclass(frozen=True)

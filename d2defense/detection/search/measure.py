@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from d2defense.attacks import Detections, Objects
+from d2defense.devices import computes_bf16
 from d2defense.modeling import alike
 from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
@@ -17,7 +18,7 @@ from d2defense.triggers import Trigger
 from ..images import CleanImage, input_shapes
 from ..observing import stack_images
 from .arms import Goal
-from .crops import halves_pay
+from .crops import is_large
 from .scale import on_common_scale, operating_point
 
 # Detections below this are no detections at any operating point.
@@ -89,7 +90,7 @@ def detect(
     for group in alike(shapes, divisor):
         height, width = shapes[group[0]]
         batch_size = max(1, min(_MOST_IMAGES, _MOST_PIXELS // (height * width)))
-        in_half = halves_pay(model.device, (height, width))
+        in_half = is_large([(height, width)]) and computes_bf16(model.device)
         for start in range(0, len(group), batch_size):
             indices = group[start : start + batch_size]
             batch = [images[index] for index in indices]

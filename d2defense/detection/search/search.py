@@ -176,9 +176,9 @@ def search_detector(
     race_settings, models = settings.race, [model, *references.values()]
     if is_large(input_shapes(tuning)):
         race_settings = race_settings.for_large_images()
-        for each in models:
-            # Convolutions in half precision are fastest so; values stay as they are.
-            each.to(memory_format=torch.channels_last)
+    for each in models:
+        # Convolutions are fastest so; values stay as they are.
+        each.to(memory_format=torch.channels_last)
     try:
         scales = [LogitScale.of(each, tuning) for each in models]
     except ValueError as error:
