@@ -54,6 +54,7 @@ from d2defense.detection.search.measure import detect
 from d2defense.detection.search.optimise import ArmState, Loss
 from d2defense.detection.search.race import Race, RaceSettings
 from d2defense.detection.search.scale import LogitScale, foreground_margin
+from d2defense.detection.search.search import SCALED_ON
 from d2defense.modeling import RegionOutput, instrument_config
 
 _CONTEXTS = (0, 16, 32, 64, 128)
@@ -188,8 +189,8 @@ def race_time(
     detect(model, images[:4], None, None, fmt, 0, 0.05)
     image = (time.process_time() - start) / len(images[:4])
     step, comparison = measured.seconds / measured.taken, measured.comparing / measured.compared
-    # 100 images, half of them measured on; scale and operating point of both detectors take more.
-    passes = 2 * 50 * (finalists + 3)
+    # Of both detectors: all arms and the clean images, 50; scale and operating point.
+    passes = 2 * (50 * (finalists + 1) + 2 * SCALED_ON)
     rows = [
         ("steps", counted.taken, step, counted.taken * step),
         ("comparisons of arms", counted.compared, comparison, counted.compared * comparison),

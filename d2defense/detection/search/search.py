@@ -26,6 +26,8 @@ from .scale import LogitScale
 
 #: Fewer images cannot be divided into some to search on and some to measure on.
 LEAST_IMAGES = 20
+#: Large images on which scale and operating point of a detector are found.
+SCALED_ON = 24
 # Of the progress, the part that the race takes; the rest is measuring.
 _RACE_SHARE = 0.9
 # What the twin's reaction counts against the suspect's in the race: a backdoor that the twin has
@@ -174,16 +176,17 @@ def search_detector(
     if not references and mode != ALONE:
         return obstructed("there is no reference to hold a found trigger against")
     race_settings, models = settings.race, [model, *references.values()]
+    scaled_on = tuning
     if is_large(input_shapes(tuning)):
-        race_settings = race_settings.for_large_images()
+        race_settings, scaled_on = race_settings.for_large_images(), tuning[:SCALED_ON]
     for each in models:
         # Convolutions are fastest so; values stay as they are.
         each.to(memory_format=torch.channels_last)
     try:
-        scales = [LogitScale.of(each, tuning) for each in models]
+        scales = [LogitScale.of(each, scaled_on) for each in models]
     except ValueError as error:
         return obstructed(str(error))
-    measured = [Measured.of(each, tuning, held_out, image_format) for each in models]
+    measured = [Measured.of(each, scaled_on, held_out, image_format) for each in models]
     for each in models:
         each.requires_grad_(False)
     total, done = race_settings.total_steps(class_names), 0
