@@ -9,8 +9,16 @@ import torch
 
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
-from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
+from d2defense.detection import CleanImage, ScanImages, ScanSettings, Subject, open_subject
+from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.crops import CONTEXT, CROP_REGIONS, CROP_SIDE, cut, view
+from d2defense.detection.search.optimise import (
+    ArmState,
+    judge_views,
+    looked_at,
+    wanted_probability,
+)
+from d2defense.detection.search.scale import LogitScale
 from d2defense.registry import TRIGGER_REGISTRY
 
 WINDOW = (64, 128, 320, 384)
@@ -31,19 +39,35 @@ def photo(boxes: list[list[float]], height: int = 600, width: int = 900) -> Clea
     )
 
 
-@pytest.fixture
-def large_scene(signs_cache) -> CleanImage:
-    """Nine images of the defender's set side by side, 384 pixels wide and high."""
-    images = ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=9))
-    seen = open_subject(find_specimen("clean_0"), images, ScanSettings(), "cpu").images
-    nine = [seen[index] for index in range(9)]
-    rows = [torch.cat([each.image for each in nine[k : k + 3]], 2) for k in (0, 3, 6)]
-    boxes = [
-        each.boxes + torch.tensor([128.0 * (k % 3), 128.0 * (k // 3)]).repeat(2)
-        for k, each in enumerate(nine)
-    ]
-    classes = torch.cat([each.classes for each in nine])
-    return CleanImage("nine.png", torch.cat(rows, 1), torch.cat(boxes), classes, 0)
+@pytest.fixture(scope="module")
+def opened(signs_cache):
+    """A function from a specimen to its detector."""
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=36))
+
+    def load(name: str) -> Subject:
+        subject = open_subject(find_specimen(name), images, ScanSettings(), "cpu")
+        subject.model.requires_grad_(False)
+        return subject
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def large_scenes(opened) -> list[CleanImage]:
+    """Nine images of the defender's set side by side in each, 384 pixels wide and high."""
+    seen, scenes = opened("clean_0").images, []
+    for start in range(0, 36, 9):
+        nine = [seen[index] for index in range(start, start + 9)]
+        rows = [torch.cat([each.image for each in nine[k : k + 3]], 2) for k in (0, 3, 6)]
+        boxes = [
+            each.boxes + torch.tensor([128.0 * (k % 3), 128.0 * (k // 3)]).repeat(2)
+            for k, each in enumerate(nine)
+        ]
+        classes = torch.cat([each.classes for each in nine])
+        scenes.append(
+            CleanImage(f"{start}.png", torch.cat(rows, 1), torch.cat(boxes), classes, start)
+        )
+    return scenes
 
 
 @pytest.mark.parametrize(("placement", "start"), STARTS)
@@ -62,33 +86,46 @@ def test_a_trigger_on_a_crop_is_the_crop_of_the_trigger(placement, start):
     torch.testing.assert_close(got, whole[..., top:bottom, left:right], rtol=0, atol=1e-3)
 
 
-def test_what_is_said_of_an_object_in_its_crop_is_what_is_said_on_the_whole_image(large_scene):
+def test_what_is_said_of_an_object_in_its_crop_is_what_is_said_of_the_whole(opened, large_scenes):
     """Within 0.02 of a probability."""
-    model = open_subject(
-        find_specimen("clean_0"),
-        ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=1)),
-        ScanSettings(),
-        "cpu",
-    ).model
-    boxes, compared = large_scene.boxes, 0
-    with torch.no_grad():
-        whole = model.judge([{"image": large_scene.image}], [boxes])
-        for index in range(len(boxes)):
-            part = view(
-                large_scene, boxes, boxes[index : index + 1], np.random.default_rng(index), 256, 64
-            )
-            assert part.image.image.shape[1:] == (256, 256)
-            seen = model.judge([{"image": part.image.image}], [part.regions])
-            torch.testing.assert_close(
-                seen.class_logits.softmax(1)[0], whole.class_logits.softmax(1)[index],
-                rtol=0, atol=0.02,
-            )  # fmt: skip
-            torch.testing.assert_close(
-                seen.objectness_logits.sigmoid()[0], whole.objectness_logits.sigmoid()[index],
-                rtol=0, atol=0.02,
-            )  # fmt: skip
-            compared += 1
-    assert compared >= 9
+    model, scene = opened("clean_0").model, large_scenes[0]
+    boxes = scene.boxes
+    assert len(boxes) >= 9
+    whole = model.judge([{"image": scene.image}], [boxes])
+    for index in range(len(boxes)):
+        part = view(scene, boxes, boxes[index : index + 1], np.random.default_rng(index), 256, 64)
+        assert part.image.image.shape[1:] == (256, 256)
+        seen = model.judge([{"image": part.image.image}], [part.regions])
+        torch.testing.assert_close(
+            seen.class_logits.softmax(1)[0], whole.class_logits.softmax(1)[index], rtol=0, atol=0.02
+        )
+        torch.testing.assert_close(
+            seen.objectness_logits.sigmoid()[0],
+            whole.objectness_logits.sigmoid()[index],
+            rtol=0,
+            atol=0.02,
+        )
+
+
+def test_a_trigger_is_found_on_crops(opened, large_scenes):
+    """A few steps on parts of four images make objects vanish, for the backdoored one alone."""
+    subject, reference = opened("backdoored_0"), opened("clean_1")
+    names = [f"class {index}" for index in range(7)]
+    goal = next(each for each in all_goals(names) if each.kind == ("disappearance", "objects"))
+    start = next(each for each in starts("objects") if each.name == "patch of 10 %")
+    state = ArmState.begin(Arm(goal, start), subject.model.device)
+    scales = [LogitScale.of(each.model, each.images[:12]) for each in (subject, reference)]
+    for step in range(12):
+        state.step(subject.model, large_scenes, scales[0], "BGR", step)
+    views = looked_at(large_scenes, goal, 99)
+    assert all(max(each.image.image.shape[1:]) <= CROP_SIDE for each in views)
+    vanished = [
+        wanted_probability(
+            scale(judge_views(each.model, views, state.arm, state.tensors, "BGR")), state.arm
+        )
+        for each, scale in zip((subject, reference), scales, strict=True)
+    ]
+    assert vanished[0] > vanished[1] + 0.5
 
 
 def test_a_crop_holds_its_regions_with_what_is_round_them_at_their_scale():
