@@ -10,6 +10,9 @@ from typing import Any
 from d2defense.checkpoint import CheckpointSource, file_sha256
 from d2defense.report.results import RESULT_FILE, read_result
 
+# Excess beyond that of clean detectors from which on a repair goes by an arm.
+_WORTH_TRYING = 0.1
+
 
 def load_evidence(path: Path, source: CheckpointSource) -> dict[str, Any]:
     """The result of an earlier scan of this very checkpoint.
@@ -51,7 +54,7 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
     goals = [
         f"{arm['effect']} {arm['placement']} {arm['target_class'] or '-'}"
         for arm in (result.get("search") or {}).get("arms", ())
-        if (arm["excess"] or 0.0) - arm["baseline"] > 0
+        if (arm["excess"] or 0.0) - arm["baseline"] > _WORTH_TRYING
     ]
     return tuple(dict.fromkeys(goals))
 
