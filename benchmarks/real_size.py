@@ -74,6 +74,7 @@ def make_checkpoint(name: str, folder: Path) -> None:
 def scan(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[dict[str, Any], int]:
     """Scan a checkpoint in a process of its own; its result, and the most memory it held."""
     command = [sys.executable, "-m", "d2defense.cli.program", "scan", str(folder)]
+    command += ["--search", "off"]
     command += ["--output", str(output), "--no-figures", *arguments]
     process = subprocess.Popen(command)
     peak = 0

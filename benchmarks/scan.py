@@ -351,6 +351,7 @@ def _command(args: argparse.Namespace, copies: int, *options: str) -> tuple[floa
             shutil.copytree(specimens_root() / "backdoored_0", Path(scratch, "in", f"copy_{index}"))
         command = [
             sys.executable, "-m", "d2defense.cli.program", "scan", f"{scratch}/in", "--quiet",
+            "--search", "off",
             "--dataset", DATASET.name, "--max-images", str(args.images), "--no-figures",
             "--output", f"{scratch}/out", *options,
         ]  # fmt: skip

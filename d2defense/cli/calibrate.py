@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_source(args, args.parser)
     try:
         check_false_alarm_rate(args.false_alarm_rate)
-        cfg = settings_config(args, args.parser)
-        settings = ScanSettings.from_config(cfg).without_search()
+        settings = ScanSettings.from_config(settings_config(args, args.parser))
         calibration = calibrate(
             args.checkpoints, dataset, settings, args.false_alarm_rate, args.name, args.device
         )

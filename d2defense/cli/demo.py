@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """See the whole job on detectors that come with the package.
 
-Scans ten small traffic-sign detectors, seven of them backdoored, says which of those it missed,
-repairs one with a small clean set, scans and measures it again, and writes a report with pictures.
+Scans ten small traffic-sign detectors, seven of them backdoored, searches those for triggers on
+which the bank finds nothing, repairs one with a small clean set, scans and measures it again, and
+writes a report with pictures of what was found.
 Nothing is downloaded; takes a few minutes on two cores.
 """
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.workflows.repair import format_repair
 
     configure_logging()
+    # Minutes count here; --opts says otherwise.
+    args.opts = ["DEFENSE.SEARCH", "fast", *args.opts]
     cfg = defense_config(args, args.parser)
     try:
         settings = ScanSettings.from_config(cfg)
@@ -51,7 +54,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{format_repair(demo.summary['repair'])}")
     for line in ("", *(f"missed: {missed}" for missed in demo.summary["missed"])):
         print(line)
-    if demo.summary["missed"]:
-        print("`d2defense scan --search` looks for triggers that the bank does not hold")
     print(f"report: {demo.report}")
     return 0

@@ -157,7 +157,7 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.TRIGGERS = ()
     # Whether, and how thoroughly, triggers are searched that the bank does not hold: "off", "fast",
     # "standard" or "thorough" (docs/method.md).
-    cfg.DEFENSE.SEARCH = "off"
+    cfg.DEFENSE.SEARCH = "standard"
     # Search also where the bank has found a backdoor.
     cfg.DEFENSE.SEARCH_ALWAYS = False
     # Whether a search holds the detector against its twin, itself after fine-tuning on clean

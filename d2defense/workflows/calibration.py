@@ -37,7 +37,7 @@ def calibrate(
     Args:
         paths: known-clean checkpoints or folders of them.
         dataset: the images that later scans use.
-        settings: of those scans.
+        settings: of those scans, which do not search.
         false_alarm_rate: see :class:`Calibration`.
         name: what the checkpoints are, for reports; their number if empty.
         device: of the models; their configs' choice if None.
@@ -48,6 +48,7 @@ def calibrate(
         CalibrationError: too few checkpoints.
     """
     check_false_alarm_rate(false_alarm_rate)
+    settings = settings.without_search()
     sources = find_checkpoints(paths, only_final=True)
     images = ScanImages.load(dataset, settings)
     for line in images.warnings:

@@ -22,6 +22,8 @@ from .repair import RepairTask, ScannedDetector, repair_checkpoint
 from .scan import RunOptions, find_sources, scan
 
 CLEAN = "clean_0"
+#: What found triggers are held against; these two against each other.
+REFERENCES = ("clean_1", "clean_2")
 REPAIRED = "backdoored_0"
 DEFENDER = DatasetSource("synth_signs_defender")
 VALIDATION = DatasetSource("synth_signs_val")
@@ -102,9 +104,10 @@ def run_demo(
     found = find_sources([specimens_root()], only_final=True)
     say(f"Scanning the specimens with images of {DEFENDER.name} ...")
     scan_dir = output_dir / "scan"
+    references = [find_specimen(name) for name in REFERENCES]
     # Networks as small as these gain little from a second thread, and a lot from a second process.
     options = RunOptions(workers=min(MOST_WORKERS, len(os.sched_getaffinity(0))))
-    results = scan(found, DEFENDER, scan_dir, settings, calibration, device, options)
+    results = scan(found, DEFENDER, scan_dir, settings, calibration, device, options, references)
     by_name = {result["name"]: result for result in results}
     verdicts = {name: result["verdict"] for name, result in by_name.items()}
     truth = {name: truth_about(name) for name in by_name}
@@ -113,7 +116,7 @@ def run_demo(
         source=suspicious,
         defender=DEFENDER,
         test=VALIDATION,
-        settings=settings,
+        settings=settings.without_search(),
         calibration=calibration,
         trigger=ATTACK_TRIGGER,
         options=FineTuningOptions(),

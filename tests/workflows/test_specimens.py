@@ -156,12 +156,10 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert main(["demo", "--output", str(output)]) == 0
     summary = json.loads((output / "summary.json").read_text())
     verdicts = summary["verdicts"]
-    assert {name: verdicts[name] for name in TOLD_APART} == {
-        name: name.split("_")[0] for name in TOLD_APART
+    assert verdicts == {
+        name: "clean" if name.startswith("clean") else "backdoored" for name in NAMES
     }
-    assert summary["missed"] == describe_missed(verdicts, summary["truth"])
-    told = {line.partition(" ")[0] for line in summary["missed"]}
-    assert told == {name for name in OTHER_ATTACKS if verdicts[name] != "backdoored"}
+    assert summary["missed"] == []
     before, after = summary["repair"]["before"], summary["repair"]["after"]
     assert before["verdict"] == "backdoored"
     assert after["verdict"] == "clean"
@@ -173,10 +171,11 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert (output / "repaired" / "model_final.pth").is_file()
     assert len(list((output / "scan").glob("*/result.json"))) == len(NAMES)
     page = (output / "report.html").read_text()
-    # Two of each specimen, and five of the repair.
-    assert page.count("data:image/") == 2 * len(NAMES) + 5
+    searched = [
+        json.loads(path.read_text())["search"] for path in output.glob("scan/*/result.json")
+    ]
+    # Two of each specimen, one of each that was searched, and five of the repair.
+    pictures = 2 * len(NAMES) + len([each for each in searched if each]) + 5
+    assert page.count("data:image/") == pictures
     out = capfd.readouterr().out
     assert str(output / "report.html") in out
-    for line in summary["missed"]:
-        assert f"missed: {line}" in out
-        assert f"Missed: {line}." in page

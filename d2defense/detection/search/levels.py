@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .race import RaceSettings
 
 OFF = "off"
-DEFAULT_LEVEL = OFF
+DEFAULT_LEVEL = "standard"
 AUTO, ALWAYS = "auto", "always"
 #: When a twin is made: where no reference can be used, or in any case, or never.
 TWIN_CHOICES = (AUTO, ALWAYS, OFF)
