@@ -164,7 +164,7 @@ class SearchNull:
         """What counts in a mode.
 
         Of the searches those in the same mode and as thorough, where there are enough; else those
-        in the same mode; else all.
+        in the same mode; else those that were held against something, if this one is; else all.
 
         Args:
             mode: one of :data:`MODES`.
@@ -172,7 +172,10 @@ class SearchNull:
         """
         same = [each for each in self.searches if each.mode == mode]
         alike = [each for each in same if each.level == level]
-        chosen = next(each for each in (alike, same, self.searches) if len(each) >= _LEAST_SEARCHES)
+        held = [each for each in self.searches if ALONE not in (mode, each.mode)]
+        chosen = next(
+            each for each in (alike, same, held, self.searches) if len(each) >= _LEAST_SEARCHES
+        )
         return ModeNull(
             mode,
             tuple(

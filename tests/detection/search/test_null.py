@@ -72,6 +72,14 @@ def test_those_searched_as_thoroughly_count_where_there_are_enough():
     assert null(*searches).of(REFERENCES, "standard").baseline("a") == pytest.approx(0.44)
 
 
+def test_what_was_held_against_nothing_has_no_part_in_an_excess():
+    both = null(
+        *(search(REFERENCES, "fast", value) for value in (0.1, 0.2, 0.3)),
+        *(search(ALONE, "fast", value) for value in (0.5, 0.6, 0.7)),
+    )
+    assert both.of(TWIN, "fast").baseline("a") == pytest.approx(0.2)
+
+
 def test_too_few_searches_make_no_null():
     with pytest.raises(NullError, match="at least 3"):
         null(search(TWIN, "fast", 0.1), search(TWIN, "fast", 0.1))
