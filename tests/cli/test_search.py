@@ -30,7 +30,7 @@ def brief(monkeypatch):
     race = RaceSettings(
         scout_steps=1, targets=1, heat_steps=1, finalists=1, steps=1, families=("patch",)
     )
-    monkeypatch.setattr(levels, "LEVELS", {"fast": race})
+    monkeypatch.setattr(levels, "LEVELS", {**levels.LEVELS, "fast": race})
 
 
 def result_of(folder):
@@ -56,13 +56,13 @@ def test_without_a_reference_a_twin_serves(
     asked = [
         "scan", specimen("clean_0"), "--dataset-json", data.json_file,
         "--image-root", data.image_root, "--output", tmp_path / "out", "--search", "fast",
-        "--max-images", "24", "--triggers", "white", "--isolation", "none", "--no-figures",
+        "--max-images", "20", "--triggers", "white", "--isolation", "none", "--no-figures",
     ]  # fmt: skip
     outcome = d2defense(*asked, "--opts", "DEFENSE.TWIN_STEPS", "4")
     found = result_of(tmp_path / "out")
     assert found["search"]["mode"] == "twin"
     assert found["search"]["references"] == ["twin"]
-    assert "fine-tuning its twin: 4 steps on 32 images" in outcome.err
+    assert "fine-tuning its twin: 4 steps on 34 images" in outcome.err
     assert "its twin will take about" in outcome.err
     assert "held against its twin" in found["reason"]
     suspect, twin = (
@@ -91,7 +91,7 @@ def test_a_twin_that_cannot_be_made_leaves_no_clean_verdict(
     outcome = d2defense(
         "scan", specimen("clean_0"), "--dataset-json", data.json_file,
         "--image-root", data.image_root, "--output", tmp_path / "out", "--search", "fast",
-        "--triggers", "white", "--isolation", "none", "--no-figures",
+        "--max-images", "20", "--triggers", "white", "--isolation", "none", "--no-figures",
     )  # fmt: skip
     assert outcome.code == 1
     found = result_of(tmp_path / "out")
