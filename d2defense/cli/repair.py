@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
         "unless --modules or --scan say otherwise",
     )
-    add_search_arguments(parser, with_always=False)
+    add_search_arguments(parser, "off", with_always=False)
     add_dataset_arguments(parser)
     unlabelled = parser.add_argument_group("clean images without labels, in place of these")
     unlabelled.add_argument(
@@ -211,12 +211,16 @@ def _repair(
     test: DatasetSource | None,
 ) -> int:
     from d2defense.detection import ScanSettings, calibration_from_config
+    from d2defense.detection.search import OFF
     from d2defense.triggers import build_trigger
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
     # A repair goes by what a search finds, whatever the bank has found.
     cfg.DEFENSE.SEARCH_ALWAYS = True
+    if "DEFENSE.SEARCH" not in args.opts:
+        # It would be done twice, and takes longer than the repair.
+        cfg.DEFENSE.SEARCH = OFF
     for option, key in (("search", "SEARCH"), ("twin", "TWIN")):
         if getattr(args, option) is not None:
             cfg.DEFENSE[key] = getattr(args, option)

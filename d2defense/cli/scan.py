@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go here")
     add_settings_arguments(parser)
     add_decision_arguments(parser)
-    add_search_arguments(parser)
+    add_search_arguments(parser, "standard")
     _add_source_arguments(parser)
     _add_output_arguments(parser)
     _add_run_arguments(parser)

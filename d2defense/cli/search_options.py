@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from d2defense.workflows.scan import RunOptions
 
 
-def add_search_arguments(parser: argparse.ArgumentParser, with_always: bool = True) -> None:
+def add_search_arguments(
+    parser: argparse.ArgumentParser, default: str, with_always: bool = True
+) -> None:
     """How thoroughly, and what a found trigger is held against.
 
     Args:
         parser: gets a group of its own.
+        default: how thoroughly where nothing is said, for the help.
         with_always: whether it may be asked for to search what the bank has found, too.
     """
     group = parser.add_argument_group("search for triggers that the bank does not hold")
     group.add_argument(
         "--search",
         choices=("off", "fast", "standard", "thorough"),
-        help="how thoroughly (off)",
+        help=f"how thoroughly ({default})",
     )
     if with_always:
         group.add_argument(

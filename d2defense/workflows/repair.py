@@ -31,7 +31,7 @@ from d2defense.triggers import Trigger
 
 from .classes import check_classes
 from .evidence import describe_modules, load_evidence, reached_by_effect, searched_goals
-from .examples import example_pairs
+from .examples import example_pairs, most_changed
 from .fine_tuning import (
     FineTuned,
     FineTuningOptions,
@@ -149,7 +149,7 @@ def repair_checkpoint(
         say(f"Scanning {source.name} with images of {measured.name} ...")
         before = _scan(task, source.path, output_dir / SCAN_BEFORE)
     options = _informed(task, before, say)
-    images = ScanImages.load(measured, task.settings)
+    images = _shown_first(task, ScanImages.load(measured, task.settings))
     measures_before, shown_before = _measure(task, source, images, before, "before")
     current, evidence, seconds = source, before, 0.0
     for number in range(1, task.rounds + 1):
@@ -315,6 +315,16 @@ def _beside(task: RepairTask, images: ScanImages) -> ShownDetector | None:
     source = task.beside.source
     model, cfg = build_detector(source.weights, source.config, task.device)
     return ShownDetector(source.name, task.beside.result, _examples(task, model, cfg, images))
+
+
+def _shown_first(task: RepairTask, images: ScanImages) -> ScanImages:
+    """The images, those first on which the trigger does most to what is repaired."""
+    model, cfg = build_detector(task.source.weights, task.source.config, task.device)
+    seen = load_clean_images(images.records, cfg)
+    settings = task.settings.observation
+    first = most_changed(model, seen, task.trigger, settings, cfg.INPUT.FORMAT, EXAMPLE_IMAGES)
+    rest = [index for index in range(len(images.records)) if index not in first]
+    return replace(images, records=[images.records[index] for index in (*first, *rest)])
 
 
 def _examples(
