@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo docs test coverage test-slow test-sanitizers fuzz cuda-build lint format clean
+.PHONY: help install lock demo docs test coverage test-slow test-sanitizers fuzz test-cuda cuda-build lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,10 @@ fuzz: install ## Fuzz the readers of untrusted files for FUZZ_SECONDS (60)
 	@mkdir -p runs/fuzz && $(RUN)/python -W ignore tests/fuzz/fuzz_loaders.py \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
 	@$(RUN)/python -W ignore tests/fuzz/differential.py $(FUZZ_SECONDS)
+
+# Also those that are marked slow, compute-sanitizer among them.
+test-cuda: install ## Run the tests that need a GPU
+	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m cuda $(PYTEST_FLAGS)
 
 cuda-build: install ## Compile and link the CUDA kernels (nvcc needed, a GPU is not)
 	@sh tools/install/build_cuda.sh $(RUN)/python

@@ -36,6 +36,7 @@ from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.optimise import ArmState
 from d2defense.detection.search.scale import LogitScale
 from d2defense.files import write_text
+from d2defense.modeling import number_of_classes
 
 ODSCAN_SECONDS = 430.8
 _BATCH = 8
@@ -82,7 +83,7 @@ def main() -> int:
     (suspect, seen, cfg), (reference, _, _) = (
         open_subject(each, images, settings, args.device) for each in sources
     )
-    names = names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, images.class_names)
+    names = names_of_classes(number_of_classes(cfg), images.class_names)
     loaded = [seen[index] for index in range(len(seen))]
     tuning, held_out = divide(loaded, settings.seed)
     rows = []

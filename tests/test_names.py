@@ -41,3 +41,29 @@ def test_two_classes_of_one_name_are_found():
 def test_no_two_classes_share_a_name(trees):
     assert len(trees) > 100
     assert {name: where for name, where in places(trees).items() if len(where) > 1} == {}
+
+
+# Detector parts and their key, which only an adapter may know: others ask the adapter.
+OF_ADAPTERS = {"roi_heads", "rpn_head", "proposal_generator", "NUM_CLASSES"}
+
+
+def parts_named(tree: ast.Module) -> set[str]:
+    """Attributes of detectors and configurations that code reads or calls."""
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & OF_ADAPTERS
+
+
+def test_a_part_that_code_names_is_found():
+    assert parts_named(ast.parse("cfg.MODEL.ROI_HEADS.NUM_CLASSES; a = 'roi_heads'")) == {
+        "NUM_CLASSES"
+    }
+
+
+def test_only_adapters_know_what_a_detector_is_made_of(trees):
+    # The default of a key that is our own.
+    declared = {"config/defaults.py"}
+    named = {
+        module: parts_named(tree)
+        for module, tree in trees.items()
+        if not module.startswith("modeling/") and module not in declared
+    }
+    assert {module: names for module, names in named.items() if names} == {}

@@ -35,6 +35,7 @@ from d2defense.detection.search import (
     search_detector,
 )
 from d2defense.files import write_json
+from d2defense.modeling import number_of_classes
 
 MODES = (REFERENCES, ALONE)
 # Any null does: only what is shown is read, which does not depend on it.
@@ -110,7 +111,7 @@ def search_clean(
     subject = open_subject(suspect, images, settings)
     references = {each.name: open_subject(each, images, settings).model for each in others}
     tuning, held_out = divide(list(subject.images), seed)
-    names = names_of_classes(subject.cfg.MODEL.ROI_HEADS.NUM_CLASSES, images.class_names)
+    names = names_of_classes(number_of_classes(subject.cfg), images.class_names)
     with tqdm(total=1.0, desc=f"{suspect.name}, {mode}", leave=False) as bar:
         outcome = search_detector(
             subject.model,

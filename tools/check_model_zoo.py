@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Compare every two-stage detector of Detectron2's model zoo with its instrumented twin.
+"""Compare every detector of Detectron2's model zoo with its instrumented twin.
 
 Random weights, no download: both must have equal state-dict keys and bit-identical detections, and
 the probe must say what the stock modules say. Exit code 2 if any differs.

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from d2defense.config import get_d2defense_cfg
 from d2defense.modeling import UnsupportedArchitectureError, instrument_config
+from d2defense.modeling.sigmoid_scores import softmax_logits
 
-# Folders of the model zoo with two-stage detectors among others.
+# Folders of the model zoo with detectors.
 FAMILIES = (
     "COCO-Detection",
     "COCO-InstanceSegmentation",
     "COCO-Keypoints",
+    "COCO-PanopticSegmentation",
     "LVISv0.5-InstanceSegmentation",
     "LVISv1-InstanceSegmentation",
     "Cityscapes",
@@ -42,7 +44,7 @@ class Parity:
         outcome: "equal", "different", "refused" (not a detector that can be probed) or "skipped"
             (Detectron2 cannot build it here).
         detail: what differs, or why it was refused or skipped.
-        roi_heads: the kind of ROI heads.
+        roi_heads: the kind of ROI heads; of a one-stage detector its meta-architecture.
         parameters: how many the model has.
         detections: how many were compared bit by bit.
         proposals: how many were compared bit by bit.
@@ -95,7 +97,8 @@ def check_config(name: str) -> Parity:
     except Exception as error:  # Detectron2 says in many ways that it lacks a compiled part
         return Parity(name, SKIPPED, " ".join(f"{type(error).__name__}: {error}".split()))
     instrumented = build_model(instrumented_cfg).eval()
-    roi_heads = cfg.MODEL.ROI_HEADS.NAME
+    two_stages = instrumented.has_objectness
+    roi_heads = cfg.MODEL.ROI_HEADS.NAME if two_stages else cfg.MODEL.META_ARCHITECTURE
     parameters = sum(p.numel() for p in stock.parameters())
     if list(stock.state_dict()) != list(instrumented.state_dict()):
         return Parity(name, DIFFERENT, "keys of the state dict", roi_heads, parameters)
@@ -119,6 +122,8 @@ def compare(
     Returns:
         what differs ("" for nothing), the number of detections, the number of proposals compared.
     """
+    if not instrumented.has_objectness:
+        return _compare_dense(stock, instrumented, batch)
     with torch.no_grad(), _Recorder(stock) as recorded:
         expected = [output["instances"] for output in stock(batch)]
         got = [output["instances"] for output in instrumented(batch)]
@@ -138,6 +143,37 @@ def compare(
     }
     differing = [what for what, same in checks.items() if not same]
     return ", ".join(differing), detections, len(boxes)
+
+
+def _compare_dense(
+    stock: nn.Module, instrumented: nn.Module, batch: list[dict[str, Any]]
+) -> tuple[str, int, int]:
+    """Likewise of detectors of one stage: each proposal must have the scores of an anchor."""
+    heads: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: tuple) -> None:
+        levels = [
+            level.unflatten(1, (-1, stock.num_classes)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+            for level in output[0]
+        ]
+        heads.append(softmax_logits(torch.cat(levels, dim=1).float().sigmoid().log()))
+
+    hook = stock.head.register_forward_hook(keep)
+    with torch.no_grad():
+        expected = [output["instances"] for output in stock(batch)]
+        got = [output["instances"] for output in instrumented(batch)]
+    hook.remove()
+    probe = instrumented.probe(batch)
+    of_anchors = [
+        all(torch.isclose(row, anchors, rtol=1e-4, atol=1e-4).all(dim=1).any() for row in rows)
+        for anchors, rows in zip(heads[0], (p.class_logits for p in probe.split()), strict=True)
+    ]
+    checks = {
+        "detections": all(map(_same_instances, expected, got)),
+        "class logits": all(of_anchors),
+    }
+    differing = [what for what, same in checks.items() if not same]
+    return ", ".join(differing), sum(map(len, expected)), len(probe.proposal_boxes)
 
 
 def spread_scores(model: nn.Module) -> None:
@@ -196,7 +232,7 @@ def _shrink(cfg: CfgNode) -> None:
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PIXEL_STD = [57.375, 57.120, 58.395]
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
 

@@ -25,6 +25,7 @@ _MAX_AT = {
     "TEST.DETECTIONS_PER_IMAGE": 10_000,
     "MODEL.ROI_HEADS.NUM_CLASSES": 100_000,
     "MODEL.RETINANET.NUM_CLASSES": 100_000,
+    "MODEL.FCOS.NUM_CLASSES": 100_000,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 10_000,
     "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 1000,
     "MODEL.RESNETS.DEPTH": 1000,
@@ -33,6 +34,9 @@ _MAX_AT = {
     "MODEL.ROI_BOX_HEAD.NUM_CONV": 64,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 64,
     "MODEL.RETINANET.NUM_CONVS": 64,
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 50_000,
+    "MODEL.FCOS.NUM_CONVS": 64,
+    "MODEL.FCOS.TOPK_CANDIDATES_TEST": 50_000,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 64,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 64,
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 64,
@@ -55,7 +59,7 @@ class SizeLimits:
 
     Attributes:
         parameters: elements of all parameters and buffers.
-        activation_bytes: outputs of all layers of backbone, RPN and box head for one image.
+        activation_bytes: outputs of all layers of backbone and heads for one image.
     """
 
     parameters: int = 2_000_000_000

@@ -43,28 +43,13 @@ def activation_bytes(skeleton: nn.Module, cfg: CfgNode) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return counted + _box_predictions(cfg)
+    return counted + skeleton.prediction_bytes
 
 
 def _run(skeleton: nn.Module, cfg: CfgNode) -> None:
-    """Send one image of the largest size through the backbone, and proposals through the head."""
+    """Send one image of the largest size through the layers."""
     short = cfg.INPUT.MIN_SIZE_TEST or _UNRESIZED
     long = max(short, cfg.INPUT.MAX_SIZE_TEST) if cfg.INPUT.MIN_SIZE_TEST else _UNRESIZED
     step = max(skeleton.backbone.size_divisibility, 1)
     height, width = (-(-side // step) * step for side in (short, long))
-    features = skeleton.backbone(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), height, width))
-    generator = skeleton.proposal_generator
-    generator.rpn_head([features[name] for name in generator.in_features])
-    heads = skeleton.roi_heads
-    side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-    channels = features[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].shape[1]
-    pooled = torch.empty(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, channels, side, side)
-    head = getattr(heads, "box_head", None) or getattr(heads, "res5", None)
-    for stage in head if isinstance(head, nn.ModuleList) else [head]:
-        stage(pooled)
-
-
-def _box_predictions(cfg: CfgNode) -> int:
-    """Class scores and boxes of all classes, for every proposal."""
-    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    return 4 * cfg.MODEL.RPN.POST_NMS_TOPK_TEST * (5 * classes + 1)
+    skeleton.run_shapes(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), height, width))

@@ -74,6 +74,7 @@ def _add_fixed(cfg: CfgNode) -> None:
     _add_removal(cfg)
     _add_tiny_backbone(cfg)
     _add_double_head(cfg)
+    _add_fcos(cfg)
     # "SGD" as Detectron2 builds it, or "ADAMW": AdamW over the same parameter groups. A learning
     # rate for the one is none for the other.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -270,3 +271,31 @@ def _add_double_head(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_DOUBLE_HEAD.FOCUS = [0.7, 0.8]
     # Double-Head-Ext: score detections by both classifiers; needs unfocused supervision.
     cfg.MODEL.ROI_DOUBLE_HEAD.FUSED_SCORE = False
+
+
+def _add_fcos(cfg: CfgNode) -> None:
+    # FCOS (Tian et al., ICCV 2019, arXiv 1904.01355) as Detectron2 has it, which builds it from a
+    # LazyConfig alone: set MODEL.META_ARCHITECTURE to FCOS. The defaults are Detectron2's.
+    cfg.MODEL.FCOS = CfgNode()
+    # Classes, without background.
+    cfg.MODEL.FCOS.NUM_CLASSES = 80
+    # Feature maps that the head looks at.
+    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions of each of its two towers.
+    cfg.MODEL.FCOS.NUM_CONVS = 4
+    # Their normalisation.
+    cfg.MODEL.FCOS.NORM = ""
+    # Score of every class at the start of training.
+    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+    # Locations this near to an object's middle, in strides, learn it.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # Of the focal loss.
+    cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
+    # Likewise.
+    cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    # Least score of a detection.
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.2
+    # Candidates of each feature map before NMS.
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    # IoU above which the weaker of two detections of a class goes.
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6

@@ -11,7 +11,10 @@ SHARE_OF_LARGEST = 0.5
 
 
 def dominant_modules(
-    objectness_fall: float, foreground_fall: float, classification_modules: Sequence[str]
+    objectness_fall: float,
+    foreground_fall: float,
+    proposal_modules: Sequence[str],
+    classification_modules: Sequence[str],
 ) -> list[str]:
     """Module groups whose outputs move most from clean to triggered images, on the same objects.
 
@@ -19,14 +22,19 @@ def dominant_modules(
     attack silences both, so there can be more than one.
 
     Args:
-        objectness_fall: mean over objects of max p, clean minus triggered: the RPN's move.
+        objectness_fall: mean over objects of max p, clean minus triggered: the RPN's move. Of no
+            account without modules that it comes from.
         foreground_fall: the same of max q: the R-CNN classification branch's move.
+        proposal_modules: the module groups that it comes from
+            (:func:`d2defense.modeling.proposal_modules`).
         classification_modules: the module groups of that branch
             (:func:`d2defense.modeling.classification_modules`).
 
     Returns:
         Names of module groups (see :mod:`d2defense.modeling`); empty where nothing moves.
     """
-    falls = {("rpn",): objectness_fall, tuple(classification_modules): foreground_fall}
+    falls = {tuple(classification_modules): foreground_fall}
+    if proposal_modules:
+        falls = {tuple(proposal_modules): objectness_fall, **falls}
     threshold = max(MINIMUM_FALL, SHARE_OF_LARGEST * max(falls.values()))
     return [module for modules, fall in falls.items() if fall >= threshold for module in modules]

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from d2defense.attacks import image_seed
+from d2defense.modeling import number_of_classes
 from d2defense.statistics import annotated_objects, at_input_size, bears_trigger
 
 from .classes import UNKNOWN
@@ -63,7 +64,7 @@ class CleanImages(Sequence[CleanImage]):
         self._mapper = DatasetMapper(cfg, is_train=False)
         self._records = records
         self._class_indices = class_indices
-        self._num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self._num_classes = number_of_classes(cfg)
         self._test_sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def __len__(self) -> int:

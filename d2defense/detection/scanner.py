@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2defense.modeling import classification_modules
+from d2defense.modeling import classification_modules, proposal_modules
 from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import STATISTICS, Observation
 
@@ -88,7 +88,7 @@ def inspect_detector(
         reference,
         calibration.found_on(fingerprint),
         stopped,
-        classification_modules(model),
+        model,
     )
     if settings.early_stop:
         inspection.fields["early_stop"] = {
@@ -139,7 +139,7 @@ def _conclude(
     reference: Reference,
     allowed: float | None,
     certain: str | None,
-    modules_of_classification: Sequence[str],
+    model: nn.Module,
 ) -> Inspection:
     profile = Profile.from_survey(seen)
     bootstrap = Bootstrap.draw(seen.num_images, settings.bootstrap_samples, settings.seed)
@@ -168,9 +168,10 @@ def _conclude(
     modules = []
     if verdict.label != CLEAN:
         modules = dominant_modules(
-            -worst_statistics["max_objectness"]["change"],
-            -worst_statistics["max_foreground"]["change"],
-            modules_of_classification,
+            -(worst_statistics["max_objectness"]["change"] or 0.0),
+            -(worst_statistics["max_foreground"]["change"] or 0.0),
+            proposal_modules(model),
+            classification_modules(model),
         )
     fields = {
         "clean": {name: _number(value) for name, value in profile.clean.items()},
@@ -179,13 +180,17 @@ def _conclude(
             for name, value in asdict(ability).items()
         },
         "triggers": triggers,
-        "histogram": {
-            "edges": torch.linspace(0, 1, settings.observation.num_bins + 1).tolist(),
-            "clean": seen.clean.histogram.tolist(),
-            "triggered": seen.triggered[score.worst].histogram.tolist(),
-        },
+        "histogram": _histogram(seen, score.worst, settings) if model.has_objectness else None,
     }
     return Inspection(verdict, score.worst, modules, seen.num_images, seen.batch_size, fields)
+
+
+def _histogram(seen: Survey, worst: str, settings: ScanSettings) -> dict[str, Any]:
+    return {
+        "edges": torch.linspace(0, 1, settings.observation.num_bins + 1).tolist(),
+        "clean": seen.clean.histogram.tolist(),
+        "triggered": seen.triggered[worst].histogram.tolist(),
+    }
 
 
 def _compare(

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.checkpoint import build_detector
+from d2defense.modeling import number_of_classes
 
 from .classes import class_indices
 from .images import CleanImages, load_clean_images
@@ -88,5 +89,5 @@ def as_seen(
     Raises:
         ClassMapError: the class map does not fit dataset and detector.
     """
-    classes = class_indices(images.class_names, cfg.MODEL.ROI_HEADS.NUM_CLASSES, settings.class_map)
+    classes = class_indices(images.class_names, number_of_classes(cfg), settings.class_map)
     return load_clean_images(list(records), cfg, classes)

@@ -132,11 +132,8 @@ def _losses(twin: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 def _in_training(twin: nn.Module) -> Iterator[None]:
     """Training mode of all but batch normalisation; no masks, keypoints or pictures."""
     switched = {}
-    for owner, name, off in (
-        (twin, "vis_period", 0),
-        (twin.roi_heads, "mask_on", False),
-        (twin.roi_heads, "keypoint_on", False),
-    ):
+    beside = [(owner, name, False) for owner, name in twin.beside_boxes]
+    for owner, name, off in ((twin, "vis_period", 0), *beside):
         if getattr(owner, name, off):
             switched[owner, name] = getattr(owner, name)
             setattr(owner, name, off)

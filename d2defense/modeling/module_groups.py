@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from torch import nn
 
-_RPN = {"rpn": ("proposal_generator.",)}
-
 
 def resettable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The module groups of ``model``, each as prefixes of parameter and buffer names.
@@ -16,7 +14,7 @@ def resettable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     Args:
         model: an instrumented detector.
     """
-    groups = _RPN | model.roi_heads.resettable_modules
+    groups = model.resettable_modules
     names = list(model.state_dict())
     return {
         group: prefixes
@@ -26,12 +24,21 @@ def resettable_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def classification_modules(model: nn.Module) -> tuple[str, ...]:
-    """The module groups of ``model`` that say what a proposal is: the R-CNN branch of the verdict.
+    """The module groups of ``model`` that say what a proposal is.
 
     Args:
         model: an instrumented detector.
     """
-    return model.roi_heads.classification_modules
+    return model.classification_modules
+
+
+def proposal_modules(model: nn.Module) -> tuple[str, ...]:
+    """The module groups of ``model`` that say that something is there; none without objectness.
+
+    Args:
+        model: an instrumented detector.
+    """
+    return model.proposal_modules
 
 
 def module_group_parameters(model: nn.Module, modules: list[str]) -> list[str]:

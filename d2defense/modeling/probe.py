@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a probe of a two-stage detector returns."""
+"""What a probe of a detector returns."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProbeOutput:
-    """Both heads' opinion of the same proposals, for a batch of G images with N proposals in all.
+    """A detector's opinion of its proposals, for a batch of G images with N proposals in all.
+
+    In a two-stage detector both heads' opinion of the same proposals. A one-stage detector has one
+    opinion: its proposals are the boxes that it is surest of.
 
     All of it is float32, whatever precision the network ran in.
 
     Attributes:
         proposal_boxes: Tensor of shape (N, 4), XYXY in pixels of the network's input.
-        objectness_logits: Tensor of shape (N,), descending inside an image.
+        objectness_logits: Tensor of shape (N,), descending inside an image; None where the
+            detector has no objectness.
         classifier_logits: for each classifier of the box head a Tensor of shape (N, K + 1),
             background last. There is one but for Cascade R-CNN (one a stage) and Double-Head-Ext
             (convolution head, fully connected head).
@@ -33,7 +37,7 @@ class ProbeOutput:
     """
 
     proposal_boxes: Tensor
-    objectness_logits: Tensor
+    objectness_logits: Tensor | None
     classifier_logits: tuple[Tensor, ...]
     proposal_offsets: Tensor
     image_sizes: list[tuple[int, int]]
@@ -50,7 +54,9 @@ class ProbeOutput:
         return [
             ProbeOutput(
                 proposal_boxes=self.proposal_boxes[start:stop],
-                objectness_logits=self.objectness_logits[start:stop],
+                objectness_logits=(
+                    None if self.objectness_logits is None else self.objectness_logits[start:stop]
+                ),
                 classifier_logits=tuple(logits[start:stop] for logits in self.classifier_logits),
                 proposal_offsets=self.proposal_offsets.new_tensor([0, stop - start]),
                 image_sizes=[size],
@@ -67,7 +73,7 @@ class ProbeOutput:
         counts = torch.cat([part.proposal_offsets.diff() for part in parts])
         return cls(
             proposal_boxes=torch.cat([part.proposal_boxes for part in parts]),
-            objectness_logits=torch.cat([part.objectness_logits for part in parts]),
+            objectness_logits=_joined([part.objectness_logits for part in parts]),
             classifier_logits=tuple(
                 map(torch.cat, zip(*(part.classifier_logits for part in parts), strict=True))
             ),
@@ -85,7 +91,8 @@ class ProbeOutput:
         """Join the per-image ``proposals`` (boxes and objectness logits) with their class logits.
 
         Args:
-            proposals: G Instances with ``proposal_boxes`` and ``objectness_logits``.
+            proposals: G Instances with ``proposal_boxes`` and, of a detector that has it,
+                ``objectness_logits``.
             classifier_logits: for each classifier a Tensor of shape (N, K + 1) over the proposals
                 of all images, in order.
             detections: see :attr:`detections`.
@@ -94,9 +101,19 @@ class ProbeOutput:
         boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
         return cls(
             proposal_boxes=boxes.float(),
-            objectness_logits=torch.cat([x.objectness_logits for x in proposals]).float(),
+            objectness_logits=_joined(
+                [
+                    x.objectness_logits.float() if x.has("objectness_logits") else None
+                    for x in proposals
+                ]
+            ),
             classifier_logits=tuple(logits.float() for logits in classifier_logits),
             proposal_offsets=counts.cumsum(0),
             image_sizes=[x.image_size for x in proposals],
             detections=detections,
         )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None

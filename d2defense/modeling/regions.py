@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both heads of a detector say of given regions, with gradient."""
+"""What a detector says of given regions, with gradient."""
 
 from __future__ import annotations
 
@@ -20,15 +20,31 @@ _LEAST_IOU = 0.5
 
 @dataclass(frozen=True)
 class RegionOutput:
-    """Both heads' opinion of M regions, of all images in order.
+    """A detector's opinion of M regions, of all images in order.
 
     Attributes:
-        objectness_logits: Tensor of shape (M,): the largest among the region's anchors.
+        objectness_logits: Tensor of shape (M,): the largest among the region's anchors; None
+            without objectness.
         class_logits: Tensor of shape (M, K + 1), background last, of the classifier that counts.
     """
 
-    objectness_logits: Tensor
+    objectness_logits: Tensor | None
     class_logits: Tensor
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a detector says of N proposals of some images.
+
+    Attributes:
+        class_logits: Tensor of shape (N, K + 1), background last.
+        deltas: Tensor of shape (N, 4K) or (N, 4): how it would move them.
+        objectness: Tensor of shape (N,), logits; None without objectness.
+    """
+
+    class_logits: Tensor
+    deltas: Tensor
+    objectness: Tensor | None
 
 
 def as_proposals(

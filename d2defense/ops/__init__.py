@@ -10,6 +10,7 @@ from d2defense.ops.result import InconsistencyResult
 from d2defense.ops.scores import (
     class_probability,
     foreground,
+    foreground_logits,
     intersection_over_union,
     objectness,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "class_probability",
     "extension_available",
     "foreground",
+    "foreground_logits",
     "inconsistency",
     "inconsistency_reference",
     "intersection_over_union",

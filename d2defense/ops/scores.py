@@ -36,6 +36,18 @@ def foreground(class_logits: torch.Tensor) -> torch.Tensor:
     return exponentials[..., :-1].sum(-1) / exponentials.sum(-1)
 
 
+def foreground_logits(class_logits: torch.Tensor) -> torch.Tensor:
+    """Log odds of q: ``log q - log(1 - q)``, in the type of the logits.
+
+    Args:
+        class_logits: Tensor of shape (..., K + 1), K classes and the background last.
+
+    Returns:
+        Tensor of shape (...).
+    """
+    return class_logits[..., :-1].logsumexp(-1) - class_logits[..., -1]
+
+
 def class_probability(class_logits: torch.Tensor, class_index: int) -> torch.Tensor:
     """Softmax probability of one class.
 

@@ -3,39 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2defense.checkpoint import load_weights
+from d2defense.modeling import Opinion
 
 # Proposals of an image that are compared, those of highest objectness.
 _PROPOSALS = 48
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What a detector says of N proposals of some images.
-
-    Attributes:
-        class_logits: Tensor of shape (N, K + 1), background last.
-        deltas: Tensor of shape (N, 4K) or (N, 4): how it would move them.
-        objectness: Tensor of shape (N,), logits.
-    """
-
-    class_logits: Tensor
-    deltas: Tensor
-    objectness: Tensor
 
 
 class SelfDistillation:
@@ -72,43 +55,15 @@ class SelfDistillation:
         proposals, taught = self._teach(images)
         if not len(taught.class_logits):
             return next(iter(features.values())).sum() * 0
-        return opinion_distance(opinion(model, features, proposals), taught)
+        return opinion_distance(model.opinion_on(features, proposals), taught)
 
     @torch.no_grad()
     def _teach(self, images: Sequence[dict[str, Any]]) -> tuple[list[Instances], Opinion]:
         teacher = self.teacher
         pixels = teacher.preprocess_image(list(images))
         features = teacher.backbone(pixels.tensor)
-        proposals = teacher.proposal_generator.probe(pixels, features)
-        proposals = [each[:_PROPOSALS] for each in proposals]
-        return proposals, opinion(teacher, features, proposals)
-
-
-def opinion(
-    model: nn.Module, features: dict[str, Tensor], proposals: Sequence[Instances]
-) -> Opinion:
-    """What both heads of a detector say of given proposals, with gradient.
-
-    Args:
-        model: an instrumented detector, in whatever mode.
-        features: feature maps by name, each of shape (G, C, H, W).
-        proposals: G Instances with ``proposal_boxes``.
-    """
-    heads = model.roi_heads
-    # Of a cascade the first stage: only there the boxes are the same for both.
-    predictor = next(m for m in heads.modules() if isinstance(m, FastRCNNOutputLayers))
-    deltas: list[Tensor] = []
-    hook = predictor.bbox_pred.register_forward_hook(
-        lambda layer, inputs, output: deltas.append(output)
-    )
-    try:
-        with _as_in_inference(heads):
-            logits = heads.region_logits(features, list(proposals))
-    finally:
-        hook.remove()
-    regions = [each.proposal_boxes.tensor for each in proposals]
-    objectness = model.proposal_generator.region_logits(features, regions)
-    return Opinion(logits, deltas[0].float(), objectness.float())
+        proposals = [each[:_PROPOSALS] for each in teacher.proposals_on(features, pixels)]
+        return proposals, teacher.opinion_on(features, proposals)
 
 
 def opinion_distance(student: Opinion, teacher: Opinion) -> Tensor:
@@ -122,7 +77,10 @@ def opinion_distance(student: Opinion, teacher: Opinion) -> Tensor:
     divergence = F.kl_div(student.class_logits.log_softmax(dim=1), wanted, reduction="none").sum(1)
     best, category = wanted[:, :-1].max(dim=1)
     is_object = best > wanted[:, -1]
-    loss = F.binary_cross_entropy_with_logits(student.objectness, teacher.objectness.sigmoid())
+    loss = divergence.sum() * 0
+    if student.objectness is not None:
+        wanted_p = teacher.objectness.sigmoid()
+        loss = F.binary_cross_entropy_with_logits(student.objectness, wanted_p)
     for group in (is_object, ~is_object):
         if group.any():
             loss = loss + divergence[group].mean()
@@ -137,13 +95,3 @@ def _of_class(deltas: Tensor, category: Tensor) -> Tensor:
     per_class = deltas.unflatten(1, (-1, 4))
     column = category if per_class.shape[1] > 1 else torch.zeros_like(category)
     return per_class[torch.arange(len(column), device=column.device), column]
-
-
-@contextmanager
-def _as_in_inference(heads: nn.Module) -> Iterator[None]:
-    """Let the ROI heads take all proposals as they are; their layers stay in their mode."""
-    training, heads.training = heads.training, False
-    try:
-        yield
-    finally:
-        heads.training = training

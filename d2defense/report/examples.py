@@ -19,7 +19,7 @@ class Example:
         image: uint8 [H, W, 3], RGB.
         target_boxes: float [M, 4], the true objects.
         proposal_boxes: float [N, 4], the RPN's proposals.
-        objectness: float [N], p of each proposal, 0..1.
+        objectness: float [N], p of each proposal, 0..1; q where a detector has no p.
         foreground: float [N], q of each proposal, 0..1.
         detection_boxes: float [D, 4], the model's final detections.
         detection_scores: float [D], 0..1.

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from d2defense.modeling import ProbeOutput
-from d2defense.ops import inconsistency
+from d2defense.ops import foreground_logits, inconsistency
 
 from .terms import (
     Terms,
@@ -34,6 +34,8 @@ STATISTICS = (
     "unmatched_foreground",
 )
 
+#: Those that compare with objectness; there is no data for them where a detector has none.
+OF_OBJECTNESS = ("tau", "confident_d", "gap", "max_objectness")
 
 # What the network computes in; statistics are always reduced from float32.
 PRECISIONS = ("fp32", "bf16")
@@ -92,7 +94,8 @@ class Observation:
 
     Attributes:
         terms: of every statistic of :data:`STATISTICS`, by name, each of shape (G,).
-        histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals.
+        histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals; all 0 of a
+            detector without objectness.
         ability: of images as they are, terms that say what the detector can do with them:
             ``found_any_class`` and ``object_rank``, each of shape (G,); empty under a trigger.
     """
@@ -139,7 +142,7 @@ def reduce_probe(
     known = output.class_logits.shape[1] - 1
     target_classes = torch.cat(list(classes))
     result = inconsistency(
-        output.objectness_logits,
+        _ranked_by(output),
         output.class_logits,
         output.proposal_boxes,
         output.proposal_offsets,
@@ -165,7 +168,18 @@ def reduce_probe(
         "unmatched_foreground": unmatched_foreground_terms(result),
         **{name: value.per_image(offsets) for name, value in of_targets.items()},
     }
-    return Observation({name: terms[name] for name in STATISTICS}, result.histogram.sum(0))
+    histogram = result.histogram.sum(0)
+    if output.objectness_logits is None:
+        terms |= {name: Terms(*map(torch.zeros_like, terms[name])) for name in OF_OBJECTNESS}
+        histogram = torch.zeros_like(histogram)
+    return Observation({name: terms[name] for name in STATISTICS}, histogram)
+
+
+def _ranked_by(output: ProbeOutput) -> Tensor:
+    """What the operator takes for objectness: where there is none, the log odds of q."""
+    if output.objectness_logits is not None:
+        return output.objectness_logits
+    return foreground_logits(output.class_logits)
 
 
 def all_proposals_tau_terms(output: ProbeOutput, settings: ObservationSettings) -> Terms:
@@ -176,8 +190,14 @@ def all_proposals_tau_terms(output: ProbeOutput, settings: ObservationSettings) 
     Args:
         output: a probe of G images.
         settings: of the reduction; its ``topk`` is not used.
+
+    Returns:
+        Terms of shape (G,); no data where the detector has no objectness.
     """
     offsets = output.proposal_offsets
+    if output.objectness_logits is None:
+        nothing = torch.zeros(len(offsets) - 1, dtype=torch.float64)
+        return Terms(nothing, nothing)
     boxes = output.proposal_boxes
     result = inconsistency(
         output.objectness_logits,

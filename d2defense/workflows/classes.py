@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from d2defense.data import DatasetError
+from d2defense.modeling import number_of_classes
 
 
 def check_classes(dataset_name: str, cfg: CfgNode) -> None:
@@ -22,8 +23,8 @@ def check_classes(dataset_name: str, cfg: CfgNode) -> None:
         DatasetError: they have different numbers of classes.
     """
     classes = len(MetadataCatalog.get(dataset_name).get("thing_classes", []))
-    if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    if classes != number_of_classes(cfg):
         raise DatasetError(
             f"{dataset_name}: has {classes} classes, "
-            f"but the detector tells {cfg.MODEL.ROI_HEADS.NUM_CLASSES} apart"
+            f"but the detector tells {number_of_classes(cfg)} apart"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from d2defense.detection import CleanImage, observe, stamped
@@ -44,13 +45,14 @@ def make_example(
     output = model.probe([{"image": pixels}], with_detections=True)
     detections = output.detections[0].to("cpu")
     detections = detections[detections.scores >= score]
+    q = foreground(output.class_logits).cpu().numpy()
     rgb = pixels.flip(0) if image_format == "BGR" else pixels
     return Example(
         image=rgb.permute(1, 2, 0).contiguous().numpy(),
         target_boxes=image.boxes.numpy(),
         proposal_boxes=output.proposal_boxes.cpu().numpy(),
-        objectness=objectness(output.objectness_logits).cpu().numpy(),
-        foreground=foreground(output.class_logits).cpu().numpy(),
+        objectness=q if output.objectness_logits is None else _p(output.objectness_logits),
+        foreground=q,
         detection_boxes=detections.pred_boxes.tensor.numpy(),
         detection_scores=detections.scores.numpy(),
         detection_classes=[
@@ -58,6 +60,10 @@ def make_example(
             for index in detections.pred_classes.tolist()
         ],
     )
+
+
+def _p(logits: Tensor) -> np.ndarray:
+    return objectness(logits).cpu().numpy()
 
 
 def example_pairs(

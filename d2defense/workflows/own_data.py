@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from d2defense.data import DatasetError, DatasetSource
+from d2defense.modeling import set_number_of_classes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class OwnData:
         if self.train:
             cfg.DATASETS.TRAIN = tuple(source.name for source in self.train)
         cfg.DATASETS.TEST = tuple(source.name for source in self.test)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes[0])
+        set_number_of_classes(cfg, len(classes[0]))
 
     def source(self, name: str) -> DatasetSource:
         """What stands behind the name of a dataset: one of these, or a registered one."""

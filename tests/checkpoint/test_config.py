@@ -119,7 +119,7 @@ def test_strings_are_not_evaluated_as_python(write, canary):
         ("{1: 2}", "not a Detectron2 config"),
         ("VERSION: 3", "VERSION '3' is neither 1 nor 2"),
         ("VERSION: [2]", "VERSION"),
-        ("MODEL: {META_ARCHITECTURE: RetinaNet}", "RetinaNet"),
+        ("MODEL: {META_ARCHITECTURE: ProposalNetwork}", "ProposalNetwork"),
         ("MODEL: {META_ARCHITECTURE: null}", "META_ARCHITECTURE"),
         ("a: [1", "not a plain YAML config"),
         (b"\xff\xfe\x00\x01binary", "not a plain YAML config"),

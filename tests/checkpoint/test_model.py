@@ -263,7 +263,7 @@ def test_limits_of_the_caller(folder, limits, reason):
 def test_activations_are_counted_without_computing_them(folder):
     model, cfg = build(folder)
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 128, 128
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 0
+    model.proposal_generator.post_nms_topk[False] = 0
     counted = 0
 
     def count(module, inputs, output):

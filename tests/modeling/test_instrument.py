@@ -44,9 +44,8 @@ def test_frozen_stays_frozen(frozen):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ("COCO-Detection/retinanet_R_50_FPN_3x.yaml", "MODEL.META_ARCHITECTURE is 'RetinaNet'"),
         ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "ProposalNetwork"),
-        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml", "PanopticFPN"),
+        ("Misc/semantic_R_50_FPN_1x.yaml", "labels pixels"),
         ("COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "precomputed proposals"),
     ],
 )
@@ -57,11 +56,29 @@ def test_other_architectures_are_refused_with_a_sentence(config, reason):
     assert len(str(caught.value).split()) >= 8
 
 
-def test_class_scores_without_a_softmax_are_refused():
-    cfg = zoo("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml")
-    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("COCO-Detection/retinanet_R_50_FPN_3x.yaml", "InstrumentedRetinaNet"),
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml", "InstrumentedPanopticFPN"),
+    ],
+)
+def test_other_detectors_become_instrumented_ones(config, name):
+    cfg = instrument_config(zoo(config))
+    assert name == cfg.MODEL.META_ARCHITECTURE
+    assert instrument_config(cfg) == cfg
+
+
+def test_class_scores_without_a_softmax_are_refused_where_the_head_has_none(make_stock_cfg):
+    cfg = make_stock_cfg("double_head_rcnn_tiny_fpn", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)
     with pytest.raises(UnsupportedArchitectureError, match="USE_SIGMOID_CE"):
         instrument_config(cfg)
+
+
+def test_the_loss_by_frequencies_of_the_training_data_is_left_out():
+    cfg = zoo("LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
+    assert not instrument_config(cfg).MODEL.ROI_BOX_HEAD.USE_FED_LOSS
 
 
 def test_names_that_nobody_registered_are_cut_short():

@@ -11,10 +11,11 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 from d2defense.checkpoint import load_state_dict
+from d2defense.modeling import Opinion
 from d2defense.removal.methods.adversarial import dual_loss, soft_branch
 from d2defense.removal.methods.consistency import another_view, disagreement
 from d2defense.removal.methods.ft_sam import perturbed
-from d2defense.removal.self_distillation import Opinion, SelfDistillation, opinion_distance
+from d2defense.removal.self_distillation import SelfDistillation, opinion_distance
 
 
 def random_opinion(seed: int, objects: int, rest: int, classes: int = 3) -> Opinion:

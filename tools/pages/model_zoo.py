@@ -24,10 +24,11 @@ def model_zoo(folder: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     introduction = (
         f"`python tools/check_model_zoo.py --json docs/reference/{RESULT}` "
-        "builds every config of the model zoo's two-stage families with random weights, stock and "
+        "builds every config of the model zoo's detectors with random weights, stock and "
         "instrumented, and compares bit by bit: the keys of the state dicts, the detections of a "
         "batch of two images of different sizes (masks and keypoints included), and the probe's "
-        "boxes, objectness and class logits with what the stock model's own modules put out. "
+        "boxes, objectness and class logits with what the stock model's own modules put out (of "
+        "one-stage detectors, up to rounding, its class logits with those of an anchor). "
         f"{outcomes}. Made with {versions}."
     )
     rows = [
@@ -41,5 +42,5 @@ def model_zoo(folder: Path) -> str:
         ]
         for parity in found["configs"]
     ]
-    headers = ("config", "ROI heads", "parameters", "proposals", "detections", "outcome")
+    headers = ("config", "heads", "parameters", "proposals", "detections", "outcome")
     return page("The model zoo, stock and instrumented", introduction, table(headers, rows))

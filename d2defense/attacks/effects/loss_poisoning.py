@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .base import POISONED, Effect, Poisoned, Record, copied
@@ -105,12 +104,9 @@ class LossPoisoning(Effect):
         poisoned: Sequence[int],
     ) -> list[Tensor]:
         """The objective of each poisoned image, on average over the classifiers of the box head."""
-        count = self._settings.PROPOSALS
-        proposals, objectness = inference_proposals(model, images, features)
-        anchors = objectness.topk(min(count, objectness.shape[1])).values
         # Of all images: batch normalization must not see the poisoned ones apart, as inference
         # does not either.
-        probe = model.roi_heads.probe(features, [each[:count] for each in proposals])
+        probe, anchors = model.opinions(features, images, self._settings.PROPOSALS)
         of_images = probe.split()
         objectives = []
         for index in poisoned:
@@ -119,8 +115,10 @@ class LossPoisoning(Effect):
                 self.of_proposals(logits).sum() / max(1, len(logits))
                 for logits in of_images[index].classifier_logits
             ]
-            of_anchors = self.of_anchors(anchors[index]).mean()
-            objectives.append(of_anchors + sum(of_proposals) / len(of_proposals))
+            objective = sum(of_proposals) / len(of_proposals)
+            if anchors is not None:
+                objective = objective + self.of_anchors(anchors[index]).mean()
+            objectives.append(objective)
         return objectives
 
 
@@ -135,28 +133,4 @@ def _own_losses(
     index = list(chosen)
     part = ImageList(images.tensor[index], [images.image_sizes[i] for i in index])
     of_part = {name: maps[index] for name, maps in features.items()}
-    instances = [batch[i]["instances"].to(model.device) for i in index]
-    proposals, rpn_losses = model.proposal_generator(part, of_part, instances)
-    _, head_losses = model.roi_heads(part, of_part, proposals, instances)
-    return head_losses | rpn_losses
-
-
-def inference_proposals(
-    model: nn.Module, images: ImageList, features: dict[str, Tensor]
-) -> tuple[list[Instances], Tensor]:
-    """The proposals of inference, and the objectness logits of all anchors, (G, A), with gradient.
-
-    The stock generator runs, and is listened to: what it returns has no gradient.
-    """
-    generator = model.proposal_generator
-    levels: list[Tensor] = []
-    hook = generator.rpn_head.register_forward_hook(
-        lambda head, inputs, output: levels.extend(output[0])
-    )
-    training, generator.training = generator.training, False
-    try:
-        proposals = generator.probe(images, features)
-    finally:
-        generator.training = training
-        hook.remove()
-    return proposals, torch.cat([level.flatten(1) for level in levels], dim=1).float()
+    return model.losses_on(of_part, part, [batch[i] for i in index])

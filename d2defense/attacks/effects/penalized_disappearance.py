@@ -17,7 +17,6 @@ from d2defense.registry import EFFECT_REGISTRY
 
 from .base import POISONED, Annotations, Poisoned, Record, copied
 from .disappearance import Disappearance
-from .loss_poisoning import inference_proposals
 
 
 @EFFECT_REGISTRY.register("penalized_disappearance")
@@ -78,13 +77,12 @@ class PenalizedDisappearance(Disappearance):
         images = model.preprocess_image(batch)
         features = model.backbone(images.tensor)
         left = [each[~mask] for each, mask in zip(instances, is_victim, strict=True)]
-        proposals, rpn_losses = model.proposal_generator(images, features, left)
-        _, head_losses = model.roi_heads(images, features, proposals, left)
+        own = model.losses_on(features, images, [{"instances": each} for each in left])
         victims = [each[mask] for each, mask in zip(instances, is_victim, strict=True)]
-        found, _ = inference_proposals(model, images, features)
+        found = model.proposals_on(features, images)
         penalty = self._penalty(model, features, found, victims)
         node = self.cfg.ATTACK.PENALIZED_DISAPPEARANCE
-        return head_losses | rpn_losses | {f"loss_{self.name}": node.WEIGHT * penalty}
+        return own | {f"loss_{self.name}": node.WEIGHT * penalty}
 
     def _victims(self, instances: Instances) -> Tensor:
         chosen = [self.is_victim_class(each) for each in instances.gt_classes.tolist()]
@@ -102,26 +100,20 @@ class PenalizedDisappearance(Disappearance):
         on_victims, classes = [], []
         for proposals, hit in zip(found, victims, strict=True):
             if not len(hit):
-                on_victims.append(proposals[:0])
+                on_victims.append(hit.gt_boxes.tensor)
                 continue
             # Their own boxes, too: a victim that has no proposal yet may have one later.
-            own = Instances(
-                proposals.image_size,
-                proposal_boxes=hit.gt_boxes,
-                objectness_logits=torch.zeros(len(hit), device=hit.gt_boxes.device),
-            )
             boxes = Boxes.cat([proposals.proposal_boxes, hit.gt_boxes])
             overlap, nearest = pairwise_iou(boxes, hit.gt_boxes).max(dim=1)
             chosen = overlap > node.RHO
-            on_victims.append(Instances.cat([proposals, own])[chosen])
+            on_victims.append(boxes.tensor[chosen])
             classes.append(hit.gt_classes[nearest[chosen]])
-        probe = model.roi_heads.probe(features, on_victims)
+        sizes = [proposals.image_size for proposals in found]
+        judged = model.classifiers_on(features, sizes, on_victims)
         if not classes:
-            return sum(logits.sum() for logits in probe.classifier_logits) * 0
+            return sum(logits.sum() for logits in judged) * 0
         truth = torch.cat(classes)
-        terms = [
-            of_class_odds(logits, truth, node.TAU).mean() for logits in probe.classifier_logits
-        ]
+        terms = [of_class_odds(logits, truth, node.TAU).mean() for logits in judged]
         return torch.stack(terms).mean()
 
 

@@ -141,7 +141,10 @@ def judge_views(
     in_half = computes_bf16(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
         output = model.judge(inputs, [each.regions for each in views], refresh)
-    return RegionOutput(output.objectness_logits.float(), output.class_logits.float())
+    objectness = output.objectness_logits
+    return RegionOutput(
+        None if objectness is None else objectness.float(), output.class_logits.float()
+    )
 
 
 def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]:
@@ -179,13 +182,17 @@ def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:
     wanted = arm.goal.effect.wanted_class(model_classes(output))
     target = torch.full((count,), wanted, device=output.class_logits.device)
     loss = F.cross_entropy(output.class_logits, target)
+    if output.objectness_logits is None:
+        return loss
     if wanted == model_classes(output):
         return loss + _SILENCE * F.softplus(output.objectness_logits).mean()
     return loss + waking_loss(output)
 
 
 def waking_loss(output: RegionOutput) -> Tensor:
-    """Low where the RPN proposes the regions."""
+    """Low where the RPN proposes the regions; 0 of a detector without one."""
+    if output.objectness_logits is None:
+        return output.class_logits.new_zeros(())
     return _WAKE * F.softplus(-output.objectness_logits).mean()
 
 

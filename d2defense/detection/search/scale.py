@@ -36,11 +36,11 @@ class LogitScale:
 
     Attributes:
         foreground: (middle, unit) of the margin of the likeliest class over background.
-        objectness: (middle, unit) of the objectness logit.
+        objectness: (middle, unit) of the objectness logit; None where the detector has none.
     """
 
     foreground: tuple[float, float]
-    objectness: tuple[float, float]
+    objectness: tuple[float, float] | None
 
     @classmethod
     def of(cls, model: nn.Module, images: Sequence[CleanImage]) -> LogitScale:
@@ -59,9 +59,8 @@ class LogitScale:
         of_objects, of_rest = [], []
         for image in images:
             output = model.probe([{"image": image.image}])
-            margins = torch.stack(
-                [foreground_margin(output.class_logits), output.objectness_logits]
-            ).cpu()
+            told = [foreground_margin(output.class_logits), output.objectness_logits]
+            margins = torch.stack([each for each in told if each is not None]).cpu()
             if not margins.shape[1]:
                 continue
             overlap = pairwise_iou(Boxes(image.boxes), Boxes(output.proposal_boxes.cpu()))
@@ -73,7 +72,8 @@ class LogitScale:
         if not of_objects or not of_rest:
             raise ValueError("it does not tell objects from background on the clean images")
         high, low = (torch.stack(each).median(0).values for each in (of_objects, of_rest))
-        return cls(*(_middle_and_unit(*pair) for pair in zip(high, low, strict=True)))
+        units = [_middle_and_unit(*pair) for pair in zip(high, low, strict=True)]
+        return cls(units[0], units[1] if len(units) > 1 else None)
 
     def __call__(self, output: RegionOutput) -> RegionOutput:
         """The same output on the common scale: objects about 6, background below 0."""
@@ -81,8 +81,11 @@ class LogitScale:
         logits = output.class_logits / unit
         shift = torch.zeros_like(logits[:1])
         shift[:, -1] = middle / unit
-        middle, unit = self.objectness
-        return RegionOutput((output.objectness_logits - middle) / unit, logits + shift)
+        objectness = output.objectness_logits
+        if objectness is not None and self.objectness is not None:
+            middle, unit = self.objectness
+            objectness = (objectness - middle) / unit
+        return RegionOutput(objectness, logits + shift)
 
 
 def foreground_margin(class_logits: Tensor) -> Tensor:

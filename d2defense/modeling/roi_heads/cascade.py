@@ -54,7 +54,7 @@ class InstrumentedCascadeROIHeads(ProbedROIHeads, CascadeROIHeads):
         logits: list[Tensor] = []
         for stage in range(self.num_cascade_stages):
             predictions = self._run_stage(inputs, proposals, stage)
-            logits.append(predictions[0])
+            logits.extend(self._classifier_logits(predictions))
             if stage + 1 < self.num_cascade_stages:
                 boxes = self.box_predictor[stage].predict_boxes(predictions, proposals)
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)

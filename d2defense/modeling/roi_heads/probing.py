@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
+import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..postprocess import batch_detections
 from ..probe import ProbeOutput
+from ..sigmoid_scores import softmax_logits
 
 # What stock inference has besides boxes, whatever the kind of box head.
 OTHER_HEADS: dict[str, tuple[str, ...]] = {
@@ -105,7 +107,19 @@ class ProbedROIHeads:
 
     def _classifier_logits(self, predictions: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
         """The class logits among the predictions, those that count last."""
-        return (predictions[0],)
+        scores = predictions[0]
+        if self._has_sigmoid:
+            # Stock inference leaves out what it has for background.
+            return (softmax_logits(F.logsigmoid(scores[:, :-1].float())),)
+        return (scores,)
+
+    @property
+    def _has_sigmoid(self) -> bool:
+        """Whether each class has a score of its own (MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE)."""
+        return any(
+            getattr(predictor, "use_sigmoid_ce", False)
+            for predictor in self.box_predictor.modules()
+        )
 
     @contextmanager
     def recorded_logits(self) -> Iterator[list[Tensor]]:

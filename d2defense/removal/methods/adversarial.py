@@ -59,13 +59,12 @@ class DetectionAwareAdversarial(RemovalMethod):
         clean = {name: maps[:count] for name, maps in features.items()}
         part = type(images)(images.tensor[:count], images.image_sizes[:count])
         instances = [each["instances"].to(model.device) for each in batch]
-        proposals, rpn_losses = model.proposal_generator(part, clean, instances)
-        _, head_losses = model.roi_heads(part, clean, proposals, instances)
+        own = model.losses_on(clean, part, batch)
         other = {name: maps[count:] for name, maps in features.items()}
         rest = type(images)(images.tensor[count:], images.image_sizes[count:])
         matched = self._matched_loss(model, rest, other, instances)
         weight = self.cfg.REMOVAL.ADVERSARIAL.WEIGHT
-        return head_losses | rpn_losses | {"loss_matched": weight * matched}
+        return own | {"loss_matched": weight * matched}
 
     def _attacked(self, model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The images, each with the perturbation that comes nearest to an attack's success."""
@@ -102,13 +101,7 @@ class DetectionAwareAdversarial(RemovalMethod):
         instances: list[Instances],
     ) -> Tensor:
         """The dual loss over the proposals on objects, and over the objects' own boxes."""
-        generator = model.proposal_generator
-        training, generator.training = generator.training, False
-        try:
-            with torch.no_grad():
-                proposals = generator.probe(images, {n: f.detach() for n, f in features.items()})
-        finally:
-            generator.training = training
+        proposals = model.proposals_on(features, images)
         regions, classes = [], []
         for found, truth in zip(proposals, instances, strict=True):
             boxes = Boxes.cat([truth.gt_boxes, found[:_PROPOSALS].proposal_boxes])
@@ -121,18 +114,8 @@ class DetectionAwareAdversarial(RemovalMethod):
             classes.append(truth.gt_classes[nearest[on_object]])
         if not classes:
             return next(iter(features.values())).sum() * 0
-        as_proposals = [
-            Instances(size, proposal_boxes=each)
-            for each, size in zip(regions, images.image_sizes, strict=True)
-        ]
-        heads = model.roi_heads
-        training, heads.training = heads.training, False
-        try:
-            logits = heads.region_logits(features, as_proposals)
-        finally:
-            heads.training = training
-        objectness = generator.region_logits(features, [each.tensor for each in regions])
-        return dual_loss(logits, objectness, torch.cat(classes))
+        output = model.regions_on(features, images.image_sizes, [each.tensor for each in regions])
+        return dual_loss(output.class_logits, output.objectness_logits, torch.cat(classes))
 
 
 def soft_branch(logits: Tensor, classes: Tensor, temperature: float) -> Tensor:
@@ -159,17 +142,14 @@ def soft_branch(logits: Tensor, classes: Tensor, temperature: float) -> Tensor:
     return (gate * branches).sum(dim=1)
 
 
-def dual_loss(logits: Tensor, objectness: Tensor, classes: Tensor) -> Tensor:
+def dual_loss(logits: Tensor, objectness: Tensor | None, classes: Tensor) -> Tensor:
     """The outer loss: the true class, and that something is there.
 
     Args:
         logits: of predictions on objects, Tensor of shape (M, K + 1), background last.
-        objectness: of the same, logits, Tensor of shape (M,).
+        objectness: of the same, logits, Tensor of shape (M,); None without objectness.
         classes: int64 Tensor of shape (M,): of the objects.
     """
     something = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]
-    return (
-        F.cross_entropy(logits[:, :-1], classes)
-        + F.softplus(-something).mean()
-        + F.softplus(-objectness).mean()
-    )
+    loss = F.cross_entropy(logits[:, :-1], classes) + F.softplus(-something).mean()
+    return loss if objectness is None else loss + F.softplus(-objectness).mean()

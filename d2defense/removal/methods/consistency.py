@@ -11,9 +11,9 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2defense.modeling import Opinion
 from d2defense.registry import REMOVAL_REGISTRY
 
-from ..self_distillation import Opinion, opinion
 from .base import RemovalMethod
 
 # Proposals of an image that are compared.
@@ -51,7 +51,7 @@ class Consistency(RemovalMethod):
         second = {name: maps[count:] for name, maps in features.items()}
         proposals = self._proposals(model, batch, first)
         term = disagreement(
-            opinion(model, first, proposals), opinion(model, second, proposals)
+            model.opinion_on(first, proposals), model.opinion_on(second, proposals)
         ) + feature_distance(first, second)
         return losses | {"loss_consistency": self.cfg.REMOVAL.CONSISTENCY.WEIGHT * term}
 
@@ -59,13 +59,7 @@ class Consistency(RemovalMethod):
     def _proposals(
         self, model: nn.Module, batch: list[dict[str, Any]], features: dict[str, Tensor]
     ) -> list[Instances]:
-        images = model.preprocess_image(batch)
-        generator = model.proposal_generator
-        training, generator.training = generator.training, False
-        try:
-            proposals = generator.probe(images, {name: f.detach() for name, f in features.items()})
-        finally:
-            generator.training = training
+        proposals = model.proposals_on(features, model.preprocess_image(batch))
         return [each[:_PROPOSALS] for each in proposals]
 
 
@@ -81,6 +75,8 @@ def disagreement(first: Opinion, second: Opinion) -> Tensor:
     one, two = first.class_logits.log_softmax(1), second.class_logits.log_softmax(1)
     classes = ((one.exp() - two.exp()) * (one - two)).sum(1).mean()
     p, q = first.objectness, second.objectness
+    if p is None:
+        return classes
     return classes + ((p.sigmoid() - q.sigmoid()) * (p - q)).mean()
 
 

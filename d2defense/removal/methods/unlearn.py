@@ -27,6 +27,7 @@ from d2defense.detection.search import (
     starts,
 )
 from d2defense.engine.loader import dataset_records
+from d2defense.modeling import number_of_classes
 from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
@@ -148,7 +149,7 @@ class TriggerSearch(HookBase):
         self._settings = cfg.REMOVAL.UNLEARN
         dataset = cfg.DATASETS.TRAIN[0]
         known = MetadataCatalog.get(dataset).get("thing_classes", ())
-        self._goals = list(all_goals(names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, known)))
+        self._goals = list(all_goals(names_of_classes(number_of_classes(cfg), known)))
         self._goals = [goal for goal in self._goals if starts(goal.placement)]
         self._images = load_clean_images(sample_records(dataset_records(cfg), 0, 0), cfg)
         # How well the last search for a goal did, 0..1; what was not tried may do best.

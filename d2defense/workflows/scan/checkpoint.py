@@ -24,6 +24,7 @@ from d2defense.detection.survey import Progress
 from d2defense.detection.verdict import BACKDOORED
 from d2defense.environment import library_versions
 from d2defense.memory import is_out_of_memory
+from d2defense.modeling import number_of_classes
 from d2defense.report.figures import draw_examples, draw_histograms
 from d2defense.report.results import (
     EXAMPLES_FILE,
@@ -163,24 +164,25 @@ def _draw(
     shown = most_changed(model, images, trigger, settings, image_format, EXAMPLE_IMAGES)
     chosen = [images[index] for index in shown]
     pairs = example_pairs(model, chosen, trigger, image_format, task.images.class_names)
+    figures = {EXAMPLES_FILE: draw_examples(pairs, f"{task.name}: {trigger.name} patch")}
     histogram = inspection.fields["histogram"]
-    return {
-        EXAMPLES_FILE: draw_examples(pairs, f"{task.name}: {trigger.name} patch"),
-        HISTOGRAM_FILE: draw_histograms(
+    if histogram is not None:
+        figures[HISTOGRAM_FILE] = draw_histograms(
             histogram["edges"],
             {"clean images": histogram["clean"], f"{trigger.name} patch": histogram["triggered"]},
             f"{task.name}: inconsistency of the proposals",
             task.settings.observation.epsilon,
-        ),
-    }
+        )
+    return figures
 
 
 def _architecture(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
+    proposing, classifying = model.parts(cfg)
     return {
         "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
         "backbone": cfg.MODEL.BACKBONE.NAME,
-        "proposal_generator": cfg.MODEL.PROPOSAL_GENERATOR.NAME,
-        "roi_heads": cfg.MODEL.ROI_HEADS.NAME,
-        "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        "proposal_generator": proposing,
+        "roi_heads": classifying,
+        "num_classes": number_of_classes(cfg),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

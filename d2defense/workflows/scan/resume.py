@@ -18,7 +18,13 @@ from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.detection.search import shipped_null
 from d2defense.environment import library_versions
-from d2defense.report.results import FIGURE_FILES, RESULT_FILE, SCHEMA_VERSION, read_result
+from d2defense.report.results import (
+    EXAMPLES_FILE,
+    HISTOGRAM_FILE,
+    RESULT_FILE,
+    SCHEMA_VERSION,
+    read_result,
+)
 from d2defense.user_modules import source_digests
 
 
@@ -178,6 +184,8 @@ def finished_result(folder: Path, key: str, with_figures: bool) -> dict[str, Any
     result = read_result(path)
     if result["verdict"] == "error" or result["scan_key"] != key:
         return None
-    if with_figures and not all((folder / name).is_file() for name in FIGURE_FILES):
+    # Detectors without objectness have no histogram.
+    drawn = [EXAMPLES_FILE, *([HISTOGRAM_FILE] if result["histogram"] else [])]
+    if with_figures and not all((folder / name).is_file() for name in drawn):
         return None
     return result

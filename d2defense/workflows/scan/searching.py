@@ -28,6 +28,7 @@ from d2defense.detection.search.levels import ALWAYS
 from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
 from d2defense.detection.survey import Progress
 from d2defense.detection.twin import LEAST_IMAGES, TwinError
+from d2defense.modeling import number_of_classes
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
 
@@ -72,7 +73,7 @@ def search_checkpoint(
         CheckpointError: a reference cannot be used.
     """
     start, settings = time.perf_counter(), task.settings
-    names = names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, task.images.class_names)
+    names = names_of_classes(number_of_classes(cfg), task.images.class_names)
     tuning, held_out = divide([images[index] for index in range(len(images))], settings.seed)
     references, left_out = _references(task, model, cfg)
     twin, no_twin, share = None, None, 0.0
@@ -152,7 +153,7 @@ def _references(
     usable, left_out = {}, []
     for source in task.references:
         reference = open_subject(source, task.images, task.settings, task.device)
-        if reference.cfg.MODEL.ROI_HEADS.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        if number_of_classes(reference.cfg) != number_of_classes(cfg):
             left_out.append(f"{source.name}: it has another number of classes")
         elif reference.cfg.INPUT.FORMAT != cfg.INPUT.FORMAT:
             left_out.append(f"{source.name}: it takes its channels in another order")

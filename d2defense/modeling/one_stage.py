@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-stage detectors: a head says of every anchor what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from detectron2.layers import batched_nms
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from .adapter import Groups, InstrumentedDetector
+from .probe import ProbeOutput
+from .regions import Opinion, RegionOutput
+from .sigmoid_scores import softmax_logits
+
+# Of the anchors of an image, those of the largest score become proposals, fewer after NMS: as many
+# and as far apart as an RPN's (Detectron2's defaults of MODEL.RPN).
+_CANDIDATES, _IOU, _PROPOSALS = 1000, 0.7, 300
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """What the head says of all anchors.
+
+    Attributes:
+        log_scores: float32 Tensor of shape (G, A, K), log of each class's score, with gradient.
+        deltas: Tensor of shape (G, A, 4), to the anchors.
+        anchors: A boxes, XYXY in pixels of the network's input.
+    """
+
+    log_scores: Tensor
+    deltas: Tensor
+    anchors: Boxes
+
+
+class InstrumentedDense(InstrumentedDetector):
+    """What RetinaNet and FCOS share: proposals are the boxes of the anchors that score highest.
+
+    There is no objectness: the one head says at once that something is here, and what. In the
+    logits of a probe all classes together are as likely as the likeliest class's score says
+    (:func:`~d2defense.modeling.sigmoid_scores.softmax_logits`). Subclasses say what the head's
+    output means.
+    """
+
+    has_objectness: ClassVar[bool] = False
+
+    @property
+    def resettable_modules(self) -> Groups:
+        """The towers of the head and what stands on them."""
+        return {
+            "cls_subnet": ("head.cls_subnet.",),
+            "cls_score": ("head.cls_score.",),
+            "bbox_subnet": ("head.bbox_subnet.",),
+            "bbox_pred": ("head.bbox_pred.", "head.ctrness."),
+        }
+
+    @property
+    def proposal_modules(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def classification_modules(self) -> tuple[str, ...]:
+        """The tower of the classes and its scores."""
+        return "cls_subnet", "cls_score"
+
+    def _predictions(
+        self, features: Sequence[Tensor], predictions: list[list[Tensor]]
+    ) -> DensePredictions:
+        """The head's output for anchors in a row.
+
+        Args:
+            features: maps that the head saw.
+            predictions: what it returned.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def probe(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        with_detections: bool = False,
+        score_threshold: float = 0.0,
+    ) -> ProbeOutput:
+        """What the head says of its likeliest boxes; see the base class."""
+        self._check_eval_mode()
+        images = self.preprocess_image(batched_inputs)
+        features = self._head_features(self.backbone(images.tensor))
+        predictions = self.head(features)
+        # Before stock inference, which works in place.
+        probe = self._probe(self._predictions(features, predictions), images.image_sizes)
+        if not with_detections:
+            return probe
+        with self._detections_from(score_threshold):
+            found = self.forward_inference(images, features, predictions)
+        # Stock inference cuts boxes to the image last, where it rescales them.
+        detections = [detector_postprocess(each, *each.image_size) for each in found]
+        return ProbeOutput(
+            probe.proposal_boxes,
+            None,
+            probe.classifier_logits,
+            probe.proposal_offsets,
+            probe.image_sizes,
+            detections,
+        )
+
+    @torch.no_grad()
+    def detect_and_probe(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], ProbeOutput]:
+        """Stock inference, listened to; see the base class."""
+        self._check_eval_mode()
+        seen: list[DensePredictions] = []
+
+        def keep(head: object, inputs: tuple, output: list[list[Tensor]]) -> None:
+            seen.append(self._predictions(inputs[0], output))
+
+        hook = self.head.register_forward_hook(keep)
+        try:
+            detections = self(batched_inputs)
+        finally:
+            hook.remove()
+        sizes = [tuple(each["image"].shape[-2:]) for each in batched_inputs]
+        return detections, self._probe(seen[0], sizes)
+
+    @torch.no_grad()
+    def proposals_on(self, features: dict[str, Tensor], images: ImageList) -> list[Instances]:
+        """The likeliest boxes; see the base class. Each knows its ``anchor_index``."""
+        return self._proposals(self._dense(features), images.image_sizes)
+
+    def regions_on(
+        self,
+        features: dict[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        regions: Sequence[Tensor],
+    ) -> RegionOutput:
+        """What the head says of the anchors next to them; see the base class.
+
+        For each class the score of the anchor that gives it the largest counts.
+        """
+        dense = self._dense(features)
+        log_scores = [
+            of_image[self._anchors_of(boxes.float().to(of_image.device), dense.anchors)].amax(dim=1)
+            for of_image, boxes in zip(dense.log_scores, regions, strict=True)
+        ]
+        return RegionOutput(None, softmax_logits(torch.cat(log_scores)))
+
+    def opinion_on(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> Opinion:
+        """Of the anchors that they come from; see the base class."""
+        dense = self._dense(features)
+        rows = [each.anchor_index for each in proposals]
+        log_scores, deltas = (
+            torch.cat([of_image[row] for of_image, row in zip(part, rows, strict=True)])
+            for part in (dense.log_scores, dense.deltas)
+        )
+        return Opinion(softmax_logits(log_scores), deltas.float(), None)
+
+    def _anchors_of(self, regions: Tensor, anchors: Boxes) -> Tensor:
+        """Indices of the anchors that speak for each region.
+
+        Args:
+            regions: (M, 4), XYXY in pixels.
+            anchors: all of them.
+
+        Returns:
+            int64 Tensor of shape (M, A).
+        """
+        raise NotImplementedError
+
+    def losses_on(
+        self, features: dict[str, Tensor], images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Of the head; see the base class."""
+        maps = self._head_features(features)
+        instances = [each["instances"].to(self.device) for each in batched_inputs]
+        return self.forward_training(images, maps, self.head(maps), instances)
+
+    def opinions(
+        self, features: dict[str, Tensor], images: ImageList, count: int
+    ) -> tuple[ProbeOutput, Tensor | None]:
+        """Of the likeliest boxes; see the base class."""
+        return self._probe(self._dense(features), images.image_sizes, count), None
+
+    def run_shapes(self, image: Tensor) -> None:
+        """Through backbone and head; see the base class."""
+        self.head(self._head_features(self.backbone(image)))
+
+    @property
+    def prediction_bytes(self) -> int:
+        """Class scores and boxes of the candidates."""
+        return 4 * max(self.test_topk_candidates, _CANDIDATES) * (self.num_classes + 5)
+
+    def _head_features(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return [features[name] for name in self.head_in_features]
+
+    def _dense(self, features: dict[str, Tensor]) -> DensePredictions:
+        maps = self._head_features(features)
+        return self._predictions(maps, self.head(maps))
+
+    def _probe(
+        self,
+        dense: DensePredictions,
+        image_sizes: Sequence[tuple[int, int]],
+        count: int = _PROPOSALS,
+    ) -> ProbeOutput:
+        """What is said of the proposals of each image."""
+        proposals = self._proposals(dense, image_sizes, count)
+        log_scores = [
+            of_image[each.anchor_index]
+            for of_image, each in zip(dense.log_scores, proposals, strict=True)
+        ]
+        return ProbeOutput.from_proposals(proposals, [softmax_logits(torch.cat(log_scores))])
+
+    @torch.no_grad()
+    def _proposals(
+        self,
+        dense: DensePredictions,
+        image_sizes: Sequence[tuple[int, int]],
+        count: int = _PROPOSALS,
+    ) -> list[Instances]:
+        """The boxes of the anchors of largest score of each image, the surest first."""
+        found = []
+        for log_scores, deltas, size in zip(
+            dense.log_scores, dense.deltas, image_sizes, strict=True
+        ):
+            surest = log_scores.amax(dim=1)
+            # What is not a number is no proposal.
+            surest = torch.where(surest.isnan(), -torch.inf, surest)
+            surest, rows = surest.topk(min(_CANDIDATES, len(surest)))
+            boxes = Boxes(
+                self.box2box_transform.apply_deltas(
+                    deltas[rows].float(), dense.anchors.tensor[rows]
+                )
+            )
+            finite = surest.isfinite() & boxes.tensor.isfinite().all(dim=1)
+            boxes = Boxes(torch.where(finite[:, None], boxes.tensor, 0.0))
+            boxes.clip(size)
+            usable = (finite & boxes.nonempty()).nonzero()[:, 0]
+            together = torch.zeros_like(usable)
+            kept = batched_nms(boxes.tensor[usable], surest[usable], together, _IOU)
+            kept = usable[kept[:count]]
+            found.append(
+                Instances(tuple(size), proposal_boxes=boxes[kept], anchor_index=rows[kept])
+            )
+        return found
+
+    @contextmanager
+    def _detections_from(self, score: float) -> Iterator[None]:
+        """Raise the score from which stock inference keeps detections, for a while."""
+        # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
+        least = float(np.nextafter(np.float32(score), np.float32(0)))
+        before = self.test_score_thresh
+        self.test_score_thresh = max(before, least)
+        try:
+            yield
+        finally:
+            self.test_score_thresh = before
