@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from d2defense.modeling import classification_modules, proposal_modules
 from d2defense.registry import DECISION_REGISTRY
-from d2defense.statistics import STATISTICS, Observation
+from d2defense.statistics import OF_OBJECTNESS, STATISTICS, Observation
 
 from .ability import Ability
 from .bootstrap import Bootstrap, percentile_interval
@@ -27,7 +27,7 @@ from .score import checkpoint_score
 from .sequential import SequentialTest
 from .settings import ScanSettings
 from .survey import Profile, Progress, Survey, Watch, survey_detector
-from .verdict import CLEAN, Verdict, decide
+from .verdict import CLEAN, UNCERTAIN, Verdict, decide
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,13 @@ def _conclude(
         ability,
         certain,
     )
+    if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
+        verdict = replace(
+            verdict,
+            label=UNCERTAIN,
+            reason=f"decision {settings.decision!r} compares with objectness, which this detector "
+            "does not have: choose another one",
+        )
     triggers = [
         {
             "name": name,

@@ -11,6 +11,7 @@ from .found import (
 )
 from .objects import annotated_objects, at_input_size, bears_trigger
 from .observation import (
+    OF_OBJECTNESS,
     PRECISIONS,
     STATISTICS,
     Observation,
@@ -35,6 +36,7 @@ from .terms import (
 
 __all__ = [
     "IOU_THRESHOLD",
+    "OF_OBJECTNESS",
     "PRECISIONS",
     "SCORE_THRESHOLD",
     "STATISTICS",

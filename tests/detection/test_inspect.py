@@ -8,9 +8,10 @@ import logging
 import pytest
 import torch
 import yaml
+from detectron2.modeling import build_model
 
 from d2defense.checkpoint import build_detector
-from d2defense.config import get_d2defense_cfg
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.detection import (
     Profile,
     ScanSettings,
@@ -200,3 +201,24 @@ def test_paper_decision_scores_by_tau(detector, clean_images, make_calibration):
     taus = [t["statistics"]["tau"]["triggered"] for t in inspection.fields["triggers"]]
     # 0.9 is the clean detectors' mean.
     assert inspection.verdict.score == pytest.approx(max(taus) - 0.9)
+
+
+@pytest.mark.parametrize("decision", ["fall", "paper"])
+def test_a_detector_without_objectness_is_not_called_clean_by_what_it_lacks(
+    decision, clean_images, make_calibration
+):
+    cfg = get_d2defense_cfg()
+    merge_config_file(cfg, config_root() / "SynthSigns" / "retinanet_tiny_fpn.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    settings = dataclasses.replace(SETTINGS, decision=decision)
+    calibration = make_calibration(settings=settings)
+    inspection = inspect_detector(model, clean_images(4), settings, calibration, "BGR")
+    assert inspection.fields["histogram"] is None
+    statistics = inspection.fields["triggers"][0]["statistics"]
+    for name in ("tau", "confident_d", "gap", "max_objectness"):
+        assert set(statistics[name].values()) == {None}
+    assert statistics["max_foreground"]["change"] is not None
+    assert inspection.verdict.label == "uncertain"
+    assert ("compares with objectness" in inspection.verdict.reason) == (decision == "paper")

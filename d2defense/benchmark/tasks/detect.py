@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.checkpoint import CheckpointSource
 from d2defense.config import get_d2defense_cfg
 from d2defense.detection import ScanSettings, load_calibration, open_subject
 from d2defense.detection.search import names_of_classes
+from d2defense.modeling import number_of_classes
 from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
 
 from ..methods.detect.base import DetectionSubject, Judgement
@@ -45,11 +47,9 @@ class Detecting(Task):
         return DetectionSubject(
             model=model,
             images=images,
-            class_names=names_of_classes(
-                cfg.MODEL.ROI_HEADS.NUM_CLASSES, options.images.class_names
-            ),
+            class_names=names_of_classes(number_of_classes(cfg), options.images.class_names),
             image_format=cfg.INPUT.FORMAT,
-            references=_references(model, settings, options),
+            references=_references(model, cfg, settings, options),
             settings=settings,
             calibration=load_calibration(decision=settings.decision),
             fingerprint=options.images.fingerprint,
@@ -80,13 +80,13 @@ class Detecting(Task):
 
 
 def _references(
-    model: nn.Module, settings: ScanSettings, options: TaskOptions
+    model: nn.Module, cfg: CfgNode, settings: ScanSettings, options: TaskOptions
 ) -> Mapping[str, nn.Module]:
     """Those of the run's references that are not the suspect and know the same classes."""
     usable = {}
     for source in options.references:
-        other = open_subject(source, options.images, settings, options.device).model
-        fits = other.roi_heads.num_classes == model.roi_heads.num_classes
+        other, _, other_cfg = open_subject(source, options.images, settings, options.device)
+        fits = number_of_classes(other_cfg) == number_of_classes(cfg)
         if fits and not _is_same(model, other):
             usable[source.name] = other.requires_grad_(False)
     return usable
