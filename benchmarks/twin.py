@@ -36,6 +36,7 @@ from d2defense.detection.search.measure import Measured, success_terms
 from d2defense.detection.subject import as_seen
 from d2defense.detection.twin import TwinSettings, fine_tuned_twin
 from d2defense.files import write_text
+from d2defense.modeling import number_of_classes
 
 
 def success(
@@ -83,7 +84,7 @@ def main() -> int:
             {name: each for name, each in references.items() if name != source.name},
             tuning,
             held_out,
-            names_of_classes(cfg.MODEL.ROI_HEADS.NUM_CLASSES, names),
+            names_of_classes(number_of_classes(cfg), names),
             SearchSettings(args.level),
             fmt,
             seed=settings.seed,
