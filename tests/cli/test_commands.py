@@ -125,7 +125,7 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
     )  # fmt: skip
     assert outcome.code == 1, outcome.err
     assert "Round 1 of 2 did not repair it" in outcome.out
-    assert "not repaired: AP on clean images fell by" in outcome.out
+    assert "not repaired: AP on clean images" in outcome.out
     summary = json.loads((output / "report.json").read_text())
     assert (summary["rounds"], summary["repaired"]) == (2, False)
     assert (output / "round_1" / "model_final.pth").is_file()
