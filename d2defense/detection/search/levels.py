@@ -26,7 +26,7 @@ LEVELS: Mapping[str, RaceSettings] = {
     ),
     "standard": RaceSettings(),
     "thorough": RaceSettings(
-        scout_steps=20, targets=4, heat_steps=20, finalists=4, steps=120, batch_size=12
+        scouted=16, scout_steps=20, targets=4, heat_steps=20, finalists=4, steps=120, batch_size=12
     ),
 }
 

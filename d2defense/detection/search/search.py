@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2defense.devices import computes_bf16
 from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
 
@@ -176,14 +177,16 @@ def search_detector(
     if not references and mode != ALONE:
         return obstructed("there is no reference to hold a found trigger against")
     race_settings, models = settings.race, [model, *references.values()]
-    scaled_on = tuning
-    if is_large(input_shapes(tuning)):
+    scaled_on, large = tuning, is_large(input_shapes(tuning))
+    if large:
         race_settings, scaled_on = race_settings.for_large_images(), tuning[:SCALED_ON]
     for each in models:
         # Convolutions are fastest so; values stay as they are.
         each.to(memory_format=torch.channels_last)
     try:
-        scales = [LogitScale.of(each, scaled_on) for each in models]
+        in_half = large and computes_bf16(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
+            scales = [LogitScale.of(each, scaled_on) for each in models]
     except ValueError as error:
         return obstructed(str(error))
     measured = [Measured.of(each, scaled_on, held_out, image_format) for each in models]
