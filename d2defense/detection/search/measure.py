@@ -107,9 +107,10 @@ def detect(
                 output = model.probe(inputs, with_detections=True, score_threshold=score)
             for index, instances in zip(indices, output.detections, strict=True):
                 found[index] = Detections(
-                    instances.pred_boxes.tensor.cpu(),
+                    instances.pred_boxes.tensor.float().cpu(),
                     instances.pred_classes.cpu(),
-                    instances.scores.cpu(),
+                    # In half precision they come so.
+                    instances.scores.float().cpu(),
                 )
     return found
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import CleanImage, ScanImages, ScanSettings, Subject, open_subject
+from d2defense.detection.search import SearchSettings, levels, search_detector
 from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.crops import CONTEXT, CROP_REGIONS, CROP_SIDE, cut, view
 from d2defense.detection.search.optimise import (
@@ -18,6 +21,7 @@ from d2defense.detection.search.optimise import (
     looked_at,
     wanted_probability,
 )
+from d2defense.detection.search.race import RaceSettings
 from d2defense.detection.search.scale import LogitScale
 from d2defense.registry import TRIGGER_REGISTRY
 
@@ -42,7 +46,7 @@ def photo(boxes: list[list[float]], height: int = 600, width: int = 900) -> Clea
 @pytest.fixture(scope="module")
 def opened(signs_cache):
     """A function from a specimen to its detector."""
-    images = ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=36))
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), ScanSettings(max_images=66))
 
     def load(name: str) -> Subject:
         subject = open_subject(find_specimen(name), images, ScanSettings(), "cpu")
@@ -159,3 +163,42 @@ def test_small_images_stay_whole_and_objects_larger_than_a_crop_have_none():
     assert torch.equal(whole.image.image, small.image)
     huge = photo([[10.0, 10, 580, 580]])
     assert view(huge, huge.boxes, huge.boxes, np.random.default_rng(0)) is None
+
+
+@pytest.mark.slow
+def test_large_images_go_through_a_whole_search(opened, monkeypatch):
+    """Three images side by side in each, wider than a crop; the victims vanish under a patch."""
+    subject, reference = opened("backdoored_0"), opened("clean_1")
+    scenes = []
+    for start in range(0, 66, 3):
+        three = [subject.images[index] for index in range(start, start + 3)]
+        boxes = [each.boxes + torch.tensor([128.0 * k, 0] * 2) for k, each in enumerate(three)]
+        scenes.append(
+            CleanImage(
+                f"{start}.png",
+                torch.cat([each.image for each in three], 2),
+                torch.cat(boxes),
+                torch.cat([each.classes for each in three]),
+                start,
+            )
+        )
+    short = RaceSettings(
+        scouted=3, scout_steps=1, targets=1, heat_steps=8, finalists=2, steps=18,
+        families=("patch",),
+    )  # fmt: skip
+    monkeypatch.setattr(levels, "LEVELS", MappingProxyType({"fast": short}))
+    outcome = search_detector(
+        subject.model,
+        {"clean_1": reference.model},
+        scenes[:12],
+        scenes[12:],
+        [f"class {index}" for index in range(7)],
+        SearchSettings("fast"),
+        "BGR",
+        bootstrap_samples=100,
+    )
+    assert outcome.obstacle is None
+    assert outcome.num_images == 10
+    assert {len(each.classes) for each in outcome.scouted} == {2}
+    assert outcome.arms[0].arm.goal.kind == ("disappearance", "objects")
+    assert outcome.arms[0].excess > 0.4
