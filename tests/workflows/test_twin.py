@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import safetensors.torch
 import torch
 
 from d2defense.checkpoint import build_detector, find_checkpoints
-from d2defense.workflows.scan.twin import twin_bytes, write_twin
+from d2defense.detection import ScanSettings, load_clean_images
+from d2defense.detection.twin import TwinError
+from d2defense.workflows.scan.twin import make_twin, twin_bytes, write_twin
 
 
 @pytest.fixture
@@ -29,6 +33,16 @@ def test_it_can_be_opened_as_the_suspect_can(suspect, tmp_path):
     pairs = zip(opened.parameters(), model.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
     assert twin.config.read_bytes() == suspect.config.read_bytes()
+
+
+def test_one_that_would_take_too_long_is_not_made(suspect, make_coco_dataset, sign_scenes):
+    model, cfg = build_detector(suspect.weights, suspect.config)
+    images = list(load_clean_images(make_coco_dataset(sign_scenes(4)).load(), cfg))
+    task = SimpleNamespace(settings=ScanSettings())
+    done = []
+    with pytest.raises(TwinError, match="too much of the time limit"):
+        make_twin(task, model, images, done.append, seconds=1.0)
+    assert len(done) < 5
 
 
 @pytest.mark.parametrize(

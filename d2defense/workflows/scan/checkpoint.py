@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +112,12 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     searched, twin = None, b""
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
         found = search_checkpoint(
-            task, model, images, cfg, lambda done: progress(share + (1 - share) * done)
+            task,
+            model,
+            images,
+            cfg,
+            lambda done: progress(share + (1 - share) * done),
+            _seconds_left(task, start),
         )
         verdict = with_search(verdict, found.outcome)
         searched, figures, twin = found.fields, figures | found.figures, found.twin
@@ -145,6 +151,13 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "environment": library_versions() | {"device": str(model.device), "isolation": None},
     }
     return Scanned(result, figures, twin)
+
+
+def _seconds_left(task: ScanTask, start: float) -> float:
+    """What is left of the time limit of a scan that began at ``start``."""
+    if task.time_limit is None:
+        return math.inf
+    return task.time_limit - task.spent_seconds - (time.perf_counter() - start)
 
 
 def _warnings(model: nn.Module) -> list[str]:

@@ -210,6 +210,7 @@ class _Driver:
             member=source.member,
             config_files=files.config_files,
             spent_seconds=time.monotonic() - start,
+            time_limit=self._options.limits.seconds,
             figures=self._options.figures,
             references=self._references,
         )

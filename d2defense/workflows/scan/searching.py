@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,7 +59,12 @@ class Searched(NamedTuple):
 
 
 def search_checkpoint(
-    task: ScanTask, model: nn.Module, images: Sequence[CleanImage], cfg: CfgNode, progress: Progress
+    task: ScanTask,
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    cfg: CfgNode,
+    progress: Progress,
+    seconds: float = math.inf,
 ) -> Searched:
     """Search the detector of a checkpoint for triggers, held against the task's references.
 
@@ -68,6 +74,7 @@ def search_checkpoint(
         images: clean, as it sees them.
         cfg: its configuration.
         progress: told how much is done, 0..1.
+        seconds: that it may take; a twin that would take more than half is not made.
 
     Raises:
         CheckpointError: a reference cannot be used.
@@ -85,7 +92,9 @@ def search_checkpoint(
         else:
             share = _TWIN_SHARE
             try:
-                twin = make_twin(task, model, seen, lambda done: progress(share * done))
+                twin = make_twin(
+                    task, model, seen, lambda done: progress(share * done), seconds / 2
+                )
             except TwinError as error:
                 no_twin = f"twin: {error}"
                 left_out.append(no_twin)

@@ -27,6 +27,7 @@ class ScanTask:
         member: which of the file's sets of weights; the one that Detectron2 loads if None.
         config_files: files and folders that it builds upon, if it does.
         spent_seconds: of the time limit, before the scan began.
+        time_limit: of the whole scan, in seconds; None for none.
         figures: whether to draw.
         threads: of PyTorch; as they are if None.
         references: checkpoints of the same classes that are held to be clean.
@@ -44,6 +45,7 @@ class ScanTask:
     member: str | None = None
     config_files: tuple[Path, ...] = ()
     spent_seconds: float = 0.0
+    time_limit: float | None = None
     figures: bool = True
     threads: int | None = None
     references: tuple[CheckpointSource, ...] = ()

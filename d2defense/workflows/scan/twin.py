@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +63,11 @@ def images_for_twin(
 
 
 def make_twin(
-    task: ScanTask, model: nn.Module, images: Sequence[CleanImage], progress: Progress
+    task: ScanTask,
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    progress: Progress,
+    seconds: float = math.inf,
 ) -> nn.Module:
     """Fine-tune a copy of the suspect.
 
@@ -71,14 +76,16 @@ def make_twin(
         model: the suspect.
         images: those of :func:`images_for_twin`.
         progress: told how much is done, 0..1.
+        seconds: that it may take.
 
     Raises:
-        TwinError: it cannot be made.
+        TwinError: it cannot be made, or would take longer.
     """
     steps = task.settings.search.twin_steps
     settings = TwinSettings(steps=steps, seed=task.settings.seed)
     try:
-        return fine_tuned_twin(model, images, settings, _announcing(steps, len(images), progress))
+        on_step = _announcing(steps, len(images), progress, seconds)
+        return fine_tuned_twin(model, images, settings, on_step)
     except TwinError:
         raise
     except Exception as error:  # what trains an attacker's model can fail in any way
@@ -88,8 +95,13 @@ def make_twin(
         raise TwinError(f"its fine-tuning failed: {words}") from error
 
 
-def _announcing(steps: int, num_images: int, progress: Progress) -> Callable[[], None]:
-    """What is told after each step; says after the first ones how long all will take."""
+def _announcing(
+    steps: int, num_images: int, progress: Progress, seconds: float
+) -> Callable[[], None]:
+    """What is told after each step; says after the first ones how long all will take.
+
+    It raises :class:`TwinError` where that is more than there is.
+    """
     times: list[float] = []
     logger.info("fine-tuning its twin: %d steps on %d images", steps, num_images)
 
@@ -98,6 +110,11 @@ def _announcing(steps: int, num_images: int, progress: Progress) -> Callable[[],
         if len(times) == _TIMED_STEPS:
             each = (times[-1] - times[0]) / (_TIMED_STEPS - 1)
             logger.info("its twin will take about %s", duration(each * steps))
+            if each * steps > seconds:
+                raise TwinError(
+                    f"it would take about {duration(each * steps)}, too much of the time limit: "
+                    "give a reference, a higher --time-limit, or --twin off"
+                )
         progress(len(times) / steps)
 
     return on_step
