@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -122,8 +123,12 @@ def _announcing(
 
 def twin_bytes(twin: nn.Module) -> bytes:
     """The weights as a safetensors file."""
-    # Copies, since tensors that share memory are refused.
-    state = {name: each.detach().cpu().clone() for name, each in twin.state_dict().items()}
+    # Copies, since tensors that share memory or lie in another order are refused.
+    plain = torch.contiguous_format
+    state = {
+        name: each.detach().cpu().clone(memory_format=plain)
+        for name, each in twin.state_dict().items()
+    }
     return safetensors.torch.save(state)
 
 
