@@ -65,7 +65,7 @@ build() {
 scan() {
     local where
     for where in "$device" cpu; do
-        d2defense scan "$specimens/backdoored_0" "$specimens/clean_0" $data --force \
+        d2defense scan "$specimens/backdoored_0" "$specimens/clean_0" $data --force --search off \
             --device "$where" --output "$output/scan-$where" --opts $few || (($? == 1)) || return 1
     done
     "$python" - "$output/scan-$device" "$output/scan-cpu" <<'CHECK'
@@ -101,9 +101,9 @@ repair() {
 amp() {
     d2defense train --config-file configs/SynthSigns/faster_rcnn_tiny_fpn.yaml \
         SOLVER.AMP.ENABLED True SOLVER.MAX_ITER 60 TEST.EVAL_PERIOD 0 DATALOADER.NUM_WORKERS 0 \
-        MODEL.DEVICE "$device" OUTPUT_DIR "$output/amp" &&
-        d2defense scan "$specimens/backdoored_0" $data --force --device "$device" \
-            --precision bf16 --output "$output/scan-bf16" --opts $few || (($? == 1))
+        MODEL.DEVICE "$device" OUTPUT_DIR "$output/amp" || return 2
+    d2defense scan "$specimens/backdoored_0" $data --force --device "$device" --search off \
+        --precision bf16 --output "$output/scan-bf16" --opts $few || (($? == 1))
 }
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
