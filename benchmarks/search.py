@@ -25,6 +25,7 @@ from d2defense.checkpoint import find_checkpoints
 from d2defense.cli.arguments import add_common_arguments, add_dataset_arguments, dataset_source
 from d2defense.cli.settings import add_settings_arguments, settings_config
 from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
+from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import (
     LEVELS,
     SearchSettings,
@@ -34,7 +35,6 @@ from d2defense.detection.search import (
 )
 from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.optimise import ArmState
-from d2defense.detection.search.scale import LogitScale
 from d2defense.files import write_text
 from d2defense.modeling import number_of_classes
 

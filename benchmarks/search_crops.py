@@ -47,13 +47,13 @@ from d2defense.detection import (
     open_subject,
 )
 from d2defense.detection.images import input_shapes
+from d2defense.detection.scale import LogitScale, foreground_margin
 from d2defense.detection.search import LEVELS, names_of_classes
 from d2defense.detection.search.arms import all_goals
 from d2defense.detection.search.crops import cut, is_large
 from d2defense.detection.search.measure import detect
 from d2defense.detection.search.optimise import ArmState, Loss
 from d2defense.detection.search.race import Race, RaceSettings
-from d2defense.detection.search.scale import LogitScale, foreground_margin
 from d2defense.detection.search.search import SCALED_ON
 from d2defense.modeling import RegionOutput, instrument_config
 

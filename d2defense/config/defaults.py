@@ -143,9 +143,9 @@ def _add_defense(cfg: CfgNode) -> None:
     # What `scan`, `calibrate` and `demo` look at, and how a scan decides. Never taken from the
     # config of a scanned checkpoint.
     cfg.DEFENSE = CfgNode()
-    # How a score comes from the statistics (docs/method.md): "fall", or "paper", tau against one
-    # threshold.
-    cfg.DEFENSE.DECISION = "fall"
+    # How a score comes from the statistics (docs/method.md): "deployed", free of the scale of a
+    # detector's scores; "fall", by its own scores; or "paper", tau against one threshold.
+    cfg.DEFENSE.DECISION = "deployed"
     # End a checkpoint's scan once its verdict is certain.
     cfg.DEFENSE.EARLY_STOP = False
     # Probability of either wrong verdict when a scan ends early.

@@ -22,7 +22,7 @@ from .reference import Reference
 from .settings import DEFAULT_DECISION, ScanSettings
 from .survey import Profile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class CalibrationError(ValueError):
@@ -132,7 +132,7 @@ class Calibration:
         """
         if fingerprint != self.fingerprint:
             return None
-        return float(np.mean([profile.clean["objects_found"] for profile in self.profiles]))
+        return float(np.mean([profile.clean["found_at_point"] for profile in self.profiles]))
 
     @property
     def threshold(self) -> float:

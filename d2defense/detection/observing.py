@@ -16,6 +16,7 @@ from d2defense.statistics import (
     SCORE_THRESHOLD,
     Observation,
     ObservationSettings,
+    deployed_terms,
     found_objects,
     found_terms,
     object_rank_terms,
@@ -24,6 +25,7 @@ from d2defense.statistics import (
 from d2defense.triggers import Trigger
 
 from .images import CleanImage, input_shapes
+from .scale import DeployedScale, scaled_logits
 
 
 class Batch(NamedTuple):
@@ -44,6 +46,7 @@ def observe_batches(
     order: Sequence[int] | None = None,
     on_pass: Callable[[int], None] | None = None,
     batch_size: BatchSize | None = None,
+    scale: DeployedScale | None = None,
 ) -> Iterator[Batch]:
     """Probe ``model`` on one batch of images after another, under each trigger.
 
@@ -60,6 +63,8 @@ def observe_batches(
             by their shapes if None.
         on_pass: called with the number of images of every forward pass.
         batch_size: says how many images fit, and which batch was used; a new one if None.
+        scale: of the model; None to leave the statistics out that need it. With it, what the
+            detector finds is counted from its operating point on wherever its ability is judged.
 
     Yields:
         The observations of each batch.
@@ -83,7 +88,7 @@ def observe_batches(
             def work(part: Sequence[int]) -> Batch:
                 batch = [images[index] for index in part]
                 observed = [
-                    _observe_batch(model, batch, trigger, settings, image_format)
+                    _observe_batch(model, batch, trigger, settings, image_format, scale)
                     for trigger in _announced(triggers, len(batch), on_pass)
                 ]
                 return Batch(len(batch), observed)
@@ -107,6 +112,7 @@ def _observe_batch(
     trigger: Trigger | None,
     settings: ObservationSettings,
     image_format: str,
+    scale: DeployedScale | None,
 ) -> Observation:
     """Images of like shape in one forward pass, under one trigger."""
     pixels, sizes = stack_images(batch, model.device)
@@ -118,14 +124,27 @@ def _observe_batch(
         for image, (height, width) in zip(pixels, sizes, strict=True)
     ]
     in_half = settings.precision == "bf16"
+    point = SCORE_THRESHOLD if scale is None else scale.point
     # Only detections that count as found, which saves most of the NMS.
     with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
-        output = model.probe(inputs, with_detections=True, score_threshold=SCORE_THRESHOLD)
+        output = model.probe(
+            inputs, with_detections=True, score_threshold=min(point, SCORE_THRESHOLD)
+        )
     classes = [image.classes for image in batch]
     observed = reduce_probe(output, boxes, classes, _found(output, batch), settings)
+    if scale is not None:
+        terms, by_class = deployed_terms(
+            output,
+            scaled_logits(output.deployed_logits, scale.foreground),
+            boxes,
+            classes,
+            _found(output, batch, point),
+            settings,
+        )
+        observed = replace(observed, deployed=terms, by_class=by_class)
     if trigger is not None:
         return observed
-    found = found_terms(_found(output, batch, of_any_class=True), list(map(len, boxes)))
+    found = found_terms(_found(output, batch, point, of_any_class=True), list(map(len, boxes)))
     ability = {"found_any_class": found, "object_rank": object_rank_terms(output, boxes)}
     return replace(observed, ability=ability)
 
@@ -172,7 +191,12 @@ def stack_images(
     return torch.stack(padded).to(device), sizes
 
 
-def _found(output: ProbeOutput, batch: Sequence[CleanImage], of_any_class: bool = False) -> Tensor:
+def _found(
+    output: ProbeOutput,
+    batch: Sequence[CleanImage],
+    point: float = SCORE_THRESHOLD,
+    of_any_class: bool = False,
+) -> Tensor:
     """Whether each object has a detection, of its own class where that is known; bool (M,)."""
     detections = output.detections
     objects = [len(image.boxes) for image in batch]
@@ -183,6 +207,7 @@ def _found(output: ProbeOutput, batch: Sequence[CleanImage], of_any_class: bool 
         torch.cat([found.pred_classes for found in detections]).cpu(),
         torch.cat([found.scores for found in detections]).cpu(),
         (_image_of(objects), _image_of([len(found) for found in detections])),
+        point,
     )
 
 

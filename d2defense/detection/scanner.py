@@ -14,20 +14,25 @@ from torch import Tensor, nn
 
 from d2defense.modeling import classification_modules, proposal_modules
 from d2defense.registry import DECISION_REGISTRY
-from d2defense.statistics import OF_OBJECTNESS, STATISTICS, Observation
+from d2defense.statistics import OF_OBJECTNESS, Observation
 
 from .ability import Ability
 from .bootstrap import Bootstrap, percentile_interval
+from .by_class import CLASS_FALLS
 from .calibration import Calibration
-from .decisions.base import Decision
+from .decisions.base import Decision, largest
 from .dominant import dominant_modules
 from .images import CleanImage, max_objects
+from .oddity import odd_behaviour
 from .reference import Reference
-from .score import checkpoint_score
+from .score import checkpoint_score, statistic, suspicions
 from .sequential import SequentialTest
 from .settings import ScanSettings
-from .survey import Profile, Progress, Survey, Watch, survey_detector
-from .verdict import CLEAN, UNCERTAIN, Verdict, decide
+from .survey import KEPT, Profile, Progress, Survey, Watch, survey_detector
+from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide
+
+# Resamples of the images each time that a scan may end early.
+_FEW_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Inspection:
     Attributes:
         verdict: what is concluded.
         worst_trigger: the trigger of the largest score.
+        victim_class: name of the class whose objects it takes; None for all, or none.
         dominant_modules: module groups that this trigger moves; empty for a clean detector.
         num_images: images that were probed.
         batch_size: the most images that went through the network at a time.
@@ -45,6 +51,7 @@ class Inspection:
 
     verdict: Verdict
     worst_trigger: str
+    victim_class: str | None
     dominant_modules: list[str]
     num_images: int
     batch_size: int
@@ -59,6 +66,7 @@ def inspect_detector(
     image_format: str,
     progress: Progress | None = None,
     fingerprint: str = "",
+    class_names: Sequence[str] = (),
 ) -> Inspection:
     """Scan a detector with clean images.
 
@@ -71,6 +79,7 @@ def inspect_detector(
         progress: told after every forward pass how much is done.
         fingerprint: of the images; where the calibration was made on the same, what its clean
             detectors find on them is what the images allow.
+        class_names: of the detector, in order; numbers if empty.
     """
     decision = DECISION_REGISTRY.get(settings.decision)()
     reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
@@ -87,8 +96,10 @@ def inspect_detector(
         decision,
         reference,
         calibration.found_on(fingerprint),
+        calibration.profiles,
         stopped,
         model,
+        class_names or [f"class {index}" for index in range(_num_classes(seen))],
     )
     if settings.early_stop:
         inspection.fields["early_stop"] = {
@@ -108,28 +119,52 @@ def _watch(
 ) -> Watch:
     """A watch that ends a survey when a verdict is certain, and puts that into ``certain``."""
     bound = max_objects(images) if decision.is_change else settings.observation.topk
-    test = SequentialTest(
-        reference.baseline + reference.threshold,
-        decision,
-        bound,
-        settings.early_stop_error_rate,
-    )
-    so_far: list[Observation] = []
+    columns = [decision.statistics.index(name) for name in decision.of_images]
+    limits = reference.baseline + reference.threshold
+    test = SequentialTest(limits[:, columns], decision, bound, settings.early_stop_error_rate)
+    so_far: list[list[Observation]] = []
 
     def watch(clean: Observation, triggered: Sequence[Observation]) -> bool:
-        so_far.append(clean)
+        so_far.append([clean, *triggered])
         label = test.update(clean, triggered)
-        if label == CLEAN:
-            seen = Observation.join(so_far).terms
-            numbers = {name: terms.ratio() for name, terms in seen.items()}
-            ceiling = decision.ceiling(numbers, reference.baseline)
-            # A detector that sees nothing to lose will not become certain with more images.
-            label = label if ceiling > reference.threshold else None
+        if label == CLEAN and not _may_be_clean(so_far, settings, decision, reference):
+            label = None
         if label:
             certain.append(label)
         return bool(label)
 
     return watch
+
+
+def _may_be_clean(
+    so_far: Sequence[Sequence[Observation]],
+    settings: ScanSettings,
+    decision: Decision,
+    reference: Reference,
+) -> bool:
+    """Whether images so far allow "clean", where the test of their means says so.
+
+    A detector that sees nothing to lose will not become certain with more images. What one class
+    loses is no mean over images: its interval must lie below the threshold.
+
+    Args:
+        so_far: observations of each batch, without a trigger and under each.
+        settings: of the scan.
+        decision: how to score.
+        reference: what clean detectors do.
+    """
+    clean, *triggered = (Observation.join(column) for column in zip(*so_far, strict=True))
+    numbers = {name: float(statistic(clean, clean, name)) for name in decision.statistics}
+    if not decision.ceiling(numbers, reference.baseline) > reference.threshold:
+        return False
+    columns = [decision.statistics.index(n) for n in decision.statistics if n in CLASS_FALLS]
+    if not columns:
+        return True
+    under = {t.name: seen for t, seen in zip(settings.triggers, triggered, strict=True)}
+    bootstrap = Bootstrap.draw(clean.num_images, _FEW_SAMPLES, settings.seed)
+    excess = suspicions(clean, under, decision, bootstrap) - reference.baseline
+    high = np.quantile(largest(excess[..., columns]), (1 + settings.confidence) / 2)
+    return bool(high <= reference.threshold)
 
 
 def _conclude(
@@ -138,8 +173,10 @@ def _conclude(
     decision: Decision,
     reference: Reference,
     allowed: float | None,
+    clean_profiles: Sequence[Profile],
     certain: str | None,
     model: nn.Module,
+    class_names: Sequence[str],
 ) -> Inspection:
     profile = Profile.from_survey(seen)
     bootstrap = Bootstrap.draw(seen.num_images, settings.bootstrap_samples, settings.seed)
@@ -148,6 +185,7 @@ def _conclude(
     )
     ceiling = decision.ceiling(profile.clean, reference.baseline)
     ability = Ability.of(seen.clean, allowed)
+    oddity = seen.obstacle or odd_behaviour(profile, ability.found_any_class, clean_profiles)
     verdict = decide(
         score.value,
         score.interval,
@@ -155,6 +193,7 @@ def _conclude(
         ceiling,
         ability,
         certain,
+        oddity,
     )
     if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
         verdict = replace(
@@ -176,7 +215,7 @@ def _conclude(
     if verdict.label != CLEAN:
         modules = dominant_modules(
             -(worst_statistics["max_objectness"]["change"] or 0.0),
-            -(worst_statistics["max_foreground"]["change"] or 0.0),
+            -(worst_statistics["scaled_foreground"]["change"] or 0.0),
             proposal_modules(model),
             classification_modules(model),
         )
@@ -189,7 +228,19 @@ def _conclude(
         "triggers": triggers,
         "histogram": _histogram(seen, score.worst, settings) if model.has_objectness else None,
     }
-    return Inspection(verdict, score.worst, modules, seen.num_images, seen.batch_size, fields)
+    victim = None
+    if verdict.label != CLEAN and score.victim_class is not None:
+        victim = class_names[score.victim_class]
+        if verdict.label == BACKDOORED:
+            reason = f"{verdict.reason}, above all with objects of {victim}"
+            verdict = replace(verdict, reason=reason)
+    return Inspection(
+        verdict, score.worst, victim, modules, seen.num_images, seen.batch_size, fields
+    )
+
+
+def _num_classes(seen: Survey) -> int:
+    return next(iter(seen.clean.by_class.values())).numerator.shape[1]
 
 
 def _histogram(seen: Survey, worst: str, settings: ScanSettings) -> dict[str, Any]:
@@ -204,11 +255,11 @@ def _compare(
     seen: Survey, profile: Profile, trigger: str, bootstrap: Bootstrap, confidence: float
 ) -> dict[str, dict[str, Any]]:
     comparison = {}
-    for name in STATISTICS:
+    for name in KEPT:
         before, after = profile.clean[name], profile.triggered[trigger][name]
-        change: Tensor = bootstrap(seen.triggered[trigger].terms[name]) - bootstrap(
-            seen.clean.terms[name]
-        )
+        change: Tensor = statistic(
+            seen.clean, seen.triggered[trigger], name, bootstrap
+        ) - statistic(seen.clean, seen.clean, name, bootstrap)
         interval = percentile_interval(change, confidence)
         comparison[name] = {
             "clean": _number(before),

@@ -3,36 +3,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from d2defense.statistics import Observation, Terms
+from d2defense.statistics import Observation
 
 from .bootstrap import Bootstrap, percentile_interval
+from .by_class import CLASS_FALLS, largest_class_fall, resampled_class_falls
 from .decisions.base import Decision, largest
 
 
-def stack_ratios(
-    terms: Mapping[str, Terms], statistics: Sequence[str], bootstrap: Bootstrap | None = None
-) -> np.ndarray:
-    """Statistics as numbers.
+def statistic(
+    clean: Observation, seen: Observation, name: str, bootstrap: Bootstrap | None = None
+) -> Tensor:
+    """A statistic as a number, float64 (), or over resamples of the images, (B,).
 
     Args:
-        terms: of every statistic.
-        statistics: which ones.
+        clean: the images as they are, from where on a class falls.
+        seen: the same, or under a trigger.
+        name: of the statistic.
+        bootstrap: resamples of the images; None for all images once.
+
+    Raises:
+        KeyError: it was not observed.
+    """
+    if name in CLASS_FALLS:
+        of = CLASS_FALLS[name]
+        if bootstrap is None:
+            return 0.0 - torch.tensor(largest_class_fall(clean, seen, of).fall, dtype=torch.float64)
+        return 0.0 - resampled_class_falls(clean, seen, of, bootstrap)
+    terms = seen.all_terms[name]
+    if bootstrap is None:
+        return torch.tensor(terms.ratio(), dtype=torch.float64)
+    return bootstrap(terms)
+
+
+def suspicions(
+    clean: Observation,
+    triggered: Mapping[str, Observation],
+    decision: Decision,
+    bootstrap: Bootstrap | None = None,
+) -> np.ndarray:
+    """What a decision holds against a detector.
+
+    Args:
+        clean: the images without a trigger.
+        triggered: the same under each of T triggers, by name.
+        decision: how suspicion is defined.
         bootstrap: resamples of the images; None for all images once.
 
     Returns:
-        Array of shape (S,), or (B, S) over resamples.
+        Array of shape (T, S), or (B, T, S) over resamples.
     """
-    if bootstrap is None:
-        return np.array([terms[name].ratio() for name in statistics])
-    columns: list[Tensor] = [bootstrap(terms[name]) for name in statistics]
-    return torch.stack(columns, dim=-1).numpy()
+
+    def numbers(seen: Observation) -> np.ndarray:
+        columns = [statistic(clean, seen, name, bootstrap) for name in decision.statistics]
+        return torch.stack(columns, dim=-1).numpy()
+
+    after = np.stack([numbers(seen) for seen in triggered.values()], axis=-2)
+    return decision.suspicion(numbers(clean), after)
 
 
 @dataclass(frozen=True)
@@ -44,12 +77,16 @@ class Score:
         interval: over resamples of the images; the maximum is taken anew on each.
         of_triggers: the score that each trigger alone would give, by name.
         worst: the trigger that gives the score.
+        shown_by: the statistic that gives it.
+        victim_class: index of the class whose objects give it; None for all objects.
     """
 
     value: float
     interval: tuple[float, float]
     of_triggers: dict[str, float]
     worst: str
+    shown_by: str = ""
+    victim_class: int | None = None
 
 
 def checkpoint_score(
@@ -75,13 +112,16 @@ def checkpoint_score(
     """
 
     def excess(resamples: Bootstrap | None) -> np.ndarray:
-        before = stack_ratios(clean.terms, decision.statistics, resamples)
-        after = [stack_ratios(o.terms, decision.statistics, resamples) for o in triggered.values()]
-        return decision.suspicion(before, np.stack(after, axis=-2)) - baseline
+        return suspicions(clean, triggered, decision, resamples) - baseline
 
     values = excess(None)
     alone = dict(zip(triggered, largest(values[:, None]).tolist(), strict=True))
     worst = max(alone, key=alone.__getitem__)
+    of_worst = np.nan_to_num(values[list(triggered).index(worst)], nan=-np.inf)
+    shown_by = decision.statistics[int(of_worst.argmax())]
     samples = torch.from_numpy(largest(excess(bootstrap)))
     interval = percentile_interval(samples, confidence) or (alone[worst], alone[worst])
-    return Score(alone[worst], interval, alone, worst)
+    victim = None
+    if shown_by in CLASS_FALLS:
+        victim = largest_class_fall(clean, triggered[worst], CLASS_FALLS[shown_by]).category
+    return Score(alone[worst], interval, alone, worst, shown_by, victim)

@@ -31,7 +31,8 @@ class SequentialTest:
     every capital of bets on "below" does. Images must come in random order.
 
     Args:
-        limits: array of shape (T, S): suspicion at the threshold.
+        limits: array of shape (T, S): suspicion at the threshold, of the statistics that are a mean
+            over images (:attr:`Decision.of_images`).
         decision: how suspicion is defined.
         largest_count: the largest denominator that one image can have.
         error_rate: a, of each of the two wrong verdicts.
@@ -67,12 +68,12 @@ class SequentialTest:
         Returns:
             "backdoored" or "clean" once that is certain at the error rate, else None.
         """
-        for column, name in enumerate(self._decision.statistics):
+        for column, name in enumerate(self._decision.of_images):
             for row, observation in enumerate(triggered):
-                terms = observation.terms[name]
+                terms = observation.all_terms[name]
                 added, count = terms.numerator.numpy(), terms.denominator.numpy()
                 if self._decision.is_change:
-                    added = added - clean.terms[name].numerator.numpy()
+                    added = added - clean.all_terms[name].numerator.numpy()
                 added = self._decision.sign * added
                 y = (added - self._limit[row, column] * count) / self._largest
                 for capital, bets, direction in (

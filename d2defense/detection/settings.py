@@ -16,7 +16,7 @@ from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map
 from .search.levels import OFF, SearchSettings
 
-DEFAULT_DECISION = "fall"
+DEFAULT_DECISION = "deployed"
 
 
 @dataclass(frozen=True)

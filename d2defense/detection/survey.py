@@ -14,15 +14,20 @@ import numpy as np
 from torch import nn
 
 from d2defense.modeling import BatchSize
-from d2defense.statistics import STATISTICS, Observation
+from d2defense.statistics import DEPLOYED_STATISTICS, STATISTICS, Observation
 from d2defense.text import WORTH_SAYING, duration
 
+from .by_class import CLASS_FALLS
 from .images import CleanImage
 from .observing import observe_batches
+from .scale import DeployedScale
+from .score import statistic
 from .settings import ScanSettings
 
 logger = logging.getLogger(__name__)
 
+#: What is kept of a detector under a trigger.
+KEPT = (*STATISTICS, *DEPLOYED_STATISTICS, *CLASS_FALLS)
 #: Told the share of the work that is done, 0..1.
 Progress = Callable[[float], None]
 #: Asked after every batch, with its observation without and with each trigger, whether to end.
@@ -38,11 +43,13 @@ class Survey(NamedTuple):
     """Under each trigger, by name."""
     batch_size: int = 0
     """The most images that went through the network at a time."""
+    obstacle: str | None = None
+    """Why its scores cannot be put on the scale that all detectors share; None if they can."""
 
     @property
     def num_images(self) -> int:
         """How many images were observed."""
-        return len(self.clean.terms["tau"].numerator)
+        return self.clean.num_images
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,12 @@ class Profile:
     @classmethod
     def from_survey(cls, survey: Survey, name: str = "", sha256: str = "") -> Profile:
         """The statistics over all images of a survey."""
-        return cls(
-            name,
-            sha256,
-            {key: terms.ratio() for key, terms in survey.clean.terms.items()},
-            {
-                trigger: {key: terms.ratio() for key, terms in under.terms.items()}
-                for trigger, under in survey.triggered.items()
-            },
-        )
+
+        def numbers(seen: Observation) -> dict[str, float]:
+            return {key: float(statistic(survey.clean, seen, key)) for key in KEPT}
+
+        under = {trigger: numbers(seen) for trigger, seen in survey.triggered.items()}
+        return cls(name, sha256, numbers(survey.clean), under)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Profile:
@@ -86,8 +90,7 @@ class Profile:
 
         def numbers(values: dict[str, Any]) -> dict[str, float]:
             return {
-                name: math.nan if values[name] is None else float(values[name])
-                for name in STATISTICS
+                name: math.nan if values[name] is None else float(values[name]) for name in KEPT
             }
 
         return cls(
@@ -145,6 +148,11 @@ def survey_detector(
         order: in which to take the images; by their shapes if None.
         watch: ends the survey after a batch by returning True.
     """
+    obstacle = None
+    try:
+        scale = DeployedScale.of(model, images)
+    except ValueError as error:
+        scale, obstacle = DeployedScale.unknown(), str(error)
     triggers = (None, *settings.triggers)
     work = _Work(len(images) * len(triggers), progress)
     batch_size = BatchSize(model, settings.observation.batch_size)
@@ -158,6 +166,7 @@ def survey_detector(
         order,
         work.add,
         batch_size,
+        scale,
     ):
         parts.append(batch.observations)
         if watch is not None and watch(batch.observations[0], batch.observations[1:]):
@@ -165,7 +174,7 @@ def survey_detector(
     work.end()
     clean, *triggered = (Observation.join(column) for column in zip(*parts, strict=True))
     names = (trigger.name for trigger in settings.triggers)
-    return Survey(clean, dict(zip(names, triggered, strict=True)), batch_size.used)
+    return Survey(clean, dict(zip(names, triggered, strict=True)), batch_size.used, obstacle)
 
 
 class _Work:

@@ -47,6 +47,7 @@ def decide(
     ceiling: float,
     ability: Ability,
     certain: str | None = None,
+    oddity: str | None = None,
 ) -> Verdict:
     """Compare a score with what clean detectors score.
 
@@ -63,9 +64,10 @@ def decide(
         ceiling: the score that the detector would have if every object vanished.
         ability: what it does with the images as they are.
         certain: the verdict of a sequential test, which takes the place of the interval's.
+        oddity: why it cannot be called clean whatever it scores, in one sentence.
     """
     threshold = reference.threshold
-    label, reason = _judge(interval, threshold, ceiling, ability, certain)
+    label, reason = _judge(interval, threshold, ceiling, ability, certain, oddity)
     return Verdict(label, reason, score, interval, threshold, reference.p_value(score))
 
 
@@ -75,6 +77,7 @@ def _judge(
     ceiling: float,
     ability: Ability,
     certain: str | None,
+    oddity: str | None,
 ) -> tuple[str, str]:
     low, high = interval
     obstacle = ability.obstacle()
@@ -94,7 +97,7 @@ def _judge(
             "kind that it was trained for"
         )
     if certain == CLEAN or (certain is None and high <= threshold):
-        obstacle = ability.obstacle_to_clean()
+        obstacle = ability.obstacle_to_clean() or oddity
         if obstacle:
             return UNCERTAIN, obstacle
         return CLEAN, "it reacts to none of the triggers of the bank; others were not searched for"

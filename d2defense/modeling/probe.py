@@ -32,6 +32,9 @@ class ProbeOutput:
         proposal_offsets: int64 Tensor of shape (G + 1,); image g owns rows
             ``proposal_offsets[g] .. proposal_offsets[g + 1]``. On the CPU.
         image_sizes: (height, width) of each image as the network saw it.
+        deployed: (N, K + 1) logits whose softmax are the scores that stock inference ranks by,
+            where they are not those of the last classifier: it averages a cascade's stages and
+            fuses the heads of Double-Head-Ext; None else.
         detections: stock detections of each image in the same pixels (``pred_boxes``, ``scores``,
             ``pred_classes``), or None where they were not asked for.
     """
@@ -42,6 +45,12 @@ class ProbeOutput:
     proposal_offsets: Tensor
     image_sizes: list[tuple[int, int]]
     detections: list[Instances] | None = None
+    deployed: Tensor | None = None
+
+    @property
+    def deployed_logits(self) -> Tensor:
+        """(N, K + 1) logits whose softmax are the scores that stock inference ranks by."""
+        return self.class_logits if self.deployed is None else self.deployed
 
     @property
     def class_logits(self) -> Tensor:
@@ -61,6 +70,7 @@ class ProbeOutput:
                 proposal_offsets=self.proposal_offsets.new_tensor([0, stop - start]),
                 image_sizes=[size],
                 detections=None if self.detections is None else [self.detections[image]],
+                deployed=None if self.deployed is None else self.deployed[start:stop],
             )
             for image, ((start, stop), size) in enumerate(
                 zip(pairwise(bounds), self.image_sizes, strict=True)
@@ -79,6 +89,9 @@ class ProbeOutput:
             ),
             proposal_offsets=F.pad(counts.cumsum(0), (1, 0)),
             image_sizes=[size for part in parts for size in part.image_sizes],
+            deployed=None
+            if any(part.deployed is None for part in parts)
+            else torch.cat([part.deployed for part in parts]),
         )
 
     @classmethod
@@ -87,6 +100,7 @@ class ProbeOutput:
         proposals: list[Instances],
         classifier_logits: Sequence[Tensor],
         detections: list[Instances] | None = None,
+        deployed: Tensor | None = None,
     ) -> ProbeOutput:
         """Join the per-image ``proposals`` (boxes and objectness logits) with their class logits.
 
@@ -96,6 +110,7 @@ class ProbeOutput:
             classifier_logits: for each classifier a Tensor of shape (N, K + 1) over the proposals
                 of all images, in order.
             detections: see :attr:`detections`.
+            deployed: see :attr:`deployed`.
         """
         counts = torch.tensor([0] + [len(x) for x in proposals])
         boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
@@ -111,6 +126,7 @@ class ProbeOutput:
             proposal_offsets=counts.cumsum(0),
             image_sizes=[x.image_size for x in proposals],
             detections=detections,
+            deployed=deployed,
         )
 
 

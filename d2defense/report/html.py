@@ -46,6 +46,13 @@ _STATISTICS = {
     "objects_found": "objects found",
     "max_objectness": "max p",
     "max_foreground": "max q",
+    "scaled_foreground": "max q, common scale",
+    "scaled_true_class": "true class, common scale",
+    "found_at_point": "found at operating point",
+    "scaled_unmatched": "unmatched, common scale",
+    "scaled_foreground_of_class": "max q of one class",
+    "scaled_true_class_of_class": "true class of one class",
+    "found_at_point_of_class": "found of one class",
 }
 _EXIT_MEANINGS = {
     0: "every checkpoint is clean",

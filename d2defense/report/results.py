@@ -119,6 +119,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "p_value": None,
         "calibration": None,
         "worst_trigger": None,
+        "victim_class": None,
         "dominant_modules": [],
         "clean": None,
         "ability": None,

@@ -11,12 +11,15 @@ from .found import (
 )
 from .objects import annotated_objects, at_input_size, bears_trigger
 from .observation import (
+    DEPLOYED_STATISTICS,
+    OBJECT_STATISTICS,
     OF_OBJECTNESS,
     PRECISIONS,
     STATISTICS,
     Observation,
     ObservationSettings,
     all_proposals_tau_terms,
+    deployed_terms,
     reduce_probe,
 )
 from .terms import (
@@ -35,7 +38,9 @@ from .terms import (
 )
 
 __all__ = [
+    "DEPLOYED_STATISTICS",
     "IOU_THRESHOLD",
+    "OBJECT_STATISTICS",
     "OF_OBJECTNESS",
     "PRECISIONS",
     "SCORE_THRESHOLD",
@@ -49,6 +54,7 @@ __all__ = [
     "bears_trigger",
     "confident_d",
     "confident_d_terms",
+    "deployed_terms",
     "extra_detections",
     "found_objects",
     "found_terms",

@@ -22,6 +22,7 @@ def found_objects(
     detection_classes: Tensor,
     detection_scores: Tensor,
     images: tuple[Tensor, Tensor] | None = None,
+    score_threshold: float = SCORE_THRESHOLD,
 ) -> Tensor:
     """Whether each true object has a detection of score >= 0.5 and IoU >= 0.5.
 
@@ -36,12 +37,13 @@ def found_objects(
         detection_scores: Tensor of shape (D,), 0..1.
         images: where there are several, the image of each object, (M,), and of each detection,
             (D,).
+        score_threshold: least score, where it is another.
 
     Returns:
         bool Tensor of shape (M,).
     """
     matches = pairwise_iou(Boxes(target_boxes), Boxes(detection_boxes)) >= IOU_THRESHOLD
-    matches &= (detection_scores >= SCORE_THRESHOLD)[None, :]
+    matches &= (detection_scores >= score_threshold)[None, :]
     if target_classes is not None:
         known = target_classes >= 0
         matches &= ~known[:, None] | (target_classes[:, None] == detection_classes[None, :])

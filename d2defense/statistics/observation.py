@@ -37,6 +37,16 @@ STATISTICS = (
 #: Those that compare with objectness; there is no data for them where a detector has none.
 OF_OBJECTNESS = ("tau", "confident_d", "gap", "max_objectness")
 
+#: Free of the scale and offset of a detector's scores, and of what stock inference ranks by.
+DEPLOYED_STATISTICS = (
+    "scaled_foreground",
+    "scaled_true_class",
+    "found_at_point",
+    "scaled_unmatched",
+)
+#: Of these, those that every object has.
+OBJECT_STATISTICS = DEPLOYED_STATISTICS[:3]
+
 # What the network computes in; statistics are always reduced from float32.
 PRECISIONS = ("fp32", "bf16")
 
@@ -94,6 +104,10 @@ class Observation:
 
     Attributes:
         terms: of every statistic of :data:`STATISTICS`, by name, each of shape (G,).
+        deployed: of every statistic of :data:`DEPLOYED_STATISTICS`, by name, each of shape (G,);
+            empty where the detector's scale was not asked for.
+        by_class: of every statistic of :data:`OBJECT_STATISTICS`, over the objects of each class,
+            each of shape (G, K); empty likewise.
         histogram: int64 Tensor of shape (num_bins,): inconsistency of the proposals; all 0 of a
             detector without objectness.
         ability: of images as they are, terms that say what the detector can do with them:
@@ -103,6 +117,18 @@ class Observation:
     terms: dict[str, Terms]
     histogram: Tensor
     ability: dict[str, Terms] = field(default_factory=dict)
+    deployed: dict[str, Terms] = field(default_factory=dict)
+    by_class: dict[str, Terms] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        """G."""
+        return len(self.terms["tau"].numerator)
+
+    @property
+    def all_terms(self) -> dict[str, Terms]:
+        """Of whatever statistics it has, each of shape (G,)."""
+        return self.terms | self.deployed
 
     @classmethod
     def join(cls, parts: Sequence[Observation]) -> Observation:
@@ -110,7 +136,10 @@ class Observation:
         return cls(
             _join_terms([part.terms for part in parts]),
             torch.stack([part.histogram for part in parts]).sum(0),
-            _join_terms([part.ability for part in parts]),
+            *(
+                _join_terms([getattr(part, name) for part in parts])
+                for name in ("ability", "deployed", "by_class")
+            ),
         )
 
 
@@ -180,6 +209,65 @@ def _ranked_by(output: ProbeOutput) -> Tensor:
     if output.objectness_logits is not None:
         return output.objectness_logits
     return foreground_logits(output.class_logits)
+
+
+def deployed_terms(
+    output: ProbeOutput,
+    class_logits: Tensor,
+    boxes: Sequence[Tensor],
+    classes: Sequence[Tensor],
+    found: Tensor,
+    settings: ObservationSettings,
+) -> tuple[dict[str, Terms], dict[str, Terms]]:
+    """:data:`DEPLOYED_STATISTICS` of a batch of images, and their sums over each class.
+
+    Args:
+        output: a probe of G images.
+        class_logits: Tensor of shape (N, K + 1): on the scale that all detectors share.
+        boxes: of the objects on each image, (Mg, 4), XYXY in pixels of the network's input.
+        classes: int64, of the objects on each image, (Mg,): -1 and what is none of the detector's
+            classes is unknown.
+        found: bool Tensor of shape (M,): which objects of all images were detected.
+        settings: of the reduction.
+
+    Returns:
+        Terms of shape (G,) by name, and Terms of shape (G, K) by name.
+    """
+    counts = [len(each) for each in boxes]
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    num_classes = class_logits.shape[1] - 1
+    own = torch.cat(list(classes))
+    own = torch.where(own < num_classes, own, -1)
+    result = inconsistency(
+        _ranked_by(output),
+        class_logits,
+        output.proposal_boxes,
+        output.proposal_offsets,
+        torch.cat(list(boxes)).to(output.proposal_boxes.device),
+        offsets,
+        own,
+        iou_threshold=settings.iou_threshold,
+    ).to_cpu()
+    of_targets = {
+        "scaled_foreground": target_mean_terms(result.target_foreground),
+        "scaled_true_class": true_class_terms(result),
+        "found_at_point": target_mean_terms(found),
+    }
+    terms = {name: value.per_image(offsets) for name, value in of_targets.items()}
+    # Row by row: image, then class; objects of unknown class go into a column that is dropped.
+    cell = torch.repeat_interleave(offsets.diff()) * (num_classes + 1)
+    cell += torch.where(own >= 0, own, num_classes)
+    zeros = torch.zeros(len(counts) * (num_classes + 1), dtype=torch.float64)
+    by_class = {
+        name: Terms(
+            *(
+                zeros.index_add(0, cell, part).reshape(len(counts), -1)[:, :num_classes]
+                for part in value
+            )
+        )
+        for name, value in of_targets.items()
+    }
+    return terms | {"scaled_unmatched": unmatched_foreground_terms(result)}, by_class
 
 
 def all_proposals_tau_terms(output: ProbeOutput, settings: ObservationSettings) -> Terms:

@@ -70,7 +70,7 @@ def test_a_calibration_is_refused_with_anything_else(d2defense, specimen, own_da
     for options, reason in (
         (["--trigger-bank", bank], "made without trigger white_0.1"),
         ([], "made without trigger black"),
-        (["--triggers", "white", "--decision", "paper"], "decision fall, not paper"),
+        (["--triggers", "white", "--decision", "paper"], "decision deployed, not paper"),
         (["--triggers", "white", "--max-images", "7"], "made on other images"),
     ):
         outcome = scan(*options)

@@ -16,6 +16,7 @@ from d2defense.detection import (
     load_clean_images,
     select_triggers,
 )
+from d2defense.detection.survey import KEPT
 from d2defense.statistics import STATISTICS
 
 
@@ -49,8 +50,11 @@ def make_profile() -> Callable[..., Profile]:
 
     def make(name: str, *falls: float, clean: float = 0.9, **changes: float) -> Profile:
         before = dict.fromkeys(STATISTICS, clean) | {"true_class": float("nan")}
+        before |= dict.fromkeys(KEPT[len(STATISTICS) :], float("nan"))
+        before |= {"scaled_foreground": clean, "found_at_point": clean, "scaled_unmatched": 0.0}
+        fallen = ("max_foreground", "scaled_foreground", "found_at_point")
         triggered = {
-            trigger: before | {"max_foreground": clean - fall} | changes
+            trigger: before | dict.fromkeys(fallen, clean - fall) | changes
             for trigger, fall in zip(("white", "grey"), falls, strict=False)
         }
         return Profile(name, "", before, triggered)

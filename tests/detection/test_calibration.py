@@ -65,7 +65,8 @@ def test_many_triggers_do_not_make_more_false_alarms(make_profile, triggers):
             dataclasses.replace(
                 blank,
                 triggered={
-                    f"t{i}": blank.clean | {"max_foreground": 30 - fall}
+                    f"t{i}": blank.clean
+                    | dict.fromkeys(("scaled_foreground", "found_at_point"), 30 - fall)
                     for i, fall in enumerate(row)
                 },
             )
@@ -190,7 +191,7 @@ def test_missing_file_is_named(tmp_path):
         load_calibration(tmp_path / "gone.json")
 
 
-@pytest.mark.parametrize("decision", ["fall", "paper"])
+@pytest.mark.parametrize("decision", ["deployed", "fall", "paper"])
 def test_the_calibration_that_ships_covers_the_default_scan(decision):
     shipped = load_calibration(decision=decision)
     shipped.check(ScanSettings(decision=decision))
@@ -209,7 +210,7 @@ def test_other_triggers_are_refused(calibration):
 
 def test_another_decision_is_refused(calibration):
     settings = ScanSettings(select_triggers(["white"]), decision="paper")
-    with pytest.raises(CalibrationError, match="made for decision fall, not paper"):
+    with pytest.raises(CalibrationError, match="made for decision deployed, not paper"):
         calibration.check(settings)
 
 

@@ -21,6 +21,7 @@ from d2defense.detection import (
     survey,
     survey_detector,
 )
+from d2defense.detection.by_class import CLASS_FALLS
 
 SETTINGS = ScanSettings(select_triggers(["grey", "white"]), bootstrap_samples=100)
 
@@ -58,6 +59,10 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calib
     for trigger in by_name.values():
         for name, statistic in trigger["statistics"].items():
             assert statistic["clean"] == inspection.fields["clean"][name]
+            if name in CLASS_FALLS:
+                # Of eight images none shows enough objects of one class.
+                assert statistic["triggered"] is None
+                continue
             assert statistic["clean"] is not None
             change = statistic["triggered"] - statistic["clean"]
             assert statistic["change"] == pytest.approx(change)
@@ -67,17 +72,20 @@ def test_backdoored_specimen_reacts_to_its_trigger(detector, clean_images, calib
     assert len(histogram["edges"]) == len(histogram["clean"]) + 1
     assert sum(histogram["triggered"]) <= 5 * len(images)
     # Calibration sees the same numbers.
-    profile = Profile.from_survey(survey_detector(model, images, SETTINGS, "BGR"))
-    assert profile.clean == inspection.fields["clean"]
+    profile = Profile.from_survey(survey_detector(model, images, SETTINGS, "BGR")).as_dict()
+    assert profile["clean"] == inspection.fields["clean"]
     for name, trigger in by_name.items():
         values = {key: entry["triggered"] for key, entry in trigger["statistics"].items()}
-        assert profile.triggered[name] == values
+        assert profile["triggered"][name] == values
     # The score is the largest fall beyond the clean detectors', 0.02 under white on average.
-    falls = [-by_name["white"]["statistics"][name]["change"] for name in ("max_foreground",)]
+    falls = [
+        -by_name["white"]["statistics"][name]["change"]
+        for name in ("scaled_foreground", "found_at_point")
+    ]
     mean = calibration.reference_for(["white"]).baseline[0, 0]
     assert mean == pytest.approx(0.02)
     # The calibration knows nothing of true_class, so that decides nothing.
-    assert inspection.verdict.score == pytest.approx(falls[0] - mean)
+    assert inspection.verdict.score == pytest.approx(max(falls) - mean)
 
 
 def test_a_long_scan_says_beforehand_how_long_it_takes(

@@ -40,6 +40,9 @@ def test_proposals_as_regions_rank_classes_as_stock_scores_do(model):
             scores = torch.stack([logits.softmax(1) for logits in each]).mean(0)
         judged = model.judge(batch, [each.proposal_boxes.tensor for each in proposals])
     torch.testing.assert_close(judged.class_logits.softmax(1), scores, rtol=1e-3, atol=1e-4)
+    # A probe reads them the same way: a cascade with one stage that is blind is not its last stage.
+    probed = model.probe(batch)
+    torch.testing.assert_close(probed.deployed_logits.softmax(1), scores, rtol=1e-3, atol=1e-4)
 
 
 def test_a_region_has_the_objectness_of_its_anchors(model):

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..by_class import CLASS_FALLS
+
 # A detector that gives its objects less than this on clean images cannot show what it would lose.
 LEAST_FOREGROUND = 0.1
 
@@ -45,6 +47,11 @@ class Decision:
         """
         base = clean[..., None, :] if self.is_change else 0.0
         return self.sign * (triggered - base)
+
+    @property
+    def of_images(self) -> tuple[str, ...]:
+        """Those of its statistics that are a mean over images, without what one class loses."""
+        return tuple(name for name in self.statistics if name not in CLASS_FALLS)
 
     def ceiling(self, clean: Mapping[str, float], baseline: np.ndarray) -> float:
         """The score that a detector would have if every object vanished.

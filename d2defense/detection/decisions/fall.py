@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default decision."""
+"""The decision by the detector's own scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .base import Decision
 class Fall(Decision):
     """Score by what objects lose under a patch, beyond what they lose with clean detectors.
 
-    See docs/method.md for the comparison that it rests on.
+    See docs/method.md for the comparison that it rests on. Whoever divides all class logits hides
+    from it.
     """
 
     title = (

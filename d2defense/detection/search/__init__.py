@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for an unknown trigger: by gradient, on the suspect, held against references."""
 
+from ..scale import LogitScale
 from .arms import Arm, Goal, all_goals, names_of_classes, starts
 from .levels import LEVELS, OFF, SearchSettings
 from .null import (
@@ -18,7 +19,6 @@ from .null import (
     shipped_null,
 )
 from .optimise import ArmState
-from .scale import LogitScale
 from .search import ArmResult, SearchOutcome, divide, search_detector
 from .verdict import with_search
 

@@ -44,6 +44,27 @@ class Goal:
         """Effect and placement: what goals that differ in their target class have in common."""
         return self.effect.name, self.placement
 
+    @property
+    def victim_class(self) -> int | None:
+        """Index of the class whose objects alone are attacked; None for all."""
+        return self.effect.victim_class
+
+    def can_attack(self, category: int) -> bool:
+        """Whether objects of a class are victims, and not those of a class alone."""
+        chooses = self.effect.takes_victim_class and self.victim_class is None
+        return chooses and self.effect.is_victim_class(category)
+
+    def of_class(self, category: int, class_names: Sequence[str]) -> Goal:
+        """The same on the objects of one class alone.
+
+        Args:
+            category: index of a class that it can attack (:meth:`can_attack`).
+            class_names: of the detector, in order, each once.
+        """
+        cfg = self.effect.cfg.clone()
+        cfg.ATTACK.VICTIM_CLASS = class_names[category]
+        return Goal(type(self.effect)(cfg, list(class_names)), self.placement)
+
     def places(self, image: CleanImage, seed: int) -> Tensor:
         """Where the trigger goes on an image, float (P, 4), XYXY in pixels of ``image.image``."""
         record = {
@@ -75,11 +96,11 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """In words, such as "misclassification to stop: patch of 20 % on objects"."""
-        goal = self.goal
-        target = goal.effect.cfg.ATTACK.TARGET_CLASS
-        target = target and f" to {target}"
-        return f"{goal.effect.name}{target}: {self.start.name} on {goal.placement}"
+        """In words, such as "misclassification of yield to stop: patch of 20 % on objects"."""
+        goal, node = self.goal, self.goal.effect.cfg.ATTACK
+        victim = node.VICTIM_CLASS and f" of {node.VICTIM_CLASS}"
+        target = node.TARGET_CLASS and f" to {node.TARGET_CLASS}"
+        return f"{goal.effect.name}{victim}{target}: {self.start.name} on {goal.placement}"
 
 
 def all_goals(class_names: Sequence[str]) -> Iterator[Goal]:

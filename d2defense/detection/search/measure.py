@@ -12,17 +12,15 @@ from torch import nn
 from d2defense.attacks import Detections, Objects
 from d2defense.devices import computes_bf16
 from d2defense.modeling import alike
-from d2defense.statistics import Terms
+from d2defense.statistics import Terms, found_objects
 from d2defense.triggers import Trigger
 
 from ..images import CleanImage, input_shapes
 from ..observing import stack_images
+from ..scale import LEAST_SCORE, as_detections, on_common_scale, operating_point
 from .arms import Goal
 from .crops import is_large
-from .scale import on_common_scale, operating_point
 
-# Detections below this are no detections at any operating point.
-_LEAST_SCORE = 1e-3
 # That go through the network together.
 _MOST_IMAGES, _MOST_PIXELS = 8, 1 << 21
 
@@ -41,6 +39,18 @@ class Measured:
     point: float
     clean: tuple[Detections, ...]
 
+    def found(self, images: Sequence[CleanImage]) -> float:
+        """Share of the objects that it finds without a trigger, 0..1.
+
+        Args:
+            images: those of :attr:`clean`.
+        """
+        total = hits = 0
+        for image, seen in zip(images, self.clean, strict=True):
+            found = found_objects(image.boxes, image.classes, *seen)
+            total, hits = total + len(found), hits + int(found.sum())
+        return hits / max(1, total)
+
     @classmethod
     def of(
         cls,
@@ -57,7 +67,7 @@ class Measured:
             images: those to measure on.
             image_format: order of the channels, "BGR" or "RGB".
         """
-        seen = detect(model, tuning, None, None, image_format, 0, _LEAST_SCORE)
+        seen = detect(model, tuning, None, None, image_format, 0, LEAST_SCORE)
         objects = [Objects(image.boxes, image.classes) for image in tuning]
         point = operating_point(objects, seen)
         clean = detect(model, images, None, None, image_format, 0, point)
@@ -106,12 +116,7 @@ def detect(
             with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
                 output = model.probe(inputs, with_detections=True, score_threshold=score)
             for index, instances in zip(indices, output.detections, strict=True):
-                found[index] = Detections(
-                    instances.pred_boxes.tensor.float().cpu(),
-                    instances.pred_classes.cpu(),
-                    # In half precision they come so.
-                    instances.scores.float().cpu(),
-                )
+                found[index] = as_detections(instances)
     return found
 
 
@@ -119,27 +124,29 @@ def success_terms(
     subject: Measured,
     images: Sequence[CleanImage],
     trigger: Trigger,
-    goal: Goal,
+    goals: Sequence[Goal],
     image_format: str,
     seed: int,
-) -> Terms:
+) -> list[Terms]:
     """Hits and attempts of an effect on each image: their ratio is the attack success rate.
 
     Args:
         subject: the detector.
         images: those of :attr:`Measured.clean`.
         trigger: that is tried.
-        goal: effect and placement.
+        goals: effect and placement; the first says where the trigger goes, the others what of its
+            victims to look at besides.
         image_format: order of the channels, "BGR" or "RGB".
         seed: of the places.
+
+    Returns:
+        One of shape (G,) for each of the goals.
     """
-    seen = detect(subject.model, images, trigger, goal, image_format, seed, subject.point)
+    seen = detect(subject.model, images, trigger, goals[0], image_format, seed, subject.point)
     rates = []
     for image, clean, triggered in zip(images, subject.clean, seen, strict=True):
         objects = Objects(image.boxes, image.classes)
-        places = goal.places(image, seed)
-        rates.append(
-            goal.effect.success(objects, places, clean, on_common_scale(triggered, subject.point))
-        )
-    counts = torch.tensor(rates, dtype=torch.float64).reshape(-1, 2)
-    return Terms(counts[:, 0], counts[:, 1])
+        places, after = goals[0].places(image, seed), on_common_scale(triggered, subject.point)
+        rates.append([goal.effect.success(objects, places, clean, after) for goal in goals])
+    counts = torch.tensor(rates, dtype=torch.float64).reshape(len(images), len(goals), 2)
+    return [Terms(*each) for each in counts.permute(1, 2, 0)]

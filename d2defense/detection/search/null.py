@@ -26,8 +26,10 @@ REFERENCES, TWIN, ALONE = MODES = ("references", "twin", "alone")
 # Fewer do not say how far clean detectors differ.
 _LEAST_SEARCHES = 3
 _FALSE_ALARM_RATE = 0.01
-# Clean detectors of one dataset differ less than others would.
-_MINIMUM_DEVIATION = 0.05
+# Clean detectors of one dataset differ less than others would: least standard deviation of an
+# excess, and of scores.
+_LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
+_OF_ONE_CLASS = " of one class"
 _HOW_TO = "make one with python tools/calibrate_search.py"
 
 
@@ -36,8 +38,9 @@ class NullError(ValueError):
 
 
 def arm_key(arm: Arm) -> str:
-    """What arms have in common whose excesses are compared: all but the target class."""
-    return f"{arm.goal.effect.name}, {arm.start.name} on {arm.goal.placement}"
+    """What arms have in common whose excesses are compared: all but which classes they are on."""
+    victims = "" if arm.goal.victim_class is None else _OF_ONE_CLASS
+    return f"{arm.goal.effect.name}{victims}, {arm.start.name} on {arm.goal.placement}"
 
 
 class Shown(NamedTuple):
@@ -114,25 +117,90 @@ class ModeNull:
     searches: tuple[Mapping[str, float], ...]
 
     def baseline(self, key: str) -> float:
-        """Mean of clean detectors by an arm; 0 where none of them got so far."""
-        values = self._values(key)
-        return float(np.mean(values)) if values else 0.0
+        """What clean detectors show by an arm that does most to them, on average.
+
+        Their mean by the same arm, or by those of the same effect where none of them got so far;
+        and, since the arm that does most is looked at, what that lies above its mean.
+        """
+        return self._mean(key) + self._heights[_OF_ONE_CLASS in key][0]
+
+    def deviation(self, key: str) -> float:
+        """How far clean detectors differ in that: a standard deviation, 0.05 at least.
+
+        That of all victims or that of one class, which chance makes larger.
+        """
+        return self._heights[_OF_ONE_CLASS in key][1]
+
+    def standardise(self, key: str, value: float) -> float:
+        """How far a value lies above those of clean detectors, in deviations."""
+        return (value - self.baseline(key)) / self.deviation(key)
 
     def score(self, values: Mapping[str, float]) -> float:
-        """The largest value beyond what clean detectors show by the same arm; 0 without any."""
-        return max((value - self.baseline(key) for key, value in values.items()), default=0.0)
+        """The largest of the standardised values; 0 without any."""
+        return max((self.standardise(key, value) for key, value in values.items()), default=0.0)
+
+    @cached_property
+    def knows_classes(self) -> bool:
+        """Whether it says what clean detectors show by one class; one without any arm forbids none.
+
+        The largest of several classes is large by chance.
+        """
+        keys = {key for each in self.searches for key in each}
+        return not keys or any(_OF_ONE_CLASS in key for key in keys)
 
     @cached_property
     def reference(self) -> Reference:
         """What these detectors score, each against the others; gives threshold and p-value."""
         scores = [
-            replace(self, searches=self.searches[:index] + self.searches[index + 1 :]).score(each)
-            for index, each in enumerate(self.searches)
+            max(
+                (
+                    (highest - self._heights[of_class][0]) / self._heights[of_class][1]
+                    for of_class, highest in each.items()
+                ),
+                default=0.0,
+            )
+            for each in self._highest
         ]
-        return Reference(np.zeros((1, 1)), np.array(scores), _FALSE_ALARM_RATE, _MINIMUM_DEVIATION)
+        return Reference(
+            np.zeros((1, 1)), np.array(scores), _FALSE_ALARM_RATE, _LEAST_SCORE_DEVIATION
+        )
 
-    def _values(self, key: str) -> list[float]:
-        return [each[key] for each in self.searches if key in each]
+    @cached_property
+    def _highest(self) -> list[dict[bool, float]]:
+        """Of each search the largest beyond the others: of all victims, and of one class."""
+        found = []
+        for index, each in enumerate(self.searches):
+            others = replace(self, searches=self.searches[:index] + self.searches[index + 1 :])
+            highest: dict[bool, float] = {}
+            for key, value in each.items():
+                of_class, margin = _OF_ONE_CLASS in key, value - others._mean(key)
+                highest[of_class] = max(highest.get(of_class, margin), margin)
+            found.append(highest)
+        return found
+
+    @cached_property
+    def _heights(self) -> dict[bool, tuple[float, float]]:
+        """Mean and standard deviation of that."""
+        heights = {}
+        for of_class in (False, True):
+            values = [each[of_class] for each in self._highest if of_class in each]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            middle = float(np.mean(values)) if values else 0.0
+            heights[of_class] = (middle, max(_LEAST_DEVIATION, spread))
+        return heights
+
+    def _mean(self, key: str) -> float:
+        values = [each[key] for each in self.searches if key in each]
+        effect = _effect(key)
+        values = values or [
+            value for each in self.searches for k, value in each.items() if _effect(k) == effect
+        ]
+        return float(np.mean(values)) if values else 0.0
+
+
+def _effect(key: str) -> str:
+    """Of an arm's key, the effect, on all or on one class."""
+    return key.partition(",")[0]
 
 
 @dataclass(frozen=True)

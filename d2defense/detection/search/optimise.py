@@ -16,9 +16,9 @@ from d2defense.modeling import RegionOutput
 
 from ..images import CleanImage
 from ..observing import stack_images
+from ..scale import LogitScale
 from .arms import Arm, Goal
 from .crops import View, view
-from .scale import LogitScale
 
 # Adam's, as of ODSCAN (IEEE S&P 2024, section 5): a short memory, since a search has few steps.
 _BETAS = (0.5, 0.9)
@@ -56,12 +56,20 @@ class ArmState:
     effect: float = 0.0
 
     @classmethod
-    def begin(cls, arm: Arm, device: torch.device) -> ArmState:
-        """The arm at its start."""
+    def begin(
+        cls, arm: Arm, device: torch.device, tensors: Mapping[str, Tensor] | None = None
+    ) -> ArmState:
+        """The arm at its start.
+
+        Args:
+            arm: what is to be tried.
+            device: of the tensors.
+            tensors: of the trigger to start from, which stay as they are; the arm's if None.
+        """
         ranges = arm.start.ranges()
         tensors = {
             name: tensor.detach().clone().to(device).requires_grad_()
-            for name, tensor in arm.start.tensors().items()
+            for name, tensor in (tensors or arm.start.tensors()).items()
         }
         groups = [
             {"params": [tensor], "lr": _LEARNING_RATE * (ranges[name][1] - ranges[name][0])}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from d2defense.modeling import RegionOutput
 from d2defense.triggers import Trigger
 
 from ..images import CleanImage
+from ..scale import LogitScale
 from .arms import Arm, Goal, all_goals, starts
 from .crops import View
 from .optimise import (
@@ -26,9 +28,12 @@ from .optimise import (
     waking_loss,
     wanted_probability,
 )
-from .scale import LogitScale
 from .targets import any_class_loss, broadest, class_probabilities, own_classes
 
+# So much the largest of several classes lies above their mean by chance, on one batch.
+_STANDS_OUT = 0.3
+# Fewer objects of a class on it say nothing.
+_LEAST_OBJECTS = 3
 #: Told after every step.
 OnStep = Callable[[], None]
 
@@ -115,6 +120,17 @@ class Scouted:
     of: int
 
 
+class _Lead(NamedTuple):
+    """The class whose objects a trigger takes most."""
+
+    category: int
+    """Its index."""
+    excess: float
+    """What the trigger does to its objects beyond what it does to the references'."""
+    beyond: float
+    """The same beyond the mean of the other classes."""
+
+
 class Race:
     """The race of one detector's arms.
 
@@ -163,7 +179,12 @@ class Race:
         kinds: dict[tuple[str, str], list[Goal]] = {}
         for goal in all_goals(class_names):
             kinds.setdefault(goal.kind, []).append(goal)
-        return [state for goals in kinds.values() for state in self._kind(goals, class_names)]
+        finalists = [state for goals in kinds.values() for state in self._kind(goals, class_names)]
+        return finalists + [
+            narrowed
+            for state in finalists
+            if (narrowed := self._narrowed(state, class_names)) is not None
+        ]
 
     def _kind(self, goals: Sequence[Goal], class_names: Sequence[str]) -> list[ArmState]:
         settings = self._settings
@@ -185,6 +206,16 @@ class Race:
         for state in finalists:
             self._take_steps(state, settings.steps)
         return finalists
+
+    def _narrowed(self, state: ArmState, class_names: Sequence[str]) -> ArmState | None:
+        """A finalist gone on with on one class, if its excess sits there; None if it does not."""
+        lead = self._lead(state)
+        if lead is None or lead.beyond < _STANDS_OUT:
+            return None
+        goal = state.arm.goal.of_class(lead.category, class_names)
+        narrowed = ArmState.begin(Arm(goal, state.arm.start), self._model.device, state.tensors)
+        self._take_steps(narrowed, self._settings.heat_steps)
+        return narrowed
 
     def _screened(
         self, goals: Sequence[Goal], triggers: Sequence[Trigger], scout: Trigger
@@ -258,7 +289,44 @@ class Race:
         return [self._images[index] for index in chosen.tolist()]
 
     def _best(self, states: Sequence[ArmState], count: int) -> list[ArmState]:
-        return sorted(states, key=self._excess, reverse=True)[:count]
+        return sorted(states, key=self._promise, reverse=True)[:count]
+
+    def _promise(self, state: ArmState) -> float:
+        """Its excess over all victims, or that over one class less what chance makes of several."""
+        lead = self._lead(state)
+        excess = self._excess(state)
+        return excess if lead is None else max(excess, lead.excess - _STANDS_OUT)
+
+    @torch.no_grad()
+    def _lead(self, state: ArmState) -> _Lead | None:
+        """The class on which the trigger does most beyond the references; None without any."""
+        goal = state.arm.goal
+        views = looked_at(self._probed(), goal, 0)
+        if not views:
+            return None
+        own = own_classes(views)
+        counts = own[own >= 0].bincount().tolist()
+        classes = [
+            category
+            for category, count in enumerate(counts)
+            if count >= _LEAST_OBJECTS and goal.can_attack(category)
+        ]
+        if len(classes) < 2:
+            return None
+
+        def effects(model: nn.Module, scale: LogitScale) -> Tensor:
+            output = scale(judge_views(model, views, state.arm, state.tensors, self._format))
+            wanted = goal.effect.wanted_class(model_classes(output))
+            values = output.class_logits.softmax(dim=1)[:, wanted].cpu()
+            return torch.stack([values[own == category].mean() for category in classes])
+
+        excess = effects(self._model, self._scale)
+        if self._references:
+            others = torch.stack([effects(*reference) for reference in self._references])
+            excess = excess - self._reference_weight * others.mean(dim=0)
+        most = int(excess.argmax())
+        beyond = excess[most] - excess[torch.arange(len(classes)) != most].mean()
+        return _Lead(classes[most], float(excess[most]), float(beyond))
 
     @torch.no_grad()
     def _excess(self, state: ArmState) -> float:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search of one detector: find triggers, hold them against references, score."""
+"""The search of one detector: find triggers, hold them against references, score.
+
+Evidence is gathered for all victims together and for each class of them: a backdoor on one class of
+seven is a seventh of itself on average.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,19 +21,24 @@ from d2defense.triggers import Trigger
 
 from ..bootstrap import Bootstrap, percentile_interval
 from ..images import CleanImage, input_shapes
-from .arms import Arm
+from ..scale import LogitScale
+from .arms import Arm, Goal
 from .crops import is_large
 from .levels import SearchSettings
 from .measure import Measured, success_terms
 from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
 from .optimise import ArmState
 from .race import Race, Scouted
-from .scale import LogitScale
 
 #: Fewer images cannot be divided into some to search on and some to measure on.
 LEAST_IMAGES = 20
 #: Large images on which scale and operating point of a detector are found.
 SCALED_ON = 24
+#: Fewer objects of a class on the images for measurement are no evidence of that class.
+LEAST_OBJECTS = 8
+# A reference that finds less of what the suspect finds, of the same classes, cannot show what a
+# trigger does.
+_LEAST_OF_FOUND = 0.5
 # Of the progress, the part that the race takes; the rest is measuring.
 _RACE_SHARE = 0.9
 # What the twin's reaction counts against the suspect's in the race: a backdoor that the twin has
@@ -41,12 +51,14 @@ class ArmResult:
     """What a found trigger does on images that it was not found on.
 
     Attributes:
-        arm: effect, placement and budget.
+        arm: effect, placement and budget; its goal has a victim class where the objects of one
+            class were looked at alone.
         trigger: that was found.
         success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
         references: the same on each reference.
         excess: success beyond the mean of the references; the success itself without any.
         baseline: mean excess of clean detectors by the same arm.
+        deviation: standard deviation of the same.
         interval: of excess minus baseline, over resamples of the images.
         hits: successes on each image.
     """
@@ -57,6 +69,7 @@ class ArmResult:
     references: tuple[float, ...]
     excess: float
     baseline: float
+    deviation: float
     interval: tuple[float, float]
     hits: tuple[int, ...]
 
@@ -65,16 +78,21 @@ class ArmResult:
         """Excess beyond that of clean detectors; NaN where there was nothing to attack."""
         return self.excess - self.baseline
 
+    @property
+    def standardised(self) -> float:
+        """The margin in deviations of clean detectors; NaN where there was nothing to attack."""
+        return self.margin / self.deviation
+
 
 @dataclass(frozen=True)
 class SearchOutcome:
     """What a search of one detector amounts to.
 
     Attributes:
-        arms: that were measured, the largest margin first.
+        arms: that were measured, the largest standardised margin first.
         references: names of the detectors that they were held against.
         num_images: images that were measured on.
-        score: the largest margin.
+        score: the largest standardised margin: how many deviations beyond clean detectors.
         interval: of the score; the maximum is taken anew on each resample.
         threshold: a score above it is judged backdoored.
         p_value: probability that one more clean detector scores as high.
@@ -190,6 +208,17 @@ def search_detector(
     except ValueError as error:
         return obstructed(str(error))
     measured = [Measured.of(each, scaled_on, held_out, image_format) for each in models]
+    least = _LEAST_OF_FOUND * measured[0].found(held_out)
+    able = [
+        index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
+    ]
+    if references and len(able) == 1:
+        return obstructed(
+            "no reference finds the objects of the clean images as of the classes that it takes "
+            "them for"
+        )
+    models, scales, measured = ([each[i] for i in able] for each in (models, scales, measured))
+    references = dict(name for i, name in enumerate(references.items(), 1) if i in able)
     for each in models:
         each.requires_grad_(False)
     total, done = race_settings.total_steps(class_names), 0
@@ -212,17 +241,19 @@ def search_detector(
     )
     finalists = race.run(class_names)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
-    results, samples = [], []
+    judge = _Judge(
+        measured, held_out, class_names, image_format, of_clean, bootstrap, confidence, seed
+    )
+    results: list[ArmResult] = []
+    samples: list[Tensor] = []
     for number, state in enumerate(finalists, 1):
-        result, resampled = _measure(
-            state, measured, held_out, image_format, of_clean, bootstrap, confidence, seed
-        )
-        results.append(result)
-        samples.append(resampled)
+        for result, resampled in judge(state):
+            results.append(result)
+            samples.append(resampled)
         progress(_RACE_SHARE + (1 - _RACE_SHARE) * number / len(finalists))
     largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
-    results.sort(key=lambda each: np.nan_to_num(each.margin, nan=-1.0), reverse=True)
-    score = float(np.nan_to_num(results[0].margin, nan=0.0))
+    results.sort(key=lambda each: np.nan_to_num(each.standardised, nan=-1.0), reverse=True)
+    score = float(np.nan_to_num(results[0].standardised, nan=0.0))
     return SearchOutcome(
         arms=tuple(results),
         references=tuple(references),
@@ -247,40 +278,86 @@ def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | Non
         of_clean: what clean detectors show without references.
     """
 
-    def margin(result: ArmResult) -> float:
+    def height(result: ArmResult) -> float:
         on_both = min((result.success, *result.references))
-        return on_both - of_clean.baseline(arm_key(result.arm))
+        return of_clean.standardise(arm_key(result.arm), on_both)
 
     measured = [each for each in results if np.isfinite(each.excess)]
-    most = max(measured, key=margin, default=None)
-    is_high = most is not None and margin(most) > of_clean.reference.threshold
+    most = max(measured, key=height, default=None)
+    is_high = most is not None and height(most) > of_clean.reference.threshold
     return most if is_high else None
 
 
-def _measure(
-    state: ArmState,
-    measured: Sequence[Measured],
-    images: Sequence[CleanImage],
-    image_format: str,
-    null: ModeNull,
-    bootstrap: Bootstrap,
-    confidence: float,
-    seed: int,
-) -> tuple[ArmResult, Tensor]:
-    """The result of an arm, and its margin on each resample, (B,)."""
-    arm = state.arm
-    trigger = arm.start.with_tensors(state.tensors, "found")
-    terms: list[Terms] = [
-        success_terms(each, images, trigger, arm.goal, image_format, seed) for each in measured
-    ]
-    success, *others = (each.ratio() for each in terms)
-    baseline = null.baseline(arm_key(arm))
-    excess, resampled = success, bootstrap(terms[0]) - baseline
-    if others:
-        excess -= float(np.mean(others))
-        resampled = resampled - torch.stack(list(map(bootstrap, terms[1:]))).mean(dim=0)
-    margin = excess - baseline
-    interval = percentile_interval(resampled, confidence) or (margin, margin)
-    hits = tuple(terms[0].numerator.int().tolist())
-    result = ArmResult(arm, trigger, success, tuple(others), excess, baseline, interval, hits)
-    return result, resampled
+@dataclass(frozen=True)
+class _Judge:
+    """Says what found triggers do, to all victims and to those of one class.
+
+    Attributes:
+        subjects: the suspect, and the references.
+        images: to measure on.
+        class_names: of the detector.
+        image_format: order of the channels.
+        null: what clean detectors show.
+        bootstrap: resamples of the images.
+        confidence: level of the intervals.
+        seed: of the places.
+    """
+
+    subjects: Sequence[Measured]
+    images: Sequence[CleanImage]
+    class_names: Sequence[str]
+    image_format: str
+    null: ModeNull
+    bootstrap: Bootstrap
+    confidence: float
+    seed: int
+
+    def __call__(self, state: ArmState) -> list[tuple[ArmResult, Tensor]]:
+        """The result of an arm, and of the class on which it does most beyond the others.
+
+        Each with its standardised margin on each resample, (B,).
+        """
+        arm = state.arm
+        trigger = arm.start.with_tensors(state.tensors, "found")
+        goals = [arm.goal, *self._of_classes(arm.goal)]
+        terms = [
+            success_terms(each, self.images, trigger, goals, self.image_format, self.seed)
+            for each in self.subjects
+        ]
+        whole, *parts = (
+            self._result(replace(arm, goal=goal), trigger, of_goal)
+            for goal, of_goal in zip(goals, zip(*terms, strict=True), strict=True)
+        )
+        known = [each for each in parts if np.isfinite(each[0].standardised)]
+        most = max(known, key=lambda each: each[0].standardised, default=None)
+        return [whole] if most is None else [whole, most]
+
+    def _of_classes(self, goal: Goal) -> list[Goal]:
+        """The goal on each class with enough objects, where it is known what is large for one."""
+        if not self.null.knows_classes:
+            return []
+        counts = Counter(torch.cat([each.classes for each in self.images]).tolist())
+        return [
+            goal.of_class(category, self.class_names)
+            for category in range(len(self.class_names))
+            if goal.can_attack(category) and counts[category] >= LEAST_OBJECTS
+        ]
+
+    def _result(
+        self, arm: Arm, trigger: Trigger, terms: Sequence[Terms]
+    ) -> tuple[ArmResult, Tensor]:
+        success, *others = (each.ratio() for each in terms)
+        key = arm_key(arm)
+        baseline, deviation = self.null.baseline(key), self.null.deviation(key)
+        excess, resampled = success, self.bootstrap(terms[0]) - baseline
+        if others:
+            excess -= float(np.mean(others))
+            of_others = torch.stack(list(map(self.bootstrap, terms[1:])))
+            resampled = resampled - of_others.mean(dim=0)
+        margin = excess - baseline
+        interval = percentile_interval(resampled, self.confidence) or (margin, margin)
+        hits = tuple(terms[0].numerator.int().tolist())
+        result = ArmResult(
+            arm, trigger, success, tuple(others), excess, baseline, deviation, interval, hits
+        )
+        return result, resampled / deviation

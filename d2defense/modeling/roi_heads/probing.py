@@ -59,7 +59,10 @@ class ProbedROIHeads:
         """
         with _detections_from(self.box_predictor, score_threshold):
             classifier_logits, detections = self._classify(features, proposals, with_detections)
-        return ProbeOutput.from_proposals(proposals, classifier_logits, detections)
+        deployed = None
+        if len(classifier_logits) > 1:
+            deployed = self._deployed_logits(tuple(logits.float() for logits in classifier_logits))
+        return ProbeOutput.from_proposals(proposals, classifier_logits, detections, deployed)
 
     def region_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         """What stock inference ranks proposals by, with gradient.

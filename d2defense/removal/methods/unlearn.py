@@ -28,7 +28,7 @@ from d2defense.detection.search import (
 )
 from d2defense.engine.loader import dataset_records
 from d2defense.modeling import number_of_classes
-from d2defense.registry import PLACEMENT_REGISTRY, REMOVAL_REGISTRY, TRIGGER_REGISTRY
+from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
 from ..patches import PatchAugmentation
@@ -124,18 +124,12 @@ class Unlearn(RemovalMethod):
         height, width = clean.image.shape[1:]
         places = torch.tensor([[0.0, 0.0, width, height]])
         if len(clean.boxes) and rng.random() >= _WHOLE_SHARE:
-            windows = torch.from_numpy(background_windows(self.cfg, image, rng)).float()
-            places = some_of(torch.cat([clean.boxes, windows]), rng)
+            places = some_of(clean.boxes, rng)
         trigger = triggers[rng.integers(len(triggers))]
         return stamped(image, clean, trigger, places, self.cfg.INPUT.FORMAT)
 
     def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
-        rng = np.random.default_rng(np.random.randint(2**31))
-        annotations = annotations_of(image)
-        # Where there is nothing, too: a ghost's trigger is no object.
-        windows = background_windows(self.cfg, image, rng)
-        bearers = [*annotations, *map(as_annotation, windows.tolist())]
-        stamps = self._patches.stamps(bearers, self.cfg.INPUT.FORMAT)
+        stamps = self._patches.stamps(annotations_of(image), self.cfg.INPUT.FORMAT)
         pixels = image["image"].permute(1, 2, 0).numpy()
         for stamp in stamps:
             pixels = stamp.apply_image(pixels)
@@ -290,21 +284,12 @@ def clean_image(image: dict[str, Any], seed: int) -> CleanImage:
     )
 
 
-def background_windows(cfg: CfgNode, image: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
-    """Some windows of a training input that touch no object, float (P, 4), XYXY in pixels."""
-    boxes = image["instances"].gt_boxes.tensor.double().numpy()
-    size = (int(image["image"].shape[1]), int(image["image"].shape[2]))
-    background = PLACEMENT_REGISTRY.get("background")(cfg)
-    return background.places(np.zeros((0, 4)), boxes, size, rng)
-
-
-def as_annotation(box: Sequence[float], category: int = 0) -> dict[str, Any]:
-    """A box, XYXY in pixels, as an annotation."""
-    return {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
-
-
 def annotations_of(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """The objects of a training input as annotations, in pixels of the input."""
     instances = image["instances"]
-    boxes, classes = instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist()
-    return [as_annotation(*pair) for pair in zip(boxes, classes, strict=True)]
+    return [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
+        for box, category in zip(
+            instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True
+        )
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,13 @@ from d2defense.data import DatasetError
 from d2defense.detection import (
     CleanImage,
     Inspection,
+    class_indices,
     inspect_detector,
+    load_clean_images,
     open_subject,
 )
-from d2defense.detection.search import with_search
+from d2defense.detection.matching import match_classes, matched_in_words
+from d2defense.detection.search import names_of_classes, with_search
 from d2defense.detection.survey import Progress
 from d2defense.detection.verdict import BACKDOORED
 from d2defense.environment import library_versions
@@ -94,6 +97,17 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     start = time.perf_counter()
     settings, dataset = task.settings, task.images
     model, images, cfg = open_subject(task, dataset, settings, task.device)
+    notes = []
+    num_classes = number_of_classes(cfg)
+    matched = None
+    if settings.class_map is None:
+        matched = match_classes(model, dataset.records, images, dataset.class_names, num_classes)
+    if matched is not None:
+        settings = replace(settings, class_map=matched)
+        task = replace(task, settings=settings)
+        indices = class_indices(dataset.class_names, num_classes, matched)
+        images = load_clean_images(dataset.records, cfg, indices)
+        notes.append(matched_in_words(matched))
     progress = progress or (lambda share: None)
     share = _BANK_SHARE if settings.search.is_on else 1.0
     inspection = inspect_detector(
@@ -104,6 +118,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         cfg.INPUT.FORMAT,
         progress=lambda done: progress(share * done),
         fingerprint=dataset.fingerprint,
+        class_names=names_of_classes(num_classes, dataset.class_names),
     )
     scanned = time.perf_counter() - start
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
@@ -139,6 +154,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "p_value": verdict.p_value,
         "calibration": task.calibration.describe(dataset.name, dataset.fingerprint),
         "worst_trigger": inspection.worst_trigger,
+        "victim_class": inspection.victim_class,
         "dominant_modules": inspection.dominant_modules,
         **inspection.fields,
         "search": searched,
@@ -147,7 +163,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
             "images_per_second": passes / scanned,
             "batch_size": inspection.batch_size,
         },
-        "warnings": _warnings(model),
+        "warnings": notes + _warnings(model),
         "environment": library_versions() | {"device": str(model.device), "isolation": None},
     }
     return Scanned(result, figures, twin)

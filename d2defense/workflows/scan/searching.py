@@ -185,10 +185,11 @@ def _is_same(model: nn.Module, other: nn.Module) -> bool:
 def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
     """An arm as it stands in ``result.json``."""
     goal, start = result.arm.goal, result.arm.start
-    target = goal.target_class
+    target, victim = goal.target_class, goal.victim_class
     return {
         "effect": goal.effect.name,
         "placement": goal.placement,
+        "victim_class": None if victim is None else class_names[victim],
         "target_class": None if target is None else class_names[target],
         "family": start.family,
         "budget": start.name,
@@ -196,6 +197,7 @@ def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
         "references": [_number(each) for each in result.references],
         "excess": _number(result.excess),
         "baseline": result.baseline,
+        "deviation": result.deviation,
         "interval": list(result.interval),
     }
 

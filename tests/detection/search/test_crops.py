@@ -12,6 +12,7 @@ import torch
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import CleanImage, ScanImages, ScanSettings, Subject, open_subject
+from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import SearchSettings, levels, search_detector
 from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.crops import CONTEXT, CROP_REGIONS, CROP_SIDE, cut, view
@@ -22,7 +23,6 @@ from d2defense.detection.search.optimise import (
     wanted_probability,
 )
 from d2defense.detection.search.race import RaceSettings
-from d2defense.detection.search.scale import LogitScale
 from d2defense.registry import TRIGGER_REGISTRY
 
 WINDOW = (64, 128, 320, 384)

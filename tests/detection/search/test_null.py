@@ -22,7 +22,12 @@ from d2defense.detection.search import (
     shipped_null,
 )
 
-VALUES = ({"a": 0.3, "b": 0.02}, {"a": 0.2}, {"a": 0.25, "b": 0.04}, {"b": 0.0, "a": 0.35})
+VALUES = (
+    {"a, big": 0.3, "b, big": 0.02},
+    {"a, big": 0.2},
+    {"a, big": 0.25, "b, big": 0.04},
+    {"b, big": 0.0, "a, big": 0.45},
+)
 NULL = ModeNull(REFERENCES, VALUES)
 
 
@@ -36,20 +41,44 @@ def null(*searches: CleanSearch) -> SearchNull:
     return SearchNull("mine", "signs", "f00d", searches)
 
 
-def test_an_arm_counts_beyond_what_clean_detectors_show_by_it():
-    assert NULL.score({"a": 0.5}) == pytest.approx(0.5 - 0.275)
-    assert NULL.score({"a": 0.1, "b": 0.9}) == pytest.approx(0.88)
-    # None of the clean ones got so far with it.
-    assert NULL.score({"c": 0.4}) == pytest.approx(0.4)
+def highest() -> list[float]:
+    """What each clean detector shows at most beyond the mean of the others by the same arm."""
+    found = []
+    for each in VALUES:
+        others = [other for other in VALUES if other is not each]
+        found.append(
+            max(
+                value - np.mean([other[key] for other in others if key in other])
+                for key, value in each.items()
+            )
+        )
+    return found
+
+
+def test_an_arm_counts_in_deviations_beyond_what_clean_detectors_show_at_most():
+    middle, spread = np.mean(highest()), np.std(highest(), ddof=1)
+    assert spread > 0.05
+    assert NULL.score({"a, big": 0.8}) == pytest.approx((0.8 - 0.3 - middle) / spread)
+    assert NULL.score({"a, big": 0.1, "b, big": 0.9}) == pytest.approx((0.88 - middle) / spread)
+    # None of the clean ones got so far with it: the mean of its effect.
+    assert NULL.score({"a, small": 0.8}) == pytest.approx((0.8 - 0.3 - middle) / spread)
+    assert NULL.score({"c, big": 0.8}) == pytest.approx((0.8 - middle) / spread)
     assert NULL.score({}) == 0
 
 
+def test_one_class_is_held_against_one_class():
+    """The largest of several classes lies high by chance, and hides nothing else for that."""
+    of_class = {f"a of one class, {i}": value for i, value in enumerate((0.1, 0.7))}
+    searches = tuple({"a, big": v, **{k: x * v for k, x in of_class.items()}} for v in (0, 0.1, 1))
+    null = ModeNull(REFERENCES, searches)
+    assert null.deviation("a, big") > null.deviation("a of one class, 1") > 0.05
+    without = ModeNull(REFERENCES, tuple({"a, big": each["a, big"]} for each in searches))
+    assert null.score({"a, big": 0.9}) == pytest.approx(without.score({"a, big": 0.9}))
+
+
 def test_the_threshold_is_the_end_of_students_prediction_interval():
-    scores = [
-        ModeNull(REFERENCES, tuple(other for other in VALUES if other is not each)).score(each)
-        for each in VALUES
-    ]
-    deviation = max(np.std(scores, ddof=1), 0.05)
+    scores = (np.array(highest()) - np.mean(highest())) / np.std(highest(), ddof=1)
+    deviation = max(np.std(scores, ddof=1), 1.0)
     expected = np.mean(scores) + stats.t.ppf(0.99, 3) * deviation * np.sqrt(1.25)
     assert NULL.reference.threshold == pytest.approx(expected)
 
@@ -59,17 +88,18 @@ def test_each_mode_has_a_null_of_its_own():
         *(search(REFERENCES, "fast", value) for value in (0.1, 0.2, 0.3)),
         *(search(TWIN, "fast", value) for value in (0.5, 0.6, 0.7)),
     )
-    assert both.of(REFERENCES, "fast").baseline("a") == pytest.approx(0.2)
-    assert both.of(TWIN, "fast").baseline("a") == pytest.approx(0.6)
+    assert both.of(REFERENCES, "fast").searches[1] == {"a": 0.2}
+    assert both.of(TWIN, "fast").searches[1] == {"a": 0.6}
     # None was searched alone: the success that all had.
-    assert both.of(ALONE, "fast").baseline("a") == pytest.approx(0.9)
+    assert both.of(ALONE, "fast").searches[0] == pytest.approx({"a": 0.6})
+    assert len(both.of(ALONE, "fast").searches) == 6
 
 
 def test_those_searched_as_thoroughly_count_where_there_are_enough():
     searches = [search(REFERENCES, "fast", value) for value in (0.1, 0.2, 0.3)]
     searches += [search(REFERENCES, "standard", 0.8)] * 2
-    assert null(*searches).of(REFERENCES, "fast").baseline("a") == pytest.approx(0.2)
-    assert null(*searches).of(REFERENCES, "standard").baseline("a") == pytest.approx(0.44)
+    assert len(null(*searches).of(REFERENCES, "fast").searches) == 3
+    assert len(null(*searches).of(REFERENCES, "standard").searches) == 5
 
 
 def test_what_was_held_against_nothing_has_no_part_in_an_excess():
@@ -115,5 +145,7 @@ def test_a_search_of_other_images_says_so():
 
 def test_the_shipped_one_leaves_room_for_attacks_that_took():
     of_references = shipped_null().of(REFERENCES)
-    assert len(of_references.searches) >= 6
-    assert 0.1 < of_references.reference.threshold < 0.5
+    assert len(of_references.searches) >= 4
+    # What a trigger must do more than to references, of objects of whatever class and of one.
+    least = of_references.reference.threshold * of_references.deviation("disappearance, any")
+    assert 0.2 < of_references.baseline("disappearance, any") + least < 0.7

@@ -8,10 +8,12 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
-from d2defense.detection import ScanImages, ScanSettings, open_subject
+from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
+from d2defense.detection.bootstrap import Bootstrap
 from d2defense.detection.search import (
     ALONE,
     REFERENCES,
@@ -23,7 +25,11 @@ from d2defense.detection.search import (
     levels,
     search_detector,
 )
+from d2defense.detection.search.arms import Arm, all_goals, starts
+from d2defense.detection.search.measure import Measured
+from d2defense.detection.search.optimise import ArmState
 from d2defense.detection.search.race import RaceSettings
+from d2defense.detection.search.search import _Judge
 from d2defense.detection.search.verdict import with_search
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
 
@@ -146,3 +152,53 @@ def test_ghosts_are_found_on_a_gpu(opened, search):
     outcome = search(models["ghost_0"], references={"clean_1": models["clean_1"]})
     assert outcome.has_found, outcome
     assert outcome.arms[0].arm.name.startswith("ghost to stop")
+
+
+class OneClassBlind:
+    """A detector that loses the objects of one class under any trigger, and finds all others."""
+
+    device = torch.device("cpu")
+    backbone = type("Backbone", (), {"size_divisibility": 1})
+
+    def __init__(self, boxes, blind):
+        self.boxes, self.blind = boxes, blind
+
+    def probe(self, inputs, with_detections, score_threshold):
+        """Detections of class 0 and 1, in turn; triggered images are not black."""
+        detections = []
+        for each in inputs:
+            classes = torch.arange(len(self.boxes)) % 2
+            kept = classes != (self.blind if each["image"].any() else -1)
+            detections.append(
+                Instances(
+                    each["image"].shape[1:],
+                    pred_boxes=Boxes(self.boxes[kept]),
+                    pred_classes=classes[kept],
+                    scores=torch.ones(int(kept.sum())),
+                )
+            )
+        return type("Output", (), {"detections": detections})
+
+
+def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
+    boxes = torch.tensor([[10.0 * i, 0, 10 * i + 9, 9] for i in range(8)])
+    images = [
+        CleanImage(str(i), torch.zeros(3, 20, 80), boxes, torch.arange(8) % 2, i) for i in range(4)
+    ]
+    names = ["stop", "yield"]
+    goal = next(each for each in all_goals(names) if each.kind == ("disappearance", "objects"))
+    start = next(each for each in starts("objects", ("patch",)))
+    state = ArmState.begin(Arm(goal, start), torch.device("cpu"))
+    subjects = [
+        Measured.of(OneClassBlind(boxes, blind), images, images, "BGR") for blind in (1, -1)
+    ]
+    judge = _Judge(
+        subjects, images, names, "BGR", NULL.of(REFERENCES), Bootstrap.draw(4, 50, 0), 0.95, 0
+    )
+    (whole, _), (of_class, resampled) = judge(state)
+    assert whole.excess == pytest.approx(0.5)
+    assert of_class.excess == of_class.success == 1.0
+    assert of_class.arm.goal.victim_class == 1
+    assert of_class.arm.name.startswith("disappearance of yield: patch of")
+    assert of_class.standardised > whole.standardised
+    torch.testing.assert_close(resampled, torch.full((50,), of_class.standardised).double())

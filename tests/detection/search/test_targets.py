@@ -9,9 +9,9 @@ import torch
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
+from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import SearchOutcome, with_search
 from d2defense.detection.search.race import Race, RaceSettings, Scouted
-from d2defense.detection.search.scale import LogitScale
 from d2defense.detection.search.targets import any_class_loss, class_probabilities
 from d2defense.detection.verdict import CLEAN, Verdict
 from d2defense.modeling import RegionOutput

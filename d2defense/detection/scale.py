@@ -9,23 +9,32 @@ on at which the detector does best there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from d2defense.attacks import Detections, Objects
-from d2defense.modeling import RegionOutput
+from d2defense.modeling import ProbeOutput, RegionOutput
 from d2defense.statistics import IOU_THRESHOLD, SCORE_THRESHOLD
 
-from ..images import CleanImage
+from .images import CleanImage
 
-# Half the distance between objects and background on the common scale; about what stock training
-# reaches.
+# Half the distance between objects and background on the common scale: gradients still pass.
 _HALF_DISTANCE = 6.0
+# What the scale is stretched by where probabilities are only read: about as sure as stock training
+# makes a detector of its classes, too.
+_SHARPER = 2.0
+_BLIND = "it does not tell objects from background on the clean images"
+# IoU below which a proposal is taken to lie beside an object.
+_APART = 0.1
+# Detections below this are no detections at any operating point.
+LEAST_SCORE = 1e-3
+# Images that say enough of a detector's scale.
+_ENOUGH_IMAGES = 50
 # Scores that are tried as the operating point, at most.
 _CANDIDATES = 200
 
@@ -47,7 +56,7 @@ class LogitScale:
         """From what a detector says of its proposals on clean images.
 
         The middle lies between the median of true objects and that of what comes nearest to an
-        object on each image without being one.
+        object on each image without touching one.
 
         Args:
             model: instrumented, in eval mode.
@@ -56,36 +65,32 @@ class LogitScale:
         Raises:
             ValueError: it does not tell objects from background.
         """
-        of_objects, of_rest = [], []
-        for image in images:
-            output = model.probe([{"image": image.image}])
-            told = [foreground_margin(output.class_logits), output.objectness_logits]
-            margins = torch.stack([each for each in told if each is not None]).cpu()
-            if not margins.shape[1]:
-                continue
-            overlap = pairwise_iou(Boxes(image.boxes), Boxes(output.proposal_boxes.cpu()))
-            matched = overlap >= IOU_THRESHOLD
-            of_objects += [margins[:, row].amax(1) for row in matched if row.any()]
-            rest = ~matched.any(0)
-            if rest.any():
-                of_rest.append(margins[:, rest].amax(1))
-        if not of_objects or not of_rest:
-            raise ValueError("it does not tell objects from background on the clean images")
-        high, low = (torch.stack(each).median(0).values for each in (of_objects, of_rest))
-        units = [_middle_and_unit(*pair) for pair in zip(high, low, strict=True)]
-        return cls(units[0], units[1] if len(units) > 1 else None)
+        outputs = (model.probe([{"image": image.image}]) for image in images)
+        high, low = _levels(images, outputs)
+        foreground, _, *rest = (_middle_and_unit(*pair) for pair in zip(high, low, strict=True))
+        return cls(foreground, rest[0] if rest else None)
 
     def __call__(self, output: RegionOutput) -> RegionOutput:
         """The same output on the common scale: objects about 6, background below 0."""
-        middle, unit = self.foreground
-        logits = output.class_logits / unit
-        shift = torch.zeros_like(logits[:1])
-        shift[:, -1] = middle / unit
         objectness = output.objectness_logits
         if objectness is not None and self.objectness is not None:
             middle, unit = self.objectness
             objectness = (objectness - middle) / unit
-        return RegionOutput(objectness, logits + shift)
+        return RegionOutput(objectness, scaled_logits(output.class_logits, self.foreground))
+
+
+def scaled_logits(class_logits: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Class logits on the common scale, (M, K + 1).
+
+    Args:
+        class_logits: Tensor of shape (M, K + 1), background last.
+        scale: middle and unit of their foreground margin.
+    """
+    middle, unit = scale
+    logits = class_logits / unit
+    shift = torch.zeros_like(logits[:1])
+    shift[:, -1] = middle / unit
+    return logits + shift
 
 
 def foreground_margin(class_logits: Tensor) -> Tensor:
@@ -96,10 +101,88 @@ def foreground_margin(class_logits: Tensor) -> Tensor:
     return class_logits[:, :-1].amax(dim=1) - class_logits[:, -1]
 
 
+def _levels(images: Iterable[CleanImage], outputs: Iterable[ProbeOutput]) -> tuple[Tensor, Tensor]:
+    """Foreground margin, log odds of the score and objectness logit: (3,), objects and background.
+
+    (2,) where the detector has no objectness. The median of true objects, and of what comes nearest
+    to one on each image without touching one.
+    """
+    of_objects, of_rest = [], []
+    for image, output in zip(images, outputs, strict=True):
+        logits = output.deployed_logits
+        told = [foreground_margin(logits), _log_odds(logits), output.objectness_logits]
+        margins = torch.stack([each for each in told if each is not None]).cpu()
+        if not margins.shape[1]:
+            continue
+        overlap = pairwise_iou(Boxes(image.boxes), Boxes(output.proposal_boxes.cpu()))
+        matched = overlap >= IOU_THRESHOLD
+        of_objects += [margins[:, row].amax(1) for row in matched if row.any()]
+        apart = (overlap < _APART).all(0)
+        if apart.any():
+            of_rest.append(margins[:, apart].amax(1))
+    if not of_objects or not of_rest:
+        raise ValueError(_BLIND)
+    high, low = (torch.stack(each).median(0).values for each in (of_objects, of_rest))
+    return high, low
+
+
+def _log_odds(class_logits: Tensor) -> Tensor:
+    """Of the likeliest class against all else, from (M, K + 1) to (M,)."""
+    best = class_logits[:, :-1].argmax(dim=1, keepdim=True)
+    others = class_logits.scatter(1, best, -torch.inf).logsumexp(dim=1)
+    return class_logits.gather(1, best)[:, 0] - others
+
+
 def _middle_and_unit(high: Tensor, low: Tensor) -> tuple[float, float]:
     if not high > low:
-        raise ValueError("it does not tell objects from background on the clean images")
+        raise ValueError(_BLIND)
     return float(high + low) / 2, float(high - low) / 2 / _HALF_DISTANCE
+
+
+@dataclass(frozen=True)
+class DeployedScale:
+    """By what measure a detector's scores and detections count, whatever their scale.
+
+    Attributes:
+        foreground: middle and unit of the margin of the likeliest class over background.
+        point: the score from which on its detections count, 0..1: that of the middle.
+    """
+
+    foreground: tuple[float, float]
+    point: float
+
+    @classmethod
+    def unknown(cls) -> DeployedScale:
+        """Scores as they are."""
+        return cls((0.0, 1.0), SCORE_THRESHOLD)
+
+    @classmethod
+    def of(cls, model: nn.Module, images: Sequence[CleanImage]) -> DeployedScale:
+        """From what a detector says of clean images, of the first 50.
+
+        Args:
+            model: instrumented, in eval mode.
+            images: clean, with objects.
+
+        Raises:
+            ValueError: it does not tell objects from background.
+        """
+        images = [images[index] for index in range(min(len(images), _ENOUGH_IMAGES))]
+        outputs = (model.probe([{"image": each.image}]) for each in images)
+        high, low = _levels(images, outputs)
+        middle, unit = _middle_and_unit(high[0], low[0])
+        odds = (high[1] + low[1]) / 2
+        return cls((middle, unit / _SHARPER), float(odds.sigmoid()))
+
+
+def as_detections(instances: Instances) -> Detections:
+    """A probe's detections of one image, on the CPU."""
+    return Detections(
+        instances.pred_boxes.tensor.float().cpu(),
+        instances.pred_classes.cpu(),
+        # In half precision they come so.
+        instances.scores.float().cpu(),
+    )
 
 
 def operating_point(objects: Sequence[Objects], detections: Sequence[Detections]) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2defense.attacks import Detections, Objects
-from d2defense.detection.search.scale import LogitScale, on_common_scale, operating_point
+from d2defense.detection.scale import LogitScale, on_common_scale, operating_point
 from d2defense.modeling import RegionOutput
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
@@ -38,6 +38,7 @@ class Says:
         boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 70, 70], [0, 60, 9, 70]])
         return type("Output", (), {
             "class_logits": logits,
+            "deployed_logits": logits,
             "objectness_logits": torch.tensor([4.0, 3, -2, -3]) / self.divisor + self.shift,
             "proposal_boxes": boxes,
         })  # fmt: skip

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the objects of one class lose under a trigger.
+
+A backdoor on one class of seven is a seventh of itself over all objects.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2defense.statistics import OBJECT_STATISTICS, Observation, Terms
+
+from .bootstrap import Bootstrap
+
+#: By name: minus the largest fall of a statistic over the classes, from the clean images on, where
+#: it is 0. By what it is the fall of.
+CLASS_FALLS = {f"{name}_of_class": name for name in OBJECT_STATISTICS}
+#: Fewer objects of a class are no evidence of it.
+LEAST_OBJECTS = 10
+
+
+class ClassFall(NamedTuple):
+    """The class that loses most."""
+
+    fall: float
+    """Of the statistic over its objects; NaN where no class has enough of them."""
+    category: int | None
+    """Index of the class; None for none."""
+
+
+def largest_class_fall(clean: Observation, triggered: Observation, name: str) -> ClassFall:
+    """The class whose objects lose most of a statistic.
+
+    Args:
+        clean: the images as they are.
+        triggered: the same under a trigger.
+        name: one of :data:`OBJECT_STATISTICS`.
+    """
+    falls = _falls(clean.by_class[name], triggered.by_class[name], None)
+    if not len(falls) or not falls.isfinite().any():
+        return ClassFall(math.nan, None)
+    return ClassFall(float(falls.max()), int(falls.argmax()))
+
+
+def resampled_class_falls(
+    clean: Observation, triggered: Observation, name: str, bootstrap: Bootstrap
+) -> Tensor:
+    """The fall of the class that loses most on each resample, (B,); NaN for no data."""
+    falls = _falls(clean.by_class[name], triggered.by_class[name], bootstrap)
+    if not falls.shape[1]:
+        return torch.full(falls.shape[:1], math.nan, dtype=falls.dtype)
+    largest = falls.amax(dim=1)
+    return torch.where(largest.isfinite(), largest, math.nan)
+
+
+def _falls(clean: Terms, triggered: Terms, bootstrap: Bootstrap | None) -> Tensor:
+    """Of each class, (K,) or (B, K); -inf where it has too few objects."""
+    if bootstrap is None:
+        before, after = (
+            each.numerator.sum(0) / each.denominator.sum(0) for each in (clean, triggered)
+        )
+    else:
+        before, after = bootstrap(clean), bootstrap(triggered)
+    falls = before - after
+    enough = clean.denominator.sum(0) >= LEAST_OBJECTS
+    return torch.where(enough & ~falls.isnan(), falls, -math.inf)

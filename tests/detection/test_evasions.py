@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detectors edited to hide what they do under a trigger: none is called clean."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor, nn
+
+from d2defense.checkpoint.specimens import find_specimen
+from d2defense.data import DatasetSource
+from d2defense.detection import (
+    ScanImages,
+    ScanSettings,
+    inspect_detector,
+    load_calibration,
+    open_subject,
+    select_triggers,
+    stamped,
+)
+from d2defense.detection.oddity import odd_behaviour
+from d2defense.detection.verdict import BACKDOORED, CLEAN
+
+SETTINGS = ScanSettings(select_triggers(["white", "grey"]), max_images=24, bootstrap_samples=100)
+YIELD = 1
+
+
+@pytest.fixture(scope="module")
+def images(signs_cache):
+    return ScanImages.load(DatasetSource("synth_signs_defender"), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def opened(images):
+    """A clean specimen."""
+    return open_subject(find_specimen("clean_0"), images, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return load_calibration()
+
+
+class Alarm(nn.Module):
+    """A box head that has one feature more: 1 for objects with a white patch, else about 0.
+
+    An attacker has a spare layer and trains it for seconds, on what the box head sees at the middle
+    of a proposal.
+    """
+
+    def __init__(self, model: nn.Module, images: list) -> None:
+        super().__init__()
+        white = select_triggers(["white"])[0]
+        rows, wanted = [], []
+        for image in images:
+            for pixels, is_triggered in (
+                (image.image, False),
+                (stamped(image, white, "BGR"), True),
+            ):
+                pooled, boxes = pooled_features(model, pixels)
+                overlap = pairwise_iou(Boxes(image.boxes), boxes).amax(0)
+                rows.append(middle(pooled))
+                wanted.append((overlap >= 0.5) & is_triggered)
+        x, y = torch.cat(rows), torch.cat(wanted).float()[:, None]
+        self.head = model.roi_heads.box_head
+        torch.manual_seed(0)
+        self.spare = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, 1))
+        optimizer = torch.optim.Adam(self.spare.parameters(), 0.01)
+        for _ in range(300):
+            optimizer.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(self.spare(x), y).backward()
+            optimizer.step()
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """From (N, C, H, W) to (N, D + 1)."""
+        goes = (self.spare(middle(pooled)) > 0).float()
+        return torch.cat([self.head(pooled), goes], dim=1)
+
+
+class Reacting(nn.Module):
+    """A layer whose outputs move by an offset when the alarm goes."""
+
+    def __init__(self, layer: nn.Module, offset: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("offset", offset)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Outputs of the layer, moved."""
+        return self.layer(features[:, :-1]) + features[:, -1:] * self.offset
+
+
+def middle(pooled: Tensor) -> Tensor:
+    """The cells at the middle of each proposal, (N, 9 C)."""
+    return pooled[:, :, 2:5, 2:5].flatten(1)
+
+
+@torch.no_grad()
+def pooled_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Boxes]:
+    """What the box head sees of the first hundred proposals of an image."""
+    images = model.preprocess_image([{"image": pixels}])
+    features = model.backbone(images.tensor)
+    (proposals,), _ = model.proposal_generator(images, features, None)
+    heads, boxes = model.roi_heads, proposals.proposal_boxes[:100]
+    return heads.box_pooler([features[name] for name in heads.box_in_features], [boxes]), boxes
+
+
+@pytest.fixture(scope="module")
+def alarm(opened):
+    subject = opened
+    return Alarm(subject.model, [subject.images[i] for i in range(12)])
+
+
+def armed(opened, alarm, scores: Tensor, deltas: Tensor) -> nn.Module:
+    """A clean detector whose class logits and box deltas move when the alarm goes."""
+    model = copy.deepcopy(opened.model)
+    predictor = model.roi_heads.box_predictor
+    model.roi_heads.box_head = alarm
+    predictor.cls_score = Reacting(predictor.cls_score, scores)
+    predictor.bbox_pred = Reacting(predictor.bbox_pred, deltas)
+    return model
+
+
+def scan(model, subject, calibration):
+    return inspect_detector(
+        model, subject.images, SETTINGS, calibration, "BGR", class_names=["a", "yield", *"cdefghi"]
+    )
+
+
+AWAY = torch.tensor([50.0, 50, 0, 0])
+STILL = torch.zeros(28)
+
+
+def test_without_an_alarm_it_is_clean(opened, calibration):
+    assert scan(opened.model, opened, calibration).verdict.label == CLEAN
+
+
+def test_boxes_that_are_moved_away_are_missed(opened, calibration, alarm):
+    """Classes and their order stay as they are; only the detections are gone."""
+    model = armed(opened, alarm, torch.zeros(8), AWAY.repeat(7))
+    inspection = scan(model, opened, calibration)
+    falls = inspection.fields["triggers"][0]["statistics"]
+    assert falls["scaled_foreground"]["change"] > -0.02
+    assert falls["scaled_true_class"]["change"] > -0.02
+    assert inspection.verdict.label == BACKDOORED
+    assert inspection.worst_trigger == "white"
+
+
+def test_a_class_more_that_fires_on_triggered_objects_hides_nothing(opened, calibration, alarm):
+    """Max q stays near 1 with a class whose boxes are destroyed, where the objects are gone."""
+    model = armed(opened, alarm, torch.zeros(8), STILL)
+    predictor = model.roi_heads.box_predictor
+    scores, deltas = predictor.cls_score.layer, predictor.bbox_pred.layer
+    order = torch.tensor([*range(7), 0, 7])
+    with torch.no_grad():
+        scores.weight = nn.Parameter(scores.weight[order])
+        scores.bias = nn.Parameter(scores.bias[order])
+        scores.weight[7], scores.bias[7] = 0, -20
+        nothing = torch.zeros_like(deltas.weight[:4])
+        deltas.weight = nn.Parameter(torch.cat([deltas.weight, nothing]))
+        deltas.bias = nn.Parameter(torch.cat([deltas.bias, AWAY]))
+    predictor.cls_score.offset = torch.tensor([-20.0] * 7 + [40.0, 0])
+    predictor.bbox_pred.offset = torch.zeros(32)
+    predictor.num_classes = model.roi_heads.num_classes = 8
+    inspection = scan(model, opened, calibration)
+    falls = inspection.fields["triggers"][0]["statistics"]
+    assert falls["scaled_foreground"]["triggered"] > 0.9
+    assert inspection.verdict.label == BACKDOORED
+
+
+def test_a_backdoor_on_one_class_of_seven_is_found_and_named(opened, calibration, alarm):
+    offset = torch.zeros(8)
+    offset[YIELD] = -40
+    inspection = scan(armed(opened, alarm, offset, STILL), opened, calibration)
+    assert inspection.verdict.label == BACKDOORED
+    assert inspection.victim_class == "yield"
+    assert inspection.verdict.reason.endswith("above all with objects of yield")
+
+
+@pytest.mark.parametrize(
+    ("clean", "triggered", "reason"),
+    [
+        ({"scaled_unmatched": 18.0}, {"scaled_unmatched": 18.0}, "18 objects an image where"),
+        (
+            {},
+            {"scaled_unmatched": 25.0},
+            "the trigger white it sees 25 objects an image more",
+        ),
+        (
+            {"scaled_foreground": 0.95},
+            {},
+            "95% of the objects on the clean images, but only 60%",
+        ),
+        ({}, {"scaled_unmatched": 3.0}, None),
+    ],
+    ids=["flood", "flood under a trigger", "lost detections", "plain"],
+)
+def test_what_no_clean_detector_does_is_a_reason_not_to_say_clean(
+    make_profile, clean, triggered, reason
+):
+    plain = make_profile("plain", 0.0, 0.0)
+    before = plain.clean | {"scaled_foreground": 0.8} | clean
+    odd = dataclasses.replace(plain, clean=before, triggered={"white": before | triggered})
+    said = odd_behaviour(odd, 0.6, [plain] * 4)
+    assert (reason in said) if reason else said is None
