@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -108,3 +109,31 @@ def test_images_bear_triggers_of_families_that_are_not_searched(trainer):
         assert shown["instances"] is image["instances"]
         seen.add(bool((shown["image"] != image["image"]).any()))
     assert True in seen
+
+
+def test_patches_lie_where_nothing_is_too_and_nothing_is_added_there(make_trainer):
+    every = ("REMOVAL.PATCH_AUGMENTATION.IMAGE_SHARE", 1.0)
+    every += ("REMOVAL.PATCH_AUGMENTATION.OBJECT_SHARE", 1.0)
+    trainer = make_trainer("unlearn", *SHORT, *every)
+    trainer.resume_or_load(resume=False)
+    outside = 0
+    for image in batch_of(trainer) * 4:
+        shown = trainer.method._patched(image)
+        assert shown["instances"] is image["instances"]
+        changed = (shown["image"] != image["image"]).any(dim=0)
+        for x1, y1, x2, y2 in image["instances"].gt_boxes.tensor.round().int().tolist():
+            changed[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+        outside += int(changed.sum())
+    assert outside > 0
+
+
+def test_the_trigger_that_is_obeyed_most_is_improved_and_lives_longest(trainer):
+    search(trainer).before_train()
+    # All of one goal, and some from one start.
+    states = list(search(trainer).found)
+    states[1].effect = 2.0
+    search(trainer)._improve(np.random.default_rng(0))
+    found = search(trainer).found
+    assert len(found) == 3
+    assert found[-1] is states[1] and found[-1].steps == 4
+    assert found[0] is states[0] and found[1] is states[2]

@@ -28,7 +28,7 @@ from d2defense.detection.search import (
 )
 from d2defense.engine.loader import dataset_records
 from d2defense.modeling import number_of_classes
-from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
+from d2defense.registry import PLACEMENT_REGISTRY, REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
 from ..patches import PatchAugmentation
@@ -124,12 +124,18 @@ class Unlearn(RemovalMethod):
         height, width = clean.image.shape[1:]
         places = torch.tensor([[0.0, 0.0, width, height]])
         if len(clean.boxes) and rng.random() >= _WHOLE_SHARE:
-            places = some_of(clean.boxes, rng)
+            windows = torch.from_numpy(background_windows(self.cfg, image, rng)).float()
+            places = some_of(torch.cat([clean.boxes, windows]), rng)
         trigger = triggers[rng.integers(len(triggers))]
         return stamped(image, clean, trigger, places, self.cfg.INPUT.FORMAT)
 
     def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
-        stamps = self._patches.stamps(annotations_of(image), self.cfg.INPUT.FORMAT)
+        rng = np.random.default_rng(np.random.randint(2**31))
+        annotations = annotations_of(image)
+        # Where there is nothing, too: a ghost's trigger is no object.
+        windows = background_windows(self.cfg, image, rng)
+        bearers = [*annotations, *map(as_annotation, windows.tolist())]
+        stamps = self._patches.stamps(bearers, self.cfg.INPUT.FORMAT)
         pixels = image["image"].permute(1, 2, 0).numpy()
         for stamp in stamps:
             pixels = stamp.apply_image(pixels)
@@ -173,10 +179,7 @@ class TriggerSearch(HookBase):
         if rng.random() < 0.5:
             self._begin(rng, None)
         else:
-            # What obeys the most is dealt with, and lives longer.
-            state = max(self.found, key=lambda each: each.effect)
-            self.found.remove(state)
-            self._advance(state, rng)
+            self._improve(rng)
         get_event_storage().put_scalar(
             "unlearn/reached", float(np.mean([each.effect for each in self.found]))
         )
@@ -212,6 +215,13 @@ class TriggerSearch(HookBase):
                     tensor = state.tensors[name]
                     drawn = torch.rand(tensor.shape, generator=generator)
                     tensor.copy_(low + (high - low) * drawn)
+        self._advance(state, rng)
+
+    def _improve(self, rng: np.random.Generator) -> None:
+        """Go on with the trigger that the detector obeys most, which then lives longer."""
+        strongest = max(range(len(self.found)), key=lambda index: self.found[index].effect)
+        state = self.found[strongest]
+        del self.found[strongest]
         self._advance(state, rng)
 
     def _advance(self, state: ArmState, rng: np.random.Generator) -> None:
@@ -284,12 +294,21 @@ def clean_image(image: dict[str, Any], seed: int) -> CleanImage:
     )
 
 
+def background_windows(cfg: CfgNode, image: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """Some windows of a training input that touch no object, float (P, 4), XYXY in pixels."""
+    boxes = image["instances"].gt_boxes.tensor.double().numpy()
+    size = (int(image["image"].shape[1]), int(image["image"].shape[2]))
+    background = PLACEMENT_REGISTRY.get("background")(cfg)
+    return background.places(np.zeros((0, 4)), boxes, size, rng)
+
+
+def as_annotation(box: Sequence[float], category: int = 0) -> dict[str, Any]:
+    """A box, XYXY in pixels, as an annotation."""
+    return {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
+
+
 def annotations_of(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """The objects of a training input as annotations, in pixels of the input."""
     instances = image["instances"]
-    return [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
-        for box, category in zip(
-            instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True
-        )
-    ]
+    boxes, classes = instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist()
+    return [as_annotation(*pair) for pair in zip(boxes, classes, strict=True)]
