@@ -138,6 +138,7 @@ PATTERN_REGISTRY = Registry(
 EFFECT_REGISTRY = Registry("effect", "d2defense.attacks.effects", "ATTACK")
 PLACEMENT_REGISTRY = Registry("placement", "d2defense.attacks.placements", "ATTACK.PLACES")
 REMOVAL_REGISTRY = Registry("removal method", "d2defense.removal.methods", "REMOVAL")
+SCREENING_REGISTRY = Registry("screening method", "d2defense.screening.methods", "SCREENING")
 EXPERIMENT_REGISTRY = Registry("experiment", "d2defense.study.experiments")
 DETECTION_REGISTRY = Registry("detection method", "d2defense.benchmark.methods.detect")
 TASK_REGISTRY = Registry("task of the benchmark", "d2defense.benchmark.tasks")
@@ -150,4 +151,5 @@ CONFIGURED = (
     EFFECT_REGISTRY,
     PLACEMENT_REGISTRY,
     REMOVAL_REGISTRY,
+    SCREENING_REGISTRY,
 )

@@ -22,7 +22,7 @@ FLOORS = (
     ("triggers",),
     ("attacks",),
     ("detection", "evaluation"),
-    ("engine",),
+    ("engine", "screening"),
     ("removal", "report"),
     ("workflows",),
     ("study",),

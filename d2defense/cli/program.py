@@ -22,6 +22,7 @@ COMMANDS = (
     "demo",
     "scan",
     "repair",
+    "screen",
     "train",
     "evaluate",
     "calibrate",
@@ -139,8 +140,8 @@ def _import_modules(parser: CommandParser, arguments: Sequence[str]) -> None:
         "action": "append",
         "default": [],
         "metavar": "MODULE",
-        "help": "a module of your own that registers attacks, patterns, removal methods, decisions"
-        " or experiments: its name, or the path of its file; repeatable",
+        "help": "a module of your own that registers attacks, patterns, removal and screening "
+        "methods, decisions or experiments: its name, or the path of its file; repeatable",
     }
     early = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     early.usage_exit_code = parser.usage_exit_code

@@ -72,6 +72,7 @@ def _add_fixed(cfg: CfgNode) -> None:
     _add_attack(cfg)
     _add_defense(cfg)
     _add_removal(cfg)
+    _add_screening(cfg)
     _add_tiny_backbone(cfg)
     _add_double_head(cfg)
     _add_fcos(cfg)
@@ -231,6 +232,16 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.SOLVER.WARMUP_ITERS = 40
     # How it falls after them.
     cfg.REMOVAL.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+
+
+def _add_screening(cfg: CfgNode) -> None:
+    # Telling, in production, that an image carries a trigger (`screen`, and `Guard`). Each method's
+    # own settings stand below its name.
+    cfg.SCREENING = CfgNode()
+    # Name in SCREENING_REGISTRY.
+    cfg.SCREENING.METHOD = "inconsistency"
+    # Share of clean images that may be called suspicious; it takes 1 / rate - 1 clean images.
+    cfg.SCREENING.FALSE_ALARM_RATE = 0.01
 
 
 def _add_tiny_backbone(cfg: CfgNode) -> None:

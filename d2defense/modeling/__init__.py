@@ -21,7 +21,7 @@ from .module_groups import (
     resettable_modules,
 )
 from .panoptic import InstrumentedPanopticFPN
-from .probe import ProbeOutput
+from .probe import BoxFeatures, Heard, ProbeOutput
 from .proposal_generator import InstrumentedRPN
 from .regions import Opinion, RegionOutput
 from .retinanet import InstrumentedRetinaNet
@@ -34,7 +34,9 @@ from .roi_heads import (
 
 __all__ = [
     "BatchSize",
+    "BoxFeatures",
     "DoubleHeadROIHeads",
+    "Heard",
     "InstrumentedCascadeROIHeads",
     "InstrumentedDetector",
     "InstrumentedDoubleHeadROIHeads",

@@ -22,7 +22,8 @@ from .adapter import (
     adapts,
     replaced_name,
 )
-from .probe import ProbeOutput
+from .listeners import listening
+from .probe import Heard, ProbeOutput
 from .regions import Opinion, RegionOutput, as_proposals
 
 logger = logging.getLogger(__name__)
@@ -113,17 +114,32 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], ProbeOutput]:
         """Stock inference, listened to; see the base class."""
+        detections, probe, _ = self.listen(batched_inputs)
+        return detections, probe
+
+    @torch.no_grad()
+    def listen(self, batched_inputs: list[dict[str, Any]]) -> Heard:
+        """What stock inference returns, and all that it came from, in one pass.
+
+        Stock inference runs, and is listened to; other threads may run the model meanwhile.
+
+        Args:
+            batched_inputs: G dicts, as stock inference takes them.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
         self._check_eval_mode()
         proposals: list[Instances] = []
-        hook = self.proposal_generator.register_forward_hook(
-            lambda generator, inputs, output: proposals.extend(output[0])
-        )
-        try:
-            with self.roi_heads.recorded_logits() as logits:
-                detections = self(batched_inputs)
-        finally:
-            hook.remove()
-        return detections, ProbeOutput.from_proposals(proposals, logits)
+        with (
+            listening(
+                [self.proposal_generator], lambda inputs, output: proposals.extend(output[0])
+            ),
+            self.roi_heads.recorded_logits() as logits,
+            self.roi_heads.recorded_features() as features,
+        ):
+            detections = self(batched_inputs)
+        return Heard(detections, ProbeOutput.from_proposals(proposals, logits), features())
 
     @torch.no_grad()
     def proposals_on(self, features: dict[str, Tensor], images: ImageList) -> list[Instances]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,3 +134,23 @@ class ProbeOutput:
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if known else None
+
+
+class BoxFeatures(NamedTuple):
+    """What the box head sees of N proposals."""
+
+    pooled: Tensor
+    """(N, C): the backbone's features of the box, their mean."""
+    classified: Tensor
+    """(N, F): what the classifier is given."""
+
+
+class Heard(NamedTuple):
+    """What stock inference of G images returned, and what it came from."""
+
+    detections: list[dict[str, Any]]
+    """G dicts, as stock inference returns them, in pixels of the image files."""
+    probe: ProbeOutput
+    """Both heads' opinion of all proposals, without detections."""
+    features: BoxFeatures
+    """What the box head saw of the same proposals."""

@@ -158,17 +158,21 @@ def write_repair_report(
     return _write_page(path, _environment().get_template("repair.html.j2").render(context))
 
 
-def write_page(path: str | os.PathLike[str], template: str, script: str, **context: Any) -> Path:
+def write_page(
+    path: str | os.PathLike[str], template: str, script: str = "", **context: Any
+) -> Path:
     """Write a page of another kind, as self-contained as the reports.
 
     Args:
         path: file to write.
         template: name of one beside those of the reports. It is given ``version``, ``written``,
             ``style`` and ``script``, with the hashes that its content security policy allows.
-        script: name of a script, which runs after that of the reports.
+        script: name of a script, which runs after that of the reports; "" for none.
         context: what else the template is given.
     """
-    style, scripts = _asset("style.css"), _asset("report.js") + _asset(script)
+    style, scripts = _asset("style.css"), _asset("report.js")
+    if script:
+        scripts += _asset(script)
     page = (
         _environment()
         .get_template(template)

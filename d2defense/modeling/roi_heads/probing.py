@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..listeners import listening
 from ..postprocess import batch_detections
-from ..probe import ProbeOutput
+from ..probe import BoxFeatures, ProbeOutput
 from ..sigmoid_scores import softmax_logits
 
 # What stock inference has besides boxes, whatever the kind of box head.
@@ -133,18 +135,42 @@ class ProbedROIHeads:
             last.
         """
         logits: list[Tensor] = []
-
-        def keep(predictor: nn.Module, inputs: object, predictions: tuple) -> None:
-            logits.extend(self._classifier_logits(predictions))
-
-        stages = self.box_predictor
-        predictors = stages if isinstance(stages, nn.ModuleList) else [stages]
-        hooks = [predictor.register_forward_hook(keep) for predictor in predictors]
-        try:
+        with listening(
+            self._predictors, lambda inputs, output: logits.extend(self._classifier_logits(output))
+        ):
             yield logits
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    @contextmanager
+    def recorded_features(self) -> Iterator[Callable[[], BoxFeatures]]:
+        """Listen to what the box predictors are given while stock code runs them.
+
+        Yields:
+            A function that, once that has run, gives the features of all N proposals, those of the
+            last stage where there are several.
+        """
+        pooled: list[Tensor] = []
+        classified: list[Tensor] = []
+        pooler = self.box_pooler if hasattr(self, "box_pooler") else self.pooler
+        with (
+            # The mean at once: the maps of all proposals are large.
+            listening([pooler], lambda inputs, output: pooled.append(output.mean(dim=(2, 3)))),
+            listening(self._predictors, lambda inputs, output: classified.append(inputs[0])),
+        ):
+            # Res5ROIHeads pools once more for masks, hence not the last of them.
+            yield lambda: BoxFeatures(
+                pooled[len(classified) - 1].float(), _joined(classified[-1]).float()
+            )
+
+    @property
+    def _predictors(self) -> list[nn.Module]:
+        stages = self.box_predictor
+        return list(stages) if isinstance(stages, nn.ModuleList) else [stages]
+
+
+def _joined(features: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Features of one head or, of several, side by side: (N, F)."""
+    parts = features if isinstance(features, tuple) else (features,)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 @contextmanager

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling, in production, that an image carries a trigger."""
+
+from .guard import SUSPICION, Guard
+from .methods.base import Look, ScreeningMethod
+from .null import NullError, ScoreNull
+from .passes import SeenImage, see
+from .screen import Screen, Suspicion, build_method
+
+__all__ = [
+    "SUSPICION",
+    "Guard",
+    "Look",
+    "NullError",
+    "ScoreNull",
+    "Screen",
+    "ScreeningMethod",
+    "SeenImage",
+    "Suspicion",
+    "build_method",
+    "see",
+]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of a folder, or of a video, one after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+
+from d2defense.data.image_files import unusable_images
+from d2defense.text import shorten
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+class FramesError(ValueError):
+    """There are no images; the message names the path and the reason."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image, or why there is none.
+
+    Attributes:
+        name: of the file, relative to the folder; of a video, its name.
+        number: of the frame in a video, from 0 on; None in a folder.
+        pixels: uint8 array (H, W, 3), BGR; None if it cannot be read.
+        reason: why it cannot be read, one line.
+    """
+
+    name: str
+    number: int | None
+    pixels: np.ndarray | None
+    reason: str = ""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, by their suffixes, sorted.
+
+    Raises:
+        FramesError: there are none, or it is no folder.
+    """
+    if not folder.is_dir():
+        raise FramesError(f"{folder}: no such folder")
+    found = sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not found:
+        raise FramesError(f"{folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
+def frames(path: Path) -> Iterator[Frame]:
+    """The images of a folder or the frames of a video, read when they are asked for.
+
+    Raises:
+        FramesError: there are none.
+    """
+    if path.is_dir():
+        for file in image_files(path):
+            yield read_frame(file, str(file.relative_to(path)))
+    elif path.suffix.lower() in VIDEO_SUFFIXES:
+        yield from _video(path)
+    else:
+        kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise FramesError(f"{path}: neither a folder of images nor a video ({kinds})")
+
+
+def read_frame(file: Path, name: str) -> Frame:
+    """An image as Detectron2 reads it, turned as its EXIF orientation says."""
+    unusable = unusable_images([{"file_name": str(file)}])
+    if unusable:
+        return Frame(name, None, None, unusable[0].reason)
+    try:
+        # A copy: the array is a view with negative strides.
+        return Frame(name, None, np.ascontiguousarray(read_image(str(file), "BGR")))
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        return Frame(name, None, None, f"cannot be read: {shorten(str(error), 120)}")
+
+
+def _video(path: Path) -> Iterator[Frame]:
+    import cv2
+
+    if not path.is_file():
+        raise FramesError(f"{path}: no such file")
+    video = cv2.VideoCapture(str(path))
+    number = 0
+    try:
+        while True:
+            is_there, pixels = video.read()
+            if not is_there:
+                break
+            yield Frame(path.name, number, pixels)
+            number += 1
+    finally:
+        video.release()
+    if not number:
+        raise FramesError(f"{path}: no frame of it can be read: no video that OpenCV knows here")
+
+
+class CleanArrays(Sequence[np.ndarray]):
+    """Clean images, read when they are asked for; those that cannot be read are left out.
+
+    Args:
+        files: of the images.
+
+    Attributes:
+        left_out: one line each: what cannot be read, and why.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        unusable = unusable_images([{"file_name": str(file)} for file in files])
+        self.left_out = [str(each) for each in unusable]
+        names = {each.file_name for each in unusable}
+        self._files = [file for file in files if str(file) not in names]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """One of them, uint8 (H, W, 3), BGR."""
+        return np.ascontiguousarray(read_image(str(self._files[index]), "BGR"))

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method says of clean images, and the threshold that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class NullError(ValueError):
+    """There are too few clean images for what is asked; the message says how many it takes."""
+
+
+@dataclass(frozen=True)
+class ScoreNull:
+    """Scores of n clean images, the null of split conformal prediction.
+
+    A further clean image is as likely to come at any rank among them, whatever their distribution
+    (Vovk et al., Algorithmic Learning in a Random World, 2005, section 2; Bates et al., Testing for
+    Outliers with Conformal p-values, Annals of Statistics 2023, section 2). So the rate holds on
+    average over draws of the clean images, for any n that is large enough, if these are drawn like
+    those to come.
+
+    Attributes:
+        scores: of the clean images, any order.
+
+    Raises:
+        NullError: there are none, or one is NaN.
+    """
+
+    scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.scores or any(math.isnan(score) for score in self.scores):
+            raise NullError("a null needs scores of clean images, none of them NaN")
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> ScoreNull:
+        """The null of these scores, sorted."""
+        return cls(tuple(sorted(map(float, scores))))
+
+    def p_value(self, score: float) -> float:
+        """Probability, 1 / (n + 1) to 1, that a clean image scores at least ``score``."""
+        ordered = np.sort(self.scores)
+        above = len(ordered) - int(np.searchsorted(ordered, score, side="left"))
+        return (1 + above) / (1 + len(ordered))
+
+    def threshold(self, false_alarm_rate: float) -> float:
+        """The score that a clean image exceeds with probability ``false_alarm_rate`` at most.
+
+        Args:
+            false_alarm_rate: above 0 and below 1.
+
+        Raises:
+            NullError: the rate is out of range, or n is below 1 / rate - 1.
+        """
+        if not 0 < false_alarm_rate < 1:
+            raise NullError(f"a false alarm rate of {false_alarm_rate} is not between 0 and 1")
+        count = len(self.scores)
+        # Of n + 1 equally likely ranks, so many may lie above the threshold.
+        above = math.floor(round(false_alarm_rate * (count + 1), 9))
+        if above < 1:
+            needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
+            raise NullError(
+                f"{count} clean images cannot hold a false alarm rate of {false_alarm_rate:g}: it "
+                f"takes {needed}"
+            )
+        return float(np.sort(self.scores)[count - above])

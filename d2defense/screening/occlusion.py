@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second look at a few places of an image, with what is in their middle hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2defense.modeling import InstrumentedRCNN
+
+# Of a box's sides, what is cut out around it, so that it stands where it stood.
+_CONTEXT = 0.25
+# Pixels of the longer side of what is hidden, on the grid on which it is filled.
+_FILM_SIDE = 16
+
+
+class SecondLook(NamedTuple):
+    """What the box head says of B places under V occlusions."""
+
+    logits: Tensor
+    """float (B, V, K + 1), background last."""
+    passes: float
+    """What it took, as a share of a pass over the whole image."""
+
+
+def look_again(
+    model: InstrumentedRCNN, image: Tensor, boxes: Tensor, shares: Sequence[float]
+) -> SecondLook:
+    """Cut places out of an image, hide the middle of each, and ask the box head again.
+
+    Args:
+        model: in eval mode.
+        image: (3, H, W), values 0..255, the network's input.
+        boxes: (B, 4), XYXY in its pixels, B at least 1.
+        shares: V shares of the box's sides that are hidden.
+    """
+    inputs, regions = [], []
+    for box in boxes.tolist():
+        left, top, right, bottom = _window(box, tuple(image.shape[1:]))
+        inner = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
+        crop = image[:, top:bottom, left:right]
+        for share in shares:
+            inputs.append({"image": hide_middle(crop, inner, share)})
+            regions.append(boxes.new_tensor([inner]))
+    output = model.judge(inputs, regions)
+    logits = output.class_logits.detach().cpu()
+    pixels = _padded(model, [each["image"] for each in inputs])
+    return SecondLook(logits.reshape(len(boxes), len(shares), -1), pixels / _padded(model, [image]))
+
+
+def hide_middle(image: Tensor, box: Sequence[float], share: float) -> Tensor:
+    """A copy of an image with the middle of a box replaced by what its surroundings suggest.
+
+    The hidden rectangle is a soap film over its border, the solution of Laplace's equation, as in
+    the simplest inpainting (Bertalmio et al., SIGGRAPH 2000, section 2); one flat colour would turn
+    many a clean object into another.
+
+    Args:
+        image: (3, H, W).
+        box: XYXY in pixels.
+        share: of the box's sides, 0..1; at least one pixel is hidden.
+    """
+    height, width = image.shape[1:]
+    x, w = (box[0] + box[2]) / 2, max(1.0, (box[2] - box[0]) * share)
+    y, h = (box[1] + box[3]) / 2, max(1.0, (box[3] - box[1]) * share)
+    middle = _clip((x - w / 2, y - h / 2, x + w / 2, y + h / 2), height, width)
+    # With a little of what is around it, and no larger than it takes.
+    step = max(1.0, max(middle[2] - middle[0], middle[3] - middle[1]) / _FILM_SIDE)
+    margin = 2 * int(step + 1)
+    left, top = max(0, middle[0] - margin), max(0, middle[1] - margin)
+    right, bottom = min(width, middle[2] + margin), min(height, middle[3] + margin)
+    hidden = torch.zeros(1, bottom - top, right - left, device=image.device)
+    hidden[:, middle[1] - top : middle[3] - top, middle[0] - left : middle[2] - left] = 1
+    part = image[:, top:bottom, left:right].float()
+    film = _film(part, hidden, step)
+    copy = image.clone()
+    filled = torch.where(hidden > 0, film, part)
+    if not image.is_floating_point():
+        filled = filled.round().clamp(0, 255)
+    copy[:, top:bottom, left:right] = filled.to(image.dtype)
+    return copy
+
+
+def _film(part: Tensor, hidden: Tensor, step: float) -> Tensor:
+    """A film over the hidden pixels of (3, h, w), found on a grid ``step`` times as coarse."""
+    size = tuple(part.shape[1:])
+    coarse = tuple(max(3, round(side / step)) for side in size)
+    known = F.adaptive_avg_pool2d(1 - hidden, coarse)
+    seen = F.adaptive_avg_pool2d(part * (1 - hidden), coarse)
+    inside = known < 0.5
+    values = torch.where(inside, 0.0, seen / known.clamp(min=1e-6))
+    count = (~inside).sum().clamp(min=1)
+    values = torch.where(inside, values.sum(dim=(1, 2), keepdim=True) / count, values)
+    for _ in range(2 * max(coarse)):
+        padded = F.pad(values[None], (1, 1, 1, 1), mode="replicate")
+        values = torch.where(inside, F.avg_pool2d(padded, 3, 1)[0], values)
+    return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _window(box: Sequence[float], size: tuple[int, int]) -> list[int]:
+    """The box with its context, whole pixels within the image, at least one each way."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    margin = _CONTEXT * width, _CONTEXT * height
+    return _clip(
+        (box[0] - margin[0], box[1] - margin[1], box[2] + margin[0], box[3] + margin[1]), *size
+    )
+
+
+def _clip(box: Sequence[float], height: int, width: int) -> list[int]:
+    left, top = (min(max(0, round(box[i])), end - 1) for i, end in ((0, width), (1, height)))
+    right = max(left + 1, min(round(box[2]), width))
+    bottom = max(top + 1, min(round(box[3]), height))
+    return [left, top, right, bottom]
+
+
+def _padded(model: InstrumentedRCNN, images: Sequence[Tensor]) -> int:
+    """Pixels that a batch takes in the network: all as large as the largest, in whole strides."""
+    step = max(1, model.backbone.size_divisibility)
+    sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    height, width = (-(-side // step) * step for side in sides)
+    return len(images) * height * width

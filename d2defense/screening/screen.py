@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method with its null: the decision whether an image carries a trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from detectron2.config import CfgNode
+
+from d2defense.config import get_d2defense_cfg
+from d2defense.modeling import InstrumentedRCNN
+from d2defense.registry import SCREENING_REGISTRY
+
+from .methods.base import Look, ScreeningMethod
+from .null import ScoreNull
+from .passes import SeenImage, see
+
+
+class CleanPasses(Sequence[SeenImage]):
+    """Clean images, each sent through the detector when it is asked for.
+
+    Args:
+        model: in eval mode.
+        inputs: dicts with ``image`` as stock inference takes them; may be lazy.
+    """
+
+    def __init__(self, model: InstrumentedRCNN, inputs: Sequence[Mapping[str, Any]]) -> None:
+        self._model = model
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    @overload
+    def __getitem__(self, index: int) -> SeenImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SeenImage]: ...
+
+    def __getitem__(self, index: int | slice) -> SeenImage | list[SeenImage]:
+        """Pass one image, or those of a slice, through the detector."""
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return see(self._model, [dict(self._inputs[index])])[1][0]
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What is said of one image.
+
+    Attributes:
+        look: score of the image and of its places.
+        p_value: share of clean images that would score as much, 1 / (n + 1) to 1.
+        threshold: score above which an image, or a place, is suspicious.
+    """
+
+    look: Look
+    p_value: float
+    threshold: float
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the image is said to carry a trigger."""
+        return self.look.score > self.threshold
+
+    @property
+    def suspicious_boxes(self) -> torch.Tensor:
+        """bool (B,): which of the places make it so."""
+        return self.look.scores > self.threshold
+
+    def scaled(self, x: float, y: float) -> Suspicion:
+        """The same with its boxes in pixels of another image, so many times as wide and high."""
+        boxes = self.look.boxes * self.look.boxes.new_tensor([x, y, x, y])
+        return replace(self, look=self.look._replace(boxes=boxes))
+
+
+class Screen:
+    """A screening method for one detector, fitted on clean images.
+
+    Args:
+        method: fitted.
+        null: scores of clean images.
+        false_alarm_rate: share of clean images that may be called suspicious.
+
+    Raises:
+        NullError: too few clean images for this rate.
+    """
+
+    def __init__(self, method: ScreeningMethod, null: ScoreNull, false_alarm_rate: float) -> None:
+        self.method = method
+        self.null = null
+        self.threshold = null.threshold(false_alarm_rate)
+
+    @classmethod
+    def fit(
+        cls,
+        model: InstrumentedRCNN,
+        clean: Sequence[Mapping[str, Any]],
+        method: str = "inconsistency",
+        false_alarm_rate: float = 0.01,
+        cfg: CfgNode | None = None,
+    ) -> Screen:
+        """Fit a method on clean images of the defender, without labels.
+
+        Args:
+            model: in eval mode.
+            clean: dicts with ``image`` as stock inference takes them, drawn like those to come, and
+                none that the detector was trained on; may be lazy.
+            method: name in ``SCREENING_REGISTRY``.
+            false_alarm_rate: share of clean images that may be called suspicious, 0..1.
+            cfg: has ``SCREENING``; the defaults if None.
+
+        Raises:
+            ValueError: no such method, a setting that cannot be used, or (:class:`NullError`) too
+                few images.
+        """
+        made = build_method(model, method, cfg)
+        # Found out before the images are gone through.
+        ScoreNull.of([0.0] * max(1, len(clean))).threshold(false_alarm_rate)
+        null = ScoreNull.of(made.fit(CleanPasses(model, clean)))
+        return cls(made, null, false_alarm_rate)
+
+    def judge(self, seen: SeenImage) -> Suspicion:
+        """What is said of one image; may be called from several threads at once."""
+        look = self.method.look(seen)
+        return Suspicion(look, self.null.p_value(look.score), self.threshold)
+
+
+def build_method(model: InstrumentedRCNN, name: str, cfg: CfgNode | None = None) -> ScreeningMethod:
+    """The screening method of a name, not fitted yet.
+
+    Raises:
+        ValueError: no such method, or a setting that cannot be used.
+    """
+    node = (cfg or get_d2defense_cfg()).SCREENING
+    return SCREENING_REGISTRY.get(name)(model, node.get(name.upper(), CfgNode()))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``screen``, as a user gives it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import cv2
+import pytest
+
+RATE = ["--false-alarm-rate", "0.1", "--opts", "SCREENING.INCONSISTENCY.DOUBTFUL_SHARE", "0.0"]
+
+
+@pytest.fixture
+def folders(signs_cache, tmp_path):
+    """A folder of clean images, and one of images to screen, one of which is broken."""
+    from d2defense.data import load_dataset
+
+    clean, images = tmp_path / "clean", tmp_path / "images"
+    for folder, name, count in (
+        (clean, "synth_signs_defender", 20),
+        (images, "synth_signs_val", 3),
+    ):
+        folder.mkdir()
+        for record in load_dataset(name)[:count]:
+            shutil.copy(record["file_name"], folder)
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    (images / "notes.txt").write_text("no image")
+    return clean, images
+
+
+def test_each_image_has_a_line_and_a_broken_one_stops_nothing(
+    d2defense, specimen, folders, tmp_path
+):
+    clean, images = folders
+    out = tmp_path / "out"
+    outcome = d2defense(
+        "screen", specimen("clean_0"), "--images", images, "--clean", clean, "--output", out, *RATE
+    )
+    assert outcome.code == 2, outcome.err
+    assert [line for line in outcome.err.splitlines() if "broken.png" in line] != []
+    records = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    assert [r["image"] for r in records] == sorted(p.name for p in images.glob("*.png"))
+    by_name = {r["image"]: r for r in records}
+    assert by_name.pop("broken.png")["verdict"] == "error"
+    for record in by_name.values():
+        assert record["verdict"] in ("suspicious", "unsuspicious")
+        assert (record["score"] > record["threshold"]) == (record["verdict"] == "suspicious")
+        assert record["passes"] == 1.0
+        assert record["detections"]
+    rows = list(csv.DictReader((out / "images.csv").open()))
+    assert [row["image"] for row in rows] == [r["image"] for r in records]
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["images"], summary["unreadable"], summary["clean_images"]) == (4, 1, 20)
+    assert summary["exit_code"] == 2
+    assert "Screening" in (out / "report.html").read_text()
+
+
+def test_frames_of_a_video(d2defense, specimen, folders, tmp_path):
+    clean, images = folders
+    video = tmp_path / "camera.avi"
+    pixels = [cv2.imread(str(path)) for path in sorted(images.glob("*.png"))]
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
+    for each in (p for p in pixels if p is not None):
+        writer.write(each)
+    writer.release()
+    out = tmp_path / "out"
+    outcome = d2defense(
+        "screen", specimen("clean_0"), "--images", video, "--clean", clean, "--output", out, *RATE
+    )
+    records = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    assert [(r["image"], r["frame"]) for r in records] == [("camera.avi", i) for i in range(3)]
+    assert outcome.code == int(any(r["verdict"] == "suspicious" for r in records))
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "code", "words"),
+    [
+        ("images", "0.01", 2, "20 clean images cannot hold a false alarm rate of 0.01"),
+        ("nowhere", "0.1", 2, "neither a folder of images nor a video"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    d2defense, specimen, folders, tmp_path, images, rate, code, words
+):
+    clean, _ = folders
+    out = tmp_path / "out"
+    outcome = d2defense(
+        "screen", specimen("clean_0"), "--images", tmp_path / images, "--clean", clean,
+        "--output", out, "--false-alarm-rate", rate,
+        "--opts", "SCREENING.INCONSISTENCY.DOUBTFUL_SHARE", "0.0",
+    )  # fmt: skip
+    assert outcome.code == code
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+    assert json.loads((out / "summary.json").read_text())["exit_code"] == code
+
+
+def test_wrong_usage_is_told_apart(d2defense, specimen, tmp_path):
+    outcome = d2defense(
+        "screen", specimen("clean_0"), "--images", tmp_path, "--clean", tmp_path, "--output",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert outcome.code == 4
+    assert "no images in it" in outcome.err
