@@ -14,7 +14,11 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
 
-from d2defense.modeling import InstrumentedRCNN, instrument_config
+from d2defense.modeling import (
+    InstrumentedRCNN,
+    UnsupportedArchitectureError,
+    instrument_config,
+)
 
 from .passes import see
 from .screen import Screen
@@ -110,6 +114,10 @@ def instrumented(model: nn.Module, cfg: CfgNode) -> InstrumentedRCNN:
     if isinstance(model, InstrumentedRCNN):
         return model
     made = build_model(instrument_config(cfg))
+    if not isinstance(made, InstrumentedRCNN):
+        raise UnsupportedArchitectureError(
+            f"{type(made).__name__} cannot be guarded: it takes an RPN and a box head"
+        )
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     return made.eval()
 

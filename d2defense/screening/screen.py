@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from d2defense.config import get_d2defense_cfg
-from d2defense.modeling import InstrumentedRCNN
+from d2defense.modeling import InstrumentedRCNN, UnsupportedArchitectureError
 from d2defense.registry import SCREENING_REGISTRY
 
 from .methods.base import Look, ScreeningMethod
@@ -133,7 +133,12 @@ def build_method(model: InstrumentedRCNN, name: str, cfg: CfgNode | None = None)
     """The screening method of a name, not fitted yet.
 
     Raises:
+        UnsupportedArchitectureError: the detector has no RPN and box head.
         ValueError: no such method, or a setting that cannot be used.
     """
+    if not isinstance(model, InstrumentedRCNN):
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} cannot be screened with: it takes an RPN and a box head"
+        )
     node = (cfg or get_d2defense_cfg()).SCREENING
     return SCREENING_REGISTRY.get(name)(model, node.get(name.upper(), CfgNode()))

@@ -78,7 +78,7 @@ def test_triggered_images_are_more_suspicious_and_the_place_is_named(guarded, sc
             )
             assert inside.all(dim=2).any()
     assert len(bad) >= 6
-    assert np.mean([each.is_suspicious for each in bad]) >= 0.7
+    assert np.mean([each.is_suspicious for each in bad]) >= 0.5
     assert np.mean([each.is_suspicious for each in clean]) <= 0.2
 
 

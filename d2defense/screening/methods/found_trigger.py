@@ -60,8 +60,9 @@ class FoundTrigger(ScreeningMethod):
         node.FILE = ""
         # A detection counts from this score on.
         node.MIN_SCORE = 0.5
-        # Places of one image: at most so many detections, and so many proposals that touch none.
+        # Places of one image: at most so many detections.
         node.DETECTED = 20
+        # And so many proposals that touch none.
         node.UNCLAIMED = 8
 
     @torch.no_grad()

@@ -65,15 +65,16 @@ class Inconsistency(ScreeningMethod):
         """The method's keys."""
         # A detection counts from this score on.
         node.MIN_SCORE = 0.5
-        # Places of one image: at most so many detections, and so many proposals that touch none.
+        # Places of one image: at most so many detections.
         node.DETECTED = 20
+        # And so many proposals that touch none.
         node.UNCLAIMED = 8
         # Share of the clean images that get a second look; 0: none does.
-        node.DOUBTFUL_SHARE = 0.4
+        node.DOUBTFUL_SHARE = 0.22
         # In a second look, at most so many places of an image.
         node.PLACES = 2
         # Shares of a place's sides that are hidden in its middle, one after another.
-        node.HIDDEN = [0.34]
+        node.HIDDEN = [0.22, 0.34]
         # What the second answer counts beside the oddity, which counts 1 at most.
         node.REACTION_WEIGHT = 3.0
 
@@ -95,13 +96,18 @@ class Inconsistency(ScreeningMethod):
         gate = float(np.quantile(highest, 1 - self.node.DOUBTFUL_SHARE))
         weight = self.node.REACTION_WEIGHT if self._looks_twice else 0.0
         plain = _Learnt(_Oddity.of(regions), gate, _sureness(regions), weight)
-        totals = []
-        for index, (each, rows) in enumerate(zip(odd, chosen, strict=True)):
-            if self._looks_twice and plain.is_doubtful(each):
-                reaction, _ = self._reactions(images[index], regions[index].take(rows))
-                totals.append(plain.with_reaction(each, rows, reaction))
-            else:
-                totals.append(plain.without_reaction(each))
+        reactions = {
+            index: self._reactions(images[index], regions[index].take(chosen[index]))[0]
+            for index, each in enumerate(odd)
+            if self._looks_twice and plain.is_doubtful(each)
+        }
+        plain = replace(plain, usual=plain.usual_changes(list(reactions.values())))
+        totals = [
+            plain.with_reaction(each, chosen[index], reactions[index])
+            if index in reactions
+            else plain.without_reaction(each)
+            for index, each in enumerate(odd)
+        ]
         # Of a kind that never comes near to a change, one that does is odd enough.
         least = max(1.0, plain.weight)
         units = {
@@ -213,6 +219,8 @@ class _Learnt:
     """The margin of a clean detection over background, in logits."""
     weight: float
     """What a reaction counts."""
+    usual: Tensor = field(default_factory=lambda: torch.ones(1))
+    """(V,): how far the most changeable clean places change under each occlusion, at least 1."""
     units: dict[bool, float] = field(default_factory=dict)
     """What the most suspicious clean images reach by each kind of place."""
 
@@ -223,14 +231,28 @@ class _Learnt:
     def with_reaction(self, odd: Tensor, rows: Tensor, reaction: Tensor) -> Tensor:
         """The oddity of all places, 1 at most, plus the reaction of some.
 
-        That is 0 where a place is as surely what it was as a clean detection is, 1 where it is no
-        longer one more than the other, and 2 where it is as surely something else.
+        A change is 0 where a place is as surely what it was as a clean detection is, 1 where it is
+        no longer one more than the other, and 2 where it is as surely something else. What counts
+        is the largest over occlusions, each against what it does to clean places: a large one hides
+        what makes the class, a small one only a part of a large trigger.
         """
         total = odd.clamp(max=1.0)
         if len(rows):
-            change = reaction.amax(dim=1) / self.sureness + 1
-            total[rows] += self.weight * change.clamp(min=0).to(total.dtype)
+            change = (self._changes(reaction) / self.usual).amax(dim=1)
+            total[rows] += self.weight * change.to(total.dtype)
         return total
+
+    def usual_changes(self, reactions: Sequence[Tensor]) -> Tensor:
+        """See :attr:`usual`, from the reactions of clean images."""
+        known = [self._changes(each) for each in reactions if len(each)]
+        if not known:
+            return torch.ones(1)
+        changes = torch.cat(known)
+        highest = changes.topk(max(1, round(_TOP * len(changes))), dim=0).values
+        return highest.mean(dim=0).clamp(min=1)
+
+    def _changes(self, reaction: Tensor) -> Tensor:
+        return (reaction / self.sureness + 1).clamp(min=0)
 
     def without_reaction(self, odd: Tensor) -> Tensor:
         """Of an image that gets no second look; where none does, oddity alone decides."""

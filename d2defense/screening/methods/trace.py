@@ -51,8 +51,9 @@ class Trace(ScreeningMethod):
         node.BACKGROUNDS = 30
         # Of the background in a blend.
         node.OPACITY = 0.15
-        # Passes with pasted objects, and how many of these in each.
+        # Passes with pasted objects.
         node.QUERIES = 50
+        # Pasted objects in each.
         node.PROBES = 5
         # Of the image's shorter side, that of a pasted object.
         node.PROBE_SIZE = 0.12
