@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Detectron2 output folder, or weights file with config.yaml beside it",
     )
     parser.add_argument(
-        "--images", required=True, type=Path, metavar="DIR|VIDEO", help="what is screened"
+        "--images",
+        required=True,
+        metavar="DIR|VIDEO|NAME",
+        help="what is screened: a folder, a video, or the folder of a registered dataset",
     )
     parser.add_argument(
         "--clean",
@@ -115,13 +118,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         limits = Limits(parse_size(args.memory_limit) or None, None)
         clean = _clean_files(args.clean, args.max_clean)
+        images = _images(args.images)
         source = _source(args.checkpoint, RunOptions(isolation=args.isolation))
     except ValueError as error:
         parser.error(str(error))
     task = ScreenTask(
         weights=source.weights,
         config=source.config,
-        images=args.images.absolute(),
+        images=images.absolute(),
         clean=tuple(clean),
         screening=node.dump(),
         device=args.device,
@@ -153,6 +157,18 @@ def _source(path: Path, options: RunOptions) -> CheckpointSource:
     if source.error is not None:
         raise ValueError(str(source.error))
     return source
+
+
+def _images(name: str) -> Path:
+    """The folder or video that a path, or the name of a registered dataset, stands for."""
+    from detectron2.data import DatasetCatalog
+
+    from d2defense.data import load_dataset
+
+    path = Path(name)
+    if path.exists() or name not in DatasetCatalog:
+        return path
+    return Path(load_dataset(name)[0]["file_name"]).parent
 
 
 def _clean_files(name: str, limit: int) -> list[Path]:
