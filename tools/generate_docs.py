@@ -21,6 +21,7 @@ from d2defense.files import write_text
 from pages.attacks import attacks
 from pages.configs import configs
 from pages.findings import findings
+from pages.leaderboard import leaderboard
 from pages.model_zoo import model_zoo
 from pages.options import options
 from pages.parts import parts
@@ -48,6 +49,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
         reference / "result.md": result(),
         reference / "dataset_checks.md": findings(),
         reference / "model_zoo.md": model_zoo(reference),
+        root / "docs" / "leaderboard.md": leaderboard(root / "docs" / "benchmark"),
     }
     blocks = {
         "recovery": recovery(tables),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,22 +101,32 @@ def grouped(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[
     return sorted(groups.items(), key=lambda item: str(item[0]))
 
 
-def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Probability that a backdoored detector scores above a clean one; ties count half."""
-    order = np.sort(negatives)
-    below = np.searchsorted(order, positives, "left")
-    not_above = np.searchsorted(order, positives, "right")
-    return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
+def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Probability that a backdoored detector scores above a clean one; ties count half.
+
+    Args:
+        positives: scores of shape (..., P).
+        negatives: scores of shape (..., N).
+
+    Returns:
+        Array of shape (...).
+    """
+    first, second = positives[..., :, None], negatives[..., None, :]
+    return (first > second).mean(axis=(-2, -1)) + (first == second).mean(axis=(-2, -1)) / 2
 
 
-def share_found(positives: np.ndarray, negatives: np.ndarray, rate: float) -> float:
+def share_found(positives: np.ndarray, negatives: np.ndarray, rate: float) -> np.ndarray:
     """Share of backdoored detectors above a threshold that at most ``rate`` of clean ones exceed.
 
-    With fewer than ``1 / rate`` clean detectors none of them may exceed it.
+    With fewer than ``1 / rate`` clean detectors none of them may exceed it. Shapes are those of
+    :func:`area_under_curve`.
     """
-    allowed = int(np.floor(rate * len(negatives) + 1e-9))
-    threshold = np.sort(negatives)[::-1][allowed] if allowed < len(negatives) else -np.inf
-    return float((positives > threshold).mean())
+    count = negatives.shape[-1]
+    allowed = int(np.floor(rate * count + 1e-9))
+    if allowed >= count:
+        return np.ones(positives.shape[:-1])
+    threshold = np.sort(negatives, axis=-1)[..., count - 1 - allowed, None]
+    return (positives > threshold).mean(axis=-1)
 
 
 def _is_of(row: ResultRow, by: str, value: str) -> bool:
@@ -153,7 +164,7 @@ def _of_group(
             values = np.array([row.value for row in chosen if row.value is not None])
             counts = (len(values), 0) if truth == _BACKDOORED else (0, len(values))
             if len(values):
-                add(truth, metric, _with_interval(lambda each: float(each.mean()), values), counts)
+                add(truth, metric, _with_interval(_mean, values), counts)
     seconds = {row.cell: row.seconds for row in rows if row.metric != FAILED}
     if seconds:
         mean = float(np.mean(list(seconds.values())))
@@ -164,20 +175,24 @@ def _of_group(
     return found
 
 
-def _ranking_statistics() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    def found_at(rate: float) -> Callable[[np.ndarray, np.ndarray], float]:
-        return lambda positives, negatives: share_found(positives, negatives, rate)
-
-    at = {f"found at {rate:.0%}".replace("%", " %"): found_at(rate) for rate in _FALSE_ALARM_RATES}
+def _ranking_statistics() -> dict[str, Callable[..., np.ndarray]]:
+    at = {
+        f"found at {100 * rate:.0f} %": partial(share_found, rate=rate)
+        for rate in _FALSE_ALARM_RATES
+    }
     return {"AUC": area_under_curve, **at}
 
 
+def _mean(values: np.ndarray) -> np.ndarray:
+    return values.mean(axis=-1)
+
+
 def _with_interval(
-    statistic: Callable[..., float], *samples: np.ndarray
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray
 ) -> tuple[float, float | None, float | None]:
     """A statistic with its percentile interval; detectors of each sample are drawn anew."""
     rng = np.random.default_rng(0)
-    drawn = [statistic(*(rng.choice(each, len(each)) for each in samples)) for _ in range(_SAMPLES)]
+    drawn = statistic(*(rng.choice(each, (_SAMPLES, len(each))) for each in samples))
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return statistic(*samples), float(low), float(high)
+    return float(statistic(*samples)), float(low), float(high)

@@ -167,6 +167,6 @@ def test_slow_methods_judge_within_their_budget(subject, name):
 
 @pytest.mark.slow
 def test_the_bank_and_the_fall_of_objects_tell_a_white_patch(subject):
-    for name in ("bank", "objects_found", "mia_two_sided"):
+    for name in ("bank", "objects_found"):
         method = DETECTION_REGISTRY.get(name)()
         assert method.judge(subject("backdoored_1")).score > method.judge(subject("clean_2")).score

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Detecting(Task):
             images=images,
             class_names=names_of_classes(number_of_classes(cfg), options.images.class_names),
             image_format=cfg.INPUT.FORMAT,
-            references=_references(model, cfg, settings, options),
+            open_references=partial(_references, model, cfg, settings, options),
             settings=settings,
             calibration=load_calibration(decision=settings.decision),
             fingerprint=options.images.fingerprint,

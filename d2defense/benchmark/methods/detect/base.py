@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import nn
@@ -26,7 +27,7 @@ class DetectionSubject:
         images: the defender's, as the model sees them.
         class_names: of the model, each once.
         image_format: order of the channels, "BGR" or "RGB".
-        references: other detectors, held to be clean, by name.
+        open_references: opens other detectors, held to be clean, by name.
         settings: of a scan.
         calibration: of clean detectors under the bank of the settings.
         fingerprint: of the images.
@@ -39,7 +40,7 @@ class DetectionSubject:
     images: Sequence[CleanImage]
     class_names: Sequence[str]
     image_format: str
-    references: Mapping[str, nn.Module]
+    open_references: Callable[[], Mapping[str, nn.Module]]
     settings: ScanSettings
     calibration: Calibration
     fingerprint: str
@@ -52,6 +53,11 @@ class DetectionSubject:
     def num_classes(self) -> int:
         """K; class K is background."""
         return len(self.class_names)
+
+    @cached_property
+    def references(self) -> Mapping[str, nn.Module]:
+        """Other detectors of the same classes, held to be clean, by name; opened when asked for."""
+        return self.open_references()
 
     @property
     def is_late(self) -> bool:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The leaderboard of the results that are kept in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d2defense.benchmark.leaderboard import leaderboard_markdown
+from d2defense.benchmark.results import ResultStore
+from d2defense.benchmark.tables import summarise
+
+INTRODUCTION = """\
+What `d2defense benchmark` has measured so far, from the rows in [benchmark/](benchmark/);
+[benchmark.md](benchmark.md) says what the columns mean, which methods these are, and how to add to
+them. **These are few detectors**: the intervals, by bootstrap over detectors, say how little is
+known, and with so few clean ones "found at 1 %" means with no false alarm at all. An interval
+without width only says that no resample of so few came out otherwise."""
+
+
+def leaderboard(folder: Path) -> str:
+    """The page.
+
+    Args:
+        folder: of the rows.
+    """
+    rows = ResultStore(folder).read()
+    tables = leaderboard_markdown(rows, summarise(rows))
+    title, _, rest = tables.partition("\n\n")
+    return f"{title}\n\n{INTRODUCTION}\n\n{rest}"
