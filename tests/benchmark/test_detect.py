@@ -74,7 +74,7 @@ class TestRun:
         assert len(summary.failed) == 1
         (failed,) = [row for row in store.read() if row.metric == FAILED]
         assert failed.method == "mm_bd"
-        assert failed.reason.startswith("OutOfTime: 0 of 8 classes")
+        assert failed.reason.startswith("OutOfTime: 0 of 7 classes")
         assert any(row.method == "mia" and row.metric == "score" for row in store.read())
 
     def test_an_unknown_method_is_refused_before_anything_runs(self, options, tmp_path):
