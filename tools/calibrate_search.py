@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import d2defense
-from d2defense.checkpoint import CheckpointSource, discover
+from d2defense.checkpoint import CheckpointSource, find_checkpoints
 from d2defense.cli.ending import run_to_end
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
@@ -62,7 +62,7 @@ def main() -> int:
     args = parser.parse_args()
     settings = ScanSettings()
     images = ScanImages.load(DatasetSource(args.dataset), settings)
-    sources = discover(args.checkpoints).sources
+    sources = find_checkpoints(args.checkpoints, only_final=True)
     if len(sources) <= args.references:
         parser.error(f"{len(sources)} detectors are too few for {args.references} references each")
     searches = []
