@@ -16,6 +16,9 @@ from .bootstrap import Bootstrap, percentile_interval
 from .by_class import CLASS_FALLS, largest_class_fall, resampled_class_falls
 from .decisions.base import Decision, largest
 
+# What a class must lose beyond all objects to be named as the victim.
+_STANDS_OUT = 0.3
+
 
 def statistic(
     clean: Observation, seen: Observation, name: str, bootstrap: Bootstrap | None = None
@@ -123,5 +126,9 @@ def checkpoint_score(
     interval = percentile_interval(samples, confidence) or (alone[worst], alone[worst])
     victim = None
     if shown_by in CLASS_FALLS:
-        victim = largest_class_fall(clean, triggered[worst], CLASS_FALLS[shown_by]).category
+        of = CLASS_FALLS[shown_by]
+        most = largest_class_fall(clean, triggered[worst], of)
+        of_all = statistic(clean, clean, of) - statistic(clean, triggered[worst], of)
+        # Of several classes that all react, one reacts most by chance.
+        victim = most.category if most.fall - float(of_all) > _STANDS_OUT else None
     return Score(alone[worst], interval, alone, worst, shown_by, victim)
