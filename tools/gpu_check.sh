@@ -88,7 +88,8 @@ search() {
 import sys
 from d2defense.report.results import load_results
 (result,) = load_results(sys.argv[1])
-assert result["search"] and result["search"]["arms"], result["error"] or result["reason"]
+searched = result["search"] or {}
+assert searched.get("arms"), searched.get("obstacle") or result["error"] or result["reason"]
 print(result["verdict"], "-", result["reason"], f"({result['timing']['seconds']:.0f} s)")
 CHECK
 }
@@ -115,7 +116,7 @@ else
     exit 4
 fi
 few="DEFENSE.BOOTSTRAP_SAMPLES 1000" steps=
-[[ -z $dry ]] || few="DEFENSE.BOOTSTRAP_SAMPLES 50 DEFENSE.MAX_IMAGES 16"
+[[ -z $dry ]] || few="DEFENSE.BOOTSTRAP_SAMPLES 50 DEFENSE.MAX_IMAGES 24"
 [[ -z $dry ]] || steps="REMOVAL.SOLVER.MAX_ITER 4 REMOVAL.SOLVER.WARMUP_ITERS 1"
 export output device python few steps
 export -f d2defense build scan search repair amp
