@@ -33,7 +33,7 @@ _OF_ONE_CLASS = " of one class"
 _HOW_TO = "make one with python tools/calibrate_search.py"
 
 
-class NullError(ValueError):
+class SearchNullError(ValueError):
     """A null cannot be used; the message names it, the reason, and how to make another."""
 
 
@@ -214,7 +214,7 @@ class SearchNull:
         searches: one each.
 
     Raises:
-        NullError: fewer than 3 searches.
+        SearchNullError: fewer than 3 searches.
     """
 
     name: str
@@ -224,7 +224,7 @@ class SearchNull:
 
     def __post_init__(self) -> None:
         if len(self.searches) < _LEAST_SEARCHES:
-            raise NullError(
+            raise SearchNullError(
                 f"{self.name}: a null needs at least {_LEAST_SEARCHES} searches of clean detectors"
             )
 
@@ -278,7 +278,7 @@ class SearchNull:
         """The null that :meth:`save` wrote.
 
         Raises:
-            NullError: it is none, or one of another version.
+            SearchNullError: it is none, or one of another version.
         """
         try:
             for key, current in (
@@ -286,29 +286,29 @@ class SearchNull:
                 ("procedure_version", PROCEDURE_VERSION),
             ):
                 if content.get(key) != current:
-                    raise NullError(f"{key} is not {current}: {_HOW_TO}")
+                    raise SearchNullError(f"{key} is not {current}: {_HOW_TO}")
             return cls(
                 str(content["name"]),
                 str(content["dataset"]["name"]),
                 str(content["dataset"]["fingerprint"]),
                 tuple(map(CleanSearch.from_dict, content["searches"])),
             )
-        except NullError:
+        except SearchNullError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise NullError(f"not a null of the search ({error}): {_HOW_TO}") from None
+            raise SearchNullError(f"not a null of the search ({error}): {_HOW_TO}") from None
 
 
 def load_null(path: Path) -> SearchNull:
     """The null in a file.
 
     Raises:
-        NullError: it cannot be read, or is none that this version can use.
+        SearchNullError: it cannot be read, or is none that this version can use.
     """
     try:
         return SearchNull.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
-        raise NullError(f"{path}: {error}") from None
+        raise SearchNullError(f"{path}: {error}") from None
 
 
 @cache

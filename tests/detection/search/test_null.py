@@ -15,8 +15,8 @@ from d2defense.detection.search import (
     TWIN,
     CleanSearch,
     ModeNull,
-    NullError,
     SearchNull,
+    SearchNullError,
     Shown,
     load_null,
     shipped_null,
@@ -111,7 +111,7 @@ def test_what_was_held_against_nothing_has_no_part_in_an_excess():
 
 
 def test_too_few_searches_make_no_null():
-    with pytest.raises(NullError, match="at least 3"):
+    with pytest.raises(SearchNullError, match="at least 3"):
         null(search(TWIN, "fast", 0.1), search(TWIN, "fast", 0.1))
 
 
@@ -129,7 +129,7 @@ def test_what_is_none_is_refused_with_one_line_that_says_how_to_make_one(tmp_pat
     content = json.loads(path.read_text())
     content[key] = 1
     path.write_text(json.dumps(content))
-    with pytest.raises(NullError) as caught:
+    with pytest.raises(SearchNullError) as caught:
         load_null(path)
     message = str(caught.value)
     assert message.startswith(str(path))
