@@ -38,6 +38,8 @@ tell() { printf '%-15s %s\n' "$1" "$2" | tee -a "$summary"; }
 stage() {
     local name=$1 limit=$2 left=$((deadline - SECONDS)) began=$SECONDS code
     shift 2
+    # A GPU's limits say nothing about a CPU.
+    [[ -z $dry ]] || limit=$((60 * minutes))
     [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
     ((left > 20)) || { tell "$name" "left out: the $minutes minutes are over" && return; }
     timeout -k 10 $((limit < left ? limit : left)) "$@" >"$output/$name.log" 2>&1
