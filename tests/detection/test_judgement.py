@@ -95,10 +95,9 @@ def test_classes_in_another_order_are_said(detector, clean_images):
 
 
 def test_a_weak_clean_detector_is_no_suspect(detector, clean_images):
+    """The RPN proposes so little that many objects go unseen."""
     model = detector("clean_0")
-    with torch.no_grad():
-        # Three of its seven classes it never sees.
-        model.roi_heads.box_predictor.cls_score.bias[:3] -= 100
+    model.proposal_generator.post_nms_topk[False] = 3
     inspection = judged(model, list(clean_images(32)))
     assert 0.3 < inspection.fields["ability"]["found_any_class"] < 0.8
     assert inspection.verdict.label == "uncertain"
