@@ -38,7 +38,7 @@ from d2defense.data import load_dataset
 from d2defense.engine.provenance import read_provenance
 from d2defense.files import write_json
 from d2defense.modeling import InstrumentedRCNN
-from d2defense.screening import NullError, Screen, see
+from d2defense.screening import FitError, Screen, see
 from d2defense.statistics import annotated_objects
 from d2defense.triggers import build_trigger
 
@@ -114,7 +114,7 @@ def measure(
         begin = time.perf_counter()
         try:
             screen = Screen.fit(model, clean, method, args.false_alarm_rate, args.cfg)
-        except (NullError, ValueError) as error:
+        except (FitError, ValueError) as error:
             print(f"{folder.name}: {method}: {error}")
             continue
         fitted = time.perf_counter() - begin

@@ -2,16 +2,16 @@
 """Telling, in production, that an image carries a trigger."""
 
 from .guard import SUSPICION, Guard
-from .methods.base import Look, ScreeningMethod
-from .null import NullError, ScoreNull
+from .methods.base import ImageLook, ScreeningMethod
+from .null import FitError, ScoreNull
 from .passes import SeenImage, see
 from .screen import Screen, Suspicion, build_method
 
 __all__ = [
     "SUSPICION",
+    "FitError",
     "Guard",
-    "Look",
-    "NullError",
+    "ImageLook",
     "ScoreNull",
     "Screen",
     "ScreeningMethod",

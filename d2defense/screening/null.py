@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class NullError(ValueError):
+class FitError(ValueError):
     """There are too few clean images for what is asked; the message says how many it takes."""
 
 
@@ -28,14 +28,14 @@ class ScoreNull:
         scores: of the clean images, any order.
 
     Raises:
-        NullError: there are none, or one is NaN.
+        FitError: there are none, or one is NaN.
     """
 
     scores: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not self.scores or any(math.isnan(score) for score in self.scores):
-            raise NullError("a null needs scores of clean images, none of them NaN")
+            raise FitError("a null needs scores of clean images, none of them NaN")
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> ScoreNull:
@@ -55,16 +55,16 @@ class ScoreNull:
             false_alarm_rate: above 0 and below 1.
 
         Raises:
-            NullError: the rate is out of range, or n is below 1 / rate - 1.
+            FitError: the rate is out of range, or n is below 1 / rate - 1.
         """
         if not 0 < false_alarm_rate < 1:
-            raise NullError(f"a false alarm rate of {false_alarm_rate} is not between 0 and 1")
+            raise FitError(f"a false alarm rate of {false_alarm_rate} is not between 0 and 1")
         count = len(self.scores)
         # Of n + 1 equally likely ranks, so many may lie above the threshold.
         above = math.floor(round(false_alarm_rate * (count + 1), 9))
         if above < 1:
             needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
-            raise NullError(
+            raise FitError(
                 f"{count} clean images cannot hold a false alarm rate of {false_alarm_rate:g}: it "
                 f"takes {needed}"
             )

@@ -14,7 +14,7 @@ from d2defense.config import get_d2defense_cfg
 from d2defense.modeling import InstrumentedRCNN, UnsupportedArchitectureError
 from d2defense.registry import SCREENING_REGISTRY
 
-from .methods.base import Look, ScreeningMethod
+from .methods.base import ImageLook, ScreeningMethod
 from .null import ScoreNull
 from .passes import SeenImage, see
 
@@ -57,7 +57,7 @@ class Suspicion:
         threshold: score above which an image, or a place, is suspicious.
     """
 
-    look: Look
+    look: ImageLook
     p_value: float
     threshold: float
 
@@ -86,7 +86,7 @@ class Screen:
         false_alarm_rate: share of clean images that may be called suspicious.
 
     Raises:
-        NullError: too few clean images for this rate.
+        FitError: too few clean images for this rate.
     """
 
     def __init__(self, method: ScreeningMethod, null: ScoreNull, false_alarm_rate: float) -> None:
@@ -114,7 +114,7 @@ class Screen:
             cfg: has ``SCREENING``; the defaults if None.
 
         Raises:
-            ValueError: no such method, a setting that cannot be used, or (:class:`NullError`) too
+            ValueError: no such method, a setting that cannot be used, or (:class:`FitError`) too
                 few images.
         """
         made = build_method(model, method, cfg)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 
-from d2defense.screening import SUSPICION, Guard, Look, NullError, ScoreNull, Screen
+from d2defense.screening import SUSPICION, FitError, Guard, ImageLook, ScoreNull, Screen
 from d2defense.screening.methods.base import ScreeningMethod
 
 RATE = 0.05
@@ -132,7 +132,7 @@ def test_too_few_clean_images_are_found_out_before_any_is_read(opened):
         def __getitem__(self, index):
             raise AssertionError
 
-    with pytest.raises(NullError, match="20 clean images cannot hold a false alarm rate"):
+    with pytest.raises(FitError, match="20 clean images cannot hold a false alarm rate"):
         Guard(model, Unread([None] * 20))
 
 
@@ -143,7 +143,7 @@ def test_a_method_of_ones_own_needs_no_registration(opened, scenes):
         """Bright images."""
 
         def look(self, seen):
-            return Look(float(seen.image.float().mean()), seen.boxes, seen.scores, 1.0)
+            return ImageLook(float(seen.image.float().mean()), seen.boxes, seen.scores, 1.0)
 
     screen = Screen(Brightness(model, cfg), ScoreNull.of(range(100)), 0.01)
     (scene,) = scenes(cfg, 1)

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes
 from d2defense.config import get_d2defense_cfg
 from d2defense.modeling import BoxFeatures, ProbeOutput
 from d2defense.registry import SCREENING_REGISTRY
-from d2defense.screening import NullError, SeenImage, build_method, see
+from d2defense.screening import FitError, SeenImage, build_method, see
 from d2defense.screening.blending import blend, confidence, entropy, matched
 from d2defense.screening.methods.inconsistency import _changes
 from d2defense.screening.methods.trace import probe_places
@@ -100,7 +100,7 @@ def test_a_second_look_is_taken_where_it_is_asked_for_and_nowhere_else(opened, s
 def test_a_found_trigger_that_does_nothing_is_told(bank, opened, scenes):
     model, cfg = opened("clean_0")
     method = build_method(model, "found_trigger", settings(bank))
-    with pytest.raises(NullError, match="changes nothing"):
+    with pytest.raises(FitError, match="changes nothing"):
         method.fit(CleanPasses(model, scenes(cfg, 8)))
 
 

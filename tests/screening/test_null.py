@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2defense.screening import NullError, ScoreNull
+from d2defense.screening import FitError, ScoreNull
 
 
 @pytest.mark.parametrize("count", [99, 150, 250])
@@ -22,14 +22,14 @@ def test_clean_images_to_come_are_alarms_at_most_at_the_rate(count):
 
 
 def test_too_few_images_are_told_how_many_it_takes():
-    with pytest.raises(NullError, match=r"98 clean images .* of 0\.01: it takes 99"):
+    with pytest.raises(FitError, match=r"98 clean images .* of 0\.01: it takes 99"):
         ScoreNull.of(range(98)).threshold(0.01)
     assert ScoreNull.of(range(99)).threshold(0.01) == 98
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 2])
 def test_a_rate_is_a_share(rate):
-    with pytest.raises(NullError, match="false alarm rate"):
+    with pytest.raises(FitError, match="false alarm rate"):
         ScoreNull.of(range(200)).threshold(rate)
 
 
@@ -39,5 +39,5 @@ def test_p_values_count_equal_scores_as_high():
 
 
 def test_nan_is_no_score():
-    with pytest.raises(NullError):
+    with pytest.raises(FitError):
         ScoreNull.of([1.0, float("nan")])

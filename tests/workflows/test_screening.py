@@ -9,7 +9,7 @@ import json
 import pytest
 
 from d2defense.report.screening import write_screening_page
-from d2defense.workflows.screening.driver import SHOWN, _Inbox, checked
+from d2defense.workflows.screening.driver import SHOWN, _RecordInbox, checked
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
@@ -45,7 +45,7 @@ def test_anything_else_is_no_record(changes):
 
 def test_only_the_most_suspicious_pictures_are_kept():
     lines, table = io.StringIO(), io.StringIO()
-    inbox = _Inbox(lines, table)
+    inbox = _RecordInbox(lines, table)
     for number in range(3 * SHOWN):
         content = record(image=f"{number}.png", score=float(number % 150))
         inbox({"record": content}, PNG if number % 2 else b"<html>")
@@ -60,12 +60,12 @@ def test_only_the_most_suspicious_pictures_are_kept():
 
 def test_formulas_do_not_reach_a_table():
     table = io.StringIO()
-    _Inbox(io.StringIO(), table)({"record": record(image="=cmd()")}, b"")
+    _RecordInbox(io.StringIO(), table)({"record": record(image="=cmd()")}, b"")
     assert "'=cmd()" in table.getvalue()
 
 
 def test_an_invalid_record_is_an_error():
-    inbox = _Inbox(io.StringIO(), io.StringIO())
+    inbox = _RecordInbox(io.StringIO(), io.StringIO())
     inbox({"record": record(verdict="clean")}, b"")
     assert inbox.summary.exit_code == 2
     assert "invalid record" in inbox.summary.error

@@ -16,7 +16,7 @@ from d2defense.registry import SCREENING_REGISTRY
 from ..passes import SeenImage
 
 
-class Look(NamedTuple):
+class ImageLook(NamedTuple):
     """What a method says of one image."""
 
     score: float
@@ -70,11 +70,11 @@ class ScreeningMethod:
             Scores of clean images that nothing else was learnt from: the null.
 
         Raises:
-            NullError: too few images.
+            FitError: too few images.
         """
         return [self.look(images[index]).score for index in range(len(images))]
 
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """Score one image.
 
         Args:
@@ -83,14 +83,14 @@ class ScreeningMethod:
         raise NotImplementedError
 
 
-def look_of_boxes(boxes: Tensor, scores: Tensor, passes: float, floor: float) -> Look:
+def look_of_boxes(boxes: Tensor, scores: Tensor, passes: float, floor: float) -> ImageLook:
     """The look whose image is as suspicious as its most suspicious box.
 
     Args:
         boxes: (B, 4), XYXY in pixels of the network's input.
         scores: (B,).
-        passes: see :class:`Look`.
+        passes: see :class:`ImageLook`.
         floor: the image's score where there is no box.
     """
     score = max(floor, float(scores.max())) if len(scores) else floor
-    return Look(score, boxes.cpu(), scores.detach().to(torch.float32).cpu(), passes)
+    return ImageLook(score, boxes.cpu(), scores.detach().to(torch.float32).cpu(), passes)

@@ -12,9 +12,9 @@ from torch import Tensor
 from d2defense.registry import SCREENING_REGISTRY
 
 from ..blending import blend, entropy, matched
-from ..null import NullError
+from ..null import FitError
 from ..passes import SeenImage, see_images
-from .base import Look, ScreeningMethod, look_of_boxes
+from .base import ImageLook, ScreeningMethod, look_of_boxes
 
 # Where there is no detection: below any distance.
 _NOTHING = -1.0
@@ -51,7 +51,7 @@ class DetectorCleanse(ScreeningMethod):
         self._features, used = [], 0
         while len(self._features) < self.node.FEATURES:
             if used >= len(images) - 1:
-                raise NullError(
+                raise FitError(
                     f"{len(images)} clean images are too few for {self.node.FEATURES} features"
                 )
             seen = images[used]
@@ -61,12 +61,12 @@ class DetectorCleanse(ScreeningMethod):
         entropies = [self._entropies(images[index]) for index in range(used, len(images))]
         everything = torch.cat(entropies)
         if not len(everything):
-            raise NullError("nothing is detected on the clean images")
+            raise FitError("nothing is detected on the clean images")
         self._middle = float(everything.median())
         return [self._score(each) for each in entropies]
 
     @torch.no_grad()
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """As :meth:`ScreeningMethod.look`."""
         boxes, entropies = self._boxes(seen), self._entropies(seen)
         passes = 1.0 + len(boxes) * len(self._features)

@@ -18,10 +18,10 @@ from d2defense.registry import SCREENING_REGISTRY
 from d2defense.triggers import Trigger
 
 from ..normality import Scale
-from ..null import NullError
+from ..null import FitError
 from ..passes import SeenImage, see
 from ..regions import Regions, regions_of
-from .base import Look, ScreeningMethod, look_of_boxes
+from .base import ImageLook, ScreeningMethod, look_of_boxes
 
 _FOLDS = 4
 _SAME = 0.5
@@ -87,7 +87,7 @@ class FoundTrigger(ScreeningMethod):
             for each, own in zip(clean, fold, strict=True)
         ]
 
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """As :meth:`ScreeningMethod.look`."""
         if self._direction is None:
             raise RuntimeError("fit it on clean images first")
@@ -142,7 +142,7 @@ class _Direction:
         """From places of clean images, and features of the changed ones by trigger.
 
         Raises:
-            NullError: no trigger changes anything.
+            FitError: no trigger changes anything.
         """
         before = torch.cat([_features(each) for each in clean]).double()
         weights, scales = [], []
@@ -160,7 +160,7 @@ class _Direction:
             weights.append(weight)
             scales.append(Scale.of(before @ weight))
         if not weights:
-            raise NullError("the found trigger changes nothing on the clean images")
+            raise FitError("the found trigger changes nothing on the clean images")
         return cls(torch.stack(weights), scales)
 
     def __call__(self, regions: Regions) -> Tensor:

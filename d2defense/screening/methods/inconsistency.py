@@ -14,11 +14,11 @@ from torch import Tensor
 from d2defense.registry import SCREENING_REGISTRY
 
 from ..normality import Normality, Scale
-from ..null import NullError
+from ..null import FitError
 from ..occlusion import SecondLook, look_again
 from ..passes import SeenImage
 from ..regions import Regions, regions_of
-from .base import Look, ScreeningMethod
+from .base import ImageLook, ScreeningMethod
 
 # Parts into which the clean images are divided, so that each is scored by what the others taught.
 _FOLDS = 10
@@ -83,7 +83,7 @@ class Inconsistency(ScreeningMethod):
         """As :meth:`ScreeningMethod.fit`; each image is scored by what other images taught."""
         count = len(images)
         if count < _LEAST_IMAGES:
-            raise NullError(f"{count} clean images are too few: it takes {_LEAST_IMAGES}")
+            raise FitError(f"{count} clean images are too few: it takes {_LEAST_IMAGES}")
         regions = [self._regions(images[index]) for index in range(count)]
         fold = np.arange(count) % _FOLDS
         taught = [
@@ -123,7 +123,7 @@ class Inconsistency(ScreeningMethod):
         ]
 
     @torch.no_grad()
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """As :meth:`ScreeningMethod.look`."""
         learnt = self._learnt
         if learnt is None:
@@ -137,7 +137,7 @@ class Inconsistency(ScreeningMethod):
         else:
             totals = learnt.without_reaction(odd)
         score, of_boxes = learnt.score(totals, regions.detected)
-        return Look(score, regions.boxes, of_boxes, passes)
+        return ImageLook(score, regions.boxes, of_boxes, passes)
 
     @property
     def _looks_twice(self) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 from d2defense.registry import SCREENING_REGISTRY
 
 from ..blending import blend, entropy, matched
-from ..null import NullError
+from ..null import FitError
 from ..passes import SeenImage, see_images
-from .base import Look, ScreeningMethod, look_of_boxes
+from .base import ImageLook, ScreeningMethod, look_of_boxes
 
 # Above any entropy of natural logarithms over fewer than e^20 classes.
 _NOTHING = -20.0
@@ -48,12 +48,12 @@ class Strip(ScreeningMethod):
         """As :meth:`ScreeningMethod.fit`; the first images are those to blend with."""
         count = self.node.BLENDS
         if len(images) <= count:
-            raise NullError(f"{len(images)} clean images are too few: {count} are blended with")
+            raise FitError(f"{len(images)} clean images are too few: {count} are blended with")
         self._clean = [images[index].image for index in range(count)]
         return [self.look(images[index]).score for index in range(count, len(images))]
 
     @torch.no_grad()
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """As :meth:`ScreeningMethod.look`."""
         chosen = seen.scores >= self.node.MIN_SCORE
         boxes = seen.boxes[chosen]

@@ -15,9 +15,9 @@ from torch import Tensor
 from d2defense.registry import SCREENING_REGISTRY
 
 from ..blending import blend, confidence, resized
-from ..null import NullError
+from ..null import FitError
 from ..passes import SeenImage, see_images
-from .base import Look, ScreeningMethod
+from .base import ImageLook, ScreeningMethod
 
 # IoU of a pasted object with what is found on it, and of a new detection with an old one.
 _ON_PROBE, _MOVED = 0.3, 0.05
@@ -67,19 +67,19 @@ class Trace(ScreeningMethod):
         """As :meth:`ScreeningMethod.fit`; backgrounds and probe are of the first images."""
         count = self.node.BACKGROUNDS
         if len(images) <= count:
-            raise NullError(f"{len(images)} clean images are too few: {count} are backgrounds")
+            raise FitError(f"{len(images)} clean images are too few: {count} are backgrounds")
         first = [images[index] for index in range(count)]
         self._backgrounds = [each.image for each in first]
         surest = max(first, key=lambda each: float(each.scores.max()) if len(each.scores) else -1)
         if not len(surest.scores):
-            raise NullError("nothing is detected on the first clean images")
+            raise FitError("nothing is detected on the first clean images")
         row = int(surest.scores.argmax())
         left, top, right, bottom = (round(side) for side in surest.boxes[row].tolist())
         self._probe = surest.image[:, top:bottom, left:right].clone(), int(surest.classes[row])
         return [self.look(images[index]).score for index in range(count, len(images))]
 
     @torch.no_grad()
-    def look(self, seen: SeenImage) -> Look:
+    def look(self, seen: SeenImage) -> ImageLook:
         """As :meth:`ScreeningMethod.look`."""
         chosen = seen.scores >= self.node.MIN_SCORE
         boxes, classes, scores = (each[chosen] for each in (seen.boxes, seen.classes, seen.scores))
@@ -88,7 +88,7 @@ class Trace(ScreeningMethod):
         contextual = float(changes.min()) if len(changes) else 0.0
         of_boxes = focal - torch.sigmoid(100 * changes)
         passes = 1.0 + len(self._backgrounds) + self.node.QUERIES
-        return Look(focal - _sigmoid(100 * contextual), boxes.cpu(), of_boxes.cpu(), passes)
+        return ImageLook(focal - _sigmoid(100 * contextual), boxes.cpu(), of_boxes.cpu(), passes)
 
     def _contextual(self, image: Tensor, boxes: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
         """Mean change of each detection's confidence; without any, of the image's largest."""

@@ -92,7 +92,7 @@ def screen_images(
         output_dir.mkdir(parents=True, exist_ok=True)
         lines = stack.enter_context(open(output_dir / LINES_FILE, "w", encoding="utf-8"))
         table = stack.enter_context(open_whole(output_dir / TABLE_FILE, "w"))
-        inbox = _Inbox(lines, table)
+        inbox = _RecordInbox(lines, table)
         if confined:
             _run_confined(task, inbox, limits or Limits(seconds=None))
         else:
@@ -114,7 +114,7 @@ def screen_images(
     return summary
 
 
-def _run_confined(task: ScreenTask, inbox: _Inbox, limits: Limits) -> None:
+def _run_confined(task: ScreenTask, inbox: _RecordInbox, limits: Limits) -> None:
     from ..scan.confined import uses_gpu
 
     server = shared_server((f"{__package__}.task",))
@@ -127,7 +127,7 @@ def _run_confined(task: ScreenTask, inbox: _Inbox, limits: Limits) -> None:
         inbox.summary.error = shorten(str(error), 600)
 
 
-class _Inbox:
+class _RecordInbox:
     """Takes what a screening says, none of it at its word, and writes it down."""
 
     def __init__(self, lines: Any, table: Any) -> None:
