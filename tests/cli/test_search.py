@@ -153,9 +153,13 @@ def test_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ghost_0", "clean_1"])
-def test_its_own_twin_tells_a_backdoor_from_none(d2defense, specimen, signs, tmp_path, name):
+def test_a_backdoor_that_a_twin_keeps_is_not_called_clean(
+    d2defense, specimen, signs, tmp_path, name
+):
     outcome = d2defense("scan", specimen(name), *signs, "--output", tmp_path, "--search", "fast")
     result = json.loads((tmp_path / name / "result.json").read_text())
     assert result["search"]["mode"] == "twin"
-    assert result["verdict"] == ("clean" if name == "clean_1" else "backdoored"), result["reason"]
+    # The twin of this one keeps its ghosts.
+    assert result["verdict"] == ("clean" if name == "clean_1" else "uncertain"), result["reason"]
+    assert ("its twin does it too" in result["reason"]) == (name != "clean_1")
     assert outcome.code == (name != "clean_1")
