@@ -21,6 +21,7 @@ from d2defense.detection.search import (
     CleanSearch,
     SearchNull,
     SearchSettings,
+    Shown,
     divide,
     levels,
     search_detector,
@@ -33,8 +34,12 @@ from d2defense.detection.search.search import _Judge
 from d2defense.detection.search.verdict import with_search
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
 
+# Of clean detectors in which an arm of no account was measured: none of one class is judged by it.
 NULL = SearchNull(
-    "none", "none", "", tuple(CleanSearch("none", REFERENCES, "fast", 1, 0, {}) for _ in range(3))
+    "none", "none", "", (CleanSearch("none", REFERENCES, "fast", 1, 0, {"a": Shown(0, 0)}),) * 3
+)
+OF_CLASSES = SearchNull(
+    "none", "none", "", (CleanSearch("none", REFERENCES, "fast", 1, 0, {}),) * 3
 )
 SHORT = RaceSettings(
     scout_steps=8, targets=1, heat_steps=8, finalists=1, steps=25, families=("patch",)
@@ -193,7 +198,7 @@ def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
         Measured.of(OneClassBlind(boxes, blind), images, images, "BGR") for blind in (1, -1)
     ]
     judge = _Judge(
-        subjects, images, names, "BGR", NULL.of(REFERENCES), Bootstrap.draw(4, 50, 0), 0.95, 0
+        subjects, images, names, "BGR", OF_CLASSES.of(REFERENCES), Bootstrap.draw(4, 50, 0), 0.95, 0
     )
     (whole, _), (of_class, resampled) = judge(state)
     assert whole.excess == pytest.approx(0.5)
