@@ -20,7 +20,7 @@ from d2defense.attacks import build_effect, class_names
 from d2defense.checkpoint import file_sha256, save_state_dict
 from d2defense.checkpoint.output_folder import CONFIG_NAME, FINAL_WEIGHTS_NAME
 from d2defense.checkpoint.specimens import specimens_root
-from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.config import OWN_NODES, config_root, get_d2defense_cfg, merge_config_file
 from d2defense.data import DatasetSource, ensure_dataset
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.devices import resolve_device
@@ -158,7 +158,7 @@ def _train(cfg: CfgNode, label: str) -> dict[str, torch.Tensor]:
 def _published_config(cfg: CfgNode) -> str:
     """The config as someone would pass it on: nothing of how or where the model was trained."""
     content = yaml.safe_load(cfg.dump())
-    for node in ("ATTACK", "DEFENSE", "REMOVAL"):
+    for node in OWN_NODES:
         del content[node]
     content["OUTPUT_DIR"] = "./output"
     content["MODEL"] |= {"DEVICE": "cuda", "WEIGHTS": ""}

@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from d2defense.cli.ending import FAILED, run_to_end
-from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.config import OWN_NODES, config_root, get_d2defense_cfg, merge_config_file
 from d2defense.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +42,6 @@ OTHER_DETECTORS = [
     for detector in ("faster_rcnn_tiny_c4", "mask_rcnn_tiny_fpn", "double_head_rcnn_tiny_fpn")
     for attack in ("oga", "rma")
 ]
-# What no training and no measurement of an attack reads.
-_OTHER_NODES = ("DEFENSE", "REMOVAL")
 
 
 def attack_configs(folder: Path) -> dict[str, Path]:
@@ -66,7 +64,8 @@ def settings_digest(cfg: CfgNode) -> str:
     """SHA-256 over the settings that a result follows from."""
     cfg = cfg.clone()
     cfg.defrost()
-    for name in _OTHER_NODES:
+    # No training and no measurement of an attack reads the others.
+    for name in set(OWN_NODES) - {"ATTACK"}:
         del cfg[name]
     trigger = cfg.ATTACK.TRIGGER
     for name, value in list(trigger.items()):

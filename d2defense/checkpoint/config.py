@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, upgrade_config
 
-from d2defense.config import get_base_cfg
+from d2defense.config import OWN_NODES, get_base_cfg
 from d2defense.config.documents import (
     ConfigDocument,
     ConfigFileError,
@@ -27,7 +27,6 @@ from .names import find_unknown_name
 # dropped, since conversion from its version 1 looks at them. Ours are not read at all: they may
 # hold keys of another version of d2defense, or of parts that were registered by somebody else.
 _DROPPED = ("DATASETS", "DATALOADER")
-_UNREAD = ("ATTACK", "DEFENSE", "REMOVAL")
 
 
 def read_config_file(path: Path, trusted: bool = False) -> ConfigDocument:
@@ -70,7 +69,7 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
         raise CheckpointError(
             path, "a LazyConfig, which names Python objects to call; give a CfgNode config"
         )
-    content = {node: value for node, value in content.items() if node not in _UNREAD}
+    content = {node: value for node, value in content.items() if node not in OWN_NODES}
     defaults = get_base_cfg()
     try:
         cfg = instrument_config(_merged(content, defaults))

@@ -2,6 +2,7 @@
 """The ATTACK, DEFENSE and REMOVAL nodes on top of Detectron2's configuration."""
 
 from .defaults import (
+    OWN_NODES,
     add_d2defense_config,
     add_part_config,
     get_base_cfg,
@@ -12,6 +13,7 @@ from .files import merge_config_file
 from .paths import config_root
 
 __all__ = [
+    "OWN_NODES",
     "add_d2defense_config",
     "add_part_config",
     "config_root",

@@ -39,6 +39,10 @@ _RENAMED = {
 }
 
 
+#: Nodes of d2defense's own that say nothing of what a detector is.
+OWN_NODES = ("ATTACK", "DEFENSE", "REMOVAL", "SCREENING")
+
+
 def add_d2defense_config(cfg: CfgNode) -> None:
     """Add ATTACK, DEFENSE, REMOVAL and the keys of our own modules to ``cfg``, in place.
 

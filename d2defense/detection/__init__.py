@@ -22,7 +22,7 @@ from .observing import observe, observe_batches, stamped
 from .scan_images import ScanImages
 from .scanner import Inspection, inspect_detector
 from .settings import ScanSettings
-from .subject import Subject, open_subject
+from .subject import Subject, open_references, open_subject
 from .survey import Profile, Survey, survey_detector
 from .verdict import Verdict
 
@@ -54,6 +54,7 @@ __all__ = [
     "load_clean_images",
     "observe",
     "observe_batches",
+    "open_references",
     "open_subject",
     "sample_records",
     "select_triggers",

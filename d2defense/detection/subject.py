@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -21,6 +22,10 @@ from .settings import ScanSettings
 
 class Source(Protocol):
     """What names the files of a checkpoint: a ``CheckpointSource``, or the task of a scan."""
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint."""
 
     @property
     def weights(self) -> Path:
@@ -91,3 +96,48 @@ def as_seen(
     """
     classes = class_indices(images.class_names, number_of_classes(cfg), settings.class_map)
     return load_clean_images(list(records), cfg, classes)
+
+
+def open_references(
+    sources: Iterable[Source],
+    subject: Subject,
+    images: ScanImages,
+    settings: ScanSettings,
+    device: str | None = None,
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """The references that a suspect can be held against, and why others cannot.
+
+    Args:
+        sources: checkpoints that are held to be clean.
+        subject: the suspect.
+        images: of the scan.
+        settings: of the scan.
+        device: as :func:`open_subject`.
+
+    Returns:
+        Those of as many classes and the same order of channels that are not the suspect itself, by
+        name, their parameters without gradient; and a line for each of the others.
+
+    Raises:
+        CheckpointError: a reference cannot be used.
+    """
+    usable, left_out = {}, []
+    for source in sources:
+        reference = open_subject(source, images, settings, device)
+        if number_of_classes(reference.cfg) != number_of_classes(subject.cfg):
+            left_out.append(f"{source.name}: it has another number of classes")
+        elif reference.cfg.INPUT.FORMAT != subject.cfg.INPUT.FORMAT:
+            left_out.append(f"{source.name}: it takes its channels in another order")
+        elif _have_same_weights(subject.model, reference.model):
+            left_out.append(f"{source.name}: it is the suspect itself")
+        else:
+            usable[source.name] = reference.model.requires_grad_(False)
+    return usable, left_out
+
+
+def _have_same_weights(model: nn.Module, other: nn.Module) -> bool:
+    first, second = model.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(
+        first[name].shape == second[name].shape and torch.equal(first[name], second[name])
+        for name in first
+    )

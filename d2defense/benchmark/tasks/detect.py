@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.checkpoint import CheckpointSource
 from d2defense.config import get_d2defense_cfg
-from d2defense.detection import ScanSettings, load_calibration, open_subject
+from d2defense.detection import (
+    ScanSettings,
+    Subject,
+    load_calibration,
+    open_references,
+    open_subject,
+)
 from d2defense.detection.search import names_of_classes
 from d2defense.modeling import number_of_classes
 from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
@@ -43,14 +47,15 @@ class Detecting(Task):
     ) -> DetectionSubject:
         """The model with the images, shared by all methods."""
         settings = ScanSettings.from_config(get_d2defense_cfg())
-        model, images, cfg = open_subject(source, options.images, settings, options.device)
+        subject = open_subject(source, options.images, settings, options.device)
+        model, images, cfg = subject
         model.requires_grad_(False)
         return DetectionSubject(
             model=model,
             images=images,
             class_names=names_of_classes(number_of_classes(cfg), options.images.class_names),
             image_format=cfg.INPUT.FORMAT,
-            open_references=partial(_references, model, cfg, settings, options),
+            open_references=partial(_references, subject, settings, options),
             settings=settings,
             calibration=load_calibration(decision=settings.decision),
             fingerprint=options.images.fingerprint,
@@ -81,25 +86,13 @@ class Detecting(Task):
 
 
 def _references(
-    model: nn.Module, cfg: CfgNode, settings: ScanSettings, options: TaskOptions
+    subject: Subject, settings: ScanSettings, options: TaskOptions
 ) -> Mapping[str, nn.Module]:
-    """Those of the run's references that are not the suspect and know the same classes."""
-    usable = {}
-    for source in options.references:
-        other, _, other_cfg = open_subject(source, options.images, settings, options.device)
-        fits = number_of_classes(other_cfg) == number_of_classes(cfg)
-        if fits and not _is_same(model, other):
-            usable[source.name] = other.requires_grad_(False)
-    return usable
-
-
-def _is_same(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two detectors have the same weights."""
-    first, second = model.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(
-        first[name].shape == second[name].shape and torch.equal(first[name], second[name])
-        for name in first
+    """Those of the run's references that the suspect can be held against."""
+    usable, _ = open_references(
+        options.references, subject, options.images, settings, options.device
     )
+    return usable
 
 
 def _measurements(said: Judgement, facts: Mapping[str, Any]) -> list[Measurement]:

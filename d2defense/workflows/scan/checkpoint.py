@@ -17,6 +17,7 @@ from d2defense.data import DatasetError
 from d2defense.detection import (
     CleanImage,
     Inspection,
+    Subject,
     class_indices,
     inspect_detector,
     load_clean_images,
@@ -128,9 +129,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
         found = search_checkpoint(
             task,
-            model,
-            images,
-            cfg,
+            Subject(model, images, cfg),
             lambda done: progress(share + (1 - share) * done),
             _seconds_left(task, start),
         )

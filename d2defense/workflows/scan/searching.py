@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
-from torch import nn
 
-from d2defense.detection import CleanImage, open_subject
+from d2defense.detection import Subject, open_references
 from d2defense.detection.search import (
     ALONE,
     REFERENCES,
@@ -59,20 +56,13 @@ class Searched(NamedTuple):
 
 
 def search_checkpoint(
-    task: ScanTask,
-    model: nn.Module,
-    images: Sequence[CleanImage],
-    cfg: CfgNode,
-    progress: Progress,
-    seconds: float = math.inf,
+    task: ScanTask, subject: Subject, progress: Progress, seconds: float = math.inf
 ) -> Searched:
     """Search the detector of a checkpoint for triggers, held against the task's references.
 
     Args:
         task: of the scan.
-        model: its detector, in eval mode; its parameters will have no gradient.
-        images: clean, as it sees them.
-        cfg: its configuration.
+        subject: its detector, whose parameters will have no gradient, with the clean images.
         progress: told how much is done, 0..1.
         seconds: that it may take; a twin that would take more than half is not made.
 
@@ -80,9 +70,12 @@ def search_checkpoint(
         CheckpointError: a reference cannot be used.
     """
     start, settings = time.perf_counter(), task.settings
+    model, images, cfg = subject
     names = names_of_classes(number_of_classes(cfg), task.images.class_names)
     tuning, held_out = divide([images[index] for index in range(len(images))], settings.seed)
-    references, left_out = _references(task, model, cfg)
+    references, left_out = open_references(
+        task.references, subject, task.images, settings, task.device
+    )
     twin, no_twin, share = None, None, 0.0
     wants_twin = settings.search.twin == ALWAYS or not references
     if wants_twin and settings.search.may_make_twin and len(images) >= LEAST_SEARCHED:
@@ -153,33 +146,6 @@ def search_checkpoint(
         "seconds": time.perf_counter() - start,
     }
     return Searched(outcome, fields, figures, b"" if twin is None else twin_bytes(twin))
-
-
-def _references(
-    task: ScanTask, model: nn.Module, cfg: CfgNode
-) -> tuple[Mapping[str, nn.Module], list[str]]:
-    """The references that the suspect can be held against, and why others cannot."""
-    usable, left_out = {}, []
-    for source in task.references:
-        reference = open_subject(source, task.images, task.settings, task.device)
-        if number_of_classes(reference.cfg) != number_of_classes(cfg):
-            left_out.append(f"{source.name}: it has another number of classes")
-        elif reference.cfg.INPUT.FORMAT != cfg.INPUT.FORMAT:
-            left_out.append(f"{source.name}: it takes its channels in another order")
-        elif _is_same(model, reference.model):
-            left_out.append(f"{source.name}: it is the suspect itself")
-        else:
-            usable[source.name] = reference.model
-    return usable, left_out
-
-
-def _is_same(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two detectors have the same weights."""
-    first, second = model.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(
-        first[name].shape == second[name].shape and torch.equal(first[name], second[name])
-        for name in first
-    )
 
 
 def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
