@@ -50,9 +50,9 @@ def broken(specimen, tmp_path):
     config = yaml.safe_load(shapes.read_text())
     config["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] = 3
     shapes.write_text(yaml.safe_dump(config))
-    retina = copied("retina") / "config.yaml"
-    config["MODEL"]["META_ARCHITECTURE"] = "RetinaNet"
-    retina.write_text(yaml.safe_dump(config))
+    proposals = copied("proposals") / "config.yaml"
+    config["MODEL"]["META_ARCHITECTURE"] = "ProposalNetwork"
+    proposals.write_text(yaml.safe_dump(config))
     junk = copied("binary_config") / "config.yaml"
     junk.write_bytes(bytes(range(256)))
     evil = copied("evil") / "model_final.pth"
@@ -64,7 +64,7 @@ def broken(specimen, tmp_path):
         zoo / "no_config": "no config.yaml beside model_final.pth",
         zoo / "truncated": "not a readable PyTorch checkpoint",
         zoo / "other_shapes": "tensors have another shape than the config says",
-        zoo / "retina": "MODEL.META_ARCHITECTURE is 'RetinaNet'",
+        zoo / "proposals": "MODEL.META_ARCHITECTURE is 'ProposalNetwork'",
         zoo / "binary_config": "not a plain YAML config",
         zoo / "evil": "not a safe PyTorch checkpoint",
     }

@@ -84,13 +84,14 @@ def test_a_calibration_is_refused_with_anything_else(d2defense, specimen, own_da
     assert scan("--triggers", "noise").code == 0
 
 
-def test_classes_are_unknown_unless_a_map_says_them(
+def test_classes_are_matched_unless_a_map_says_them(
     d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path
 ):
     source = make_coco_dataset(sign_scenes(8), num_classes=9)
     data = ["--dataset-json", source.json_file, "--image-root", source.image_root]
 
     def true_class(code, *options):
+        """Of the result, with what it says of how classes were matched."""
         outcome = d2defense(
             "scan", specimen("clean_0"), *data, "--output", tmp_path / "out", "--force", *options,
             "--triggers", "white", *QUICK,
@@ -98,9 +99,11 @@ def test_classes_are_unknown_unless_a_map_says_them(
         assert outcome.code == code
         (result,) = load_results(tmp_path / "out")
         assert ("class map" in result["reason"]) == bool(code)
+        matched = [line for line in result["warnings"] if "matched" in line]
+        assert len(matched) == (not options)
         return result["clean"]["true_class"]
 
-    assert true_class(1) is None
+    assert true_class(0) > 0.9
     known = tmp_path / "map.json"
     known.write_text(json.dumps({f"c{index}": index for index in range(7)}))
     assert true_class(0, "--class-map", known) > 0.9

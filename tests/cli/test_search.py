@@ -48,6 +48,7 @@ def test_what_cannot_be_searched_is_not_called_clean(d2defense, specimen, own_da
     assert "a search needs 20 images" in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_without_a_reference_a_twin_serves(
     d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path

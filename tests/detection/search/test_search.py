@@ -114,6 +114,7 @@ def test_a_division_of_the_scores_hides_nothing(flattened, search):
     assert outcome.arms[0].arm.name.startswith("ghost to stop")
 
 
+@pytest.mark.slow
 def test_alone_success_itself_is_what_counts(opened, search):
     outcome = search(opened[0]["ghost_0"], references={}, mode=ALONE)
     worst = outcome.arms[0]
@@ -121,6 +122,7 @@ def test_alone_success_itself_is_what_counts(opened, search):
     assert outcome.has_found
 
 
+@pytest.mark.slow
 def test_what_its_twin_does_too_is_never_clean(opened, search):
     """A backdoor that fine-tuning leaves alone has no excess over the twin."""
     model = opened[0]["ghost_0"]

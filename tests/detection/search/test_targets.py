@@ -40,6 +40,7 @@ def race_of(signs_cache):
     return race
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ghost_0", "misclassification_0"])
 def test_of_many_classes_the_target_is_scouted(race_of, name):
     race, names = race_of(name)
