@@ -20,7 +20,7 @@ LEVELS: Mapping[str, RaceSettings] = {
         scout_steps=10,
         targets=1,
         heat_steps=10,
-        finalists=1,
+        finalists=2,
         steps=40,
         families=("overlay", "patch"),
     ),

@@ -48,7 +48,7 @@ class RaceSettings:
         scout_steps: of every scouted class, with one trigger.
         targets: target classes that go on, of an effect at a placement.
         heat_steps: of every family and budget, for these.
-        finalists: arms that go on, of an effect at a placement.
+        finalists: arms that go on, of an effect at a placement; the best of each family first.
         steps: of those, in all.
         batch_size: images of a step.
         families: of triggers; all if empty.
@@ -202,7 +202,7 @@ class Race:
             goals = [state.arm.goal for state in self._best(scouts, settings.targets)]
         arms = (Arm(goal, trigger) for goal in goals for trigger in triggers)
         heat = self._advance(arms, settings.heat_steps)
-        finalists = self._best(heat, settings.finalists)
+        finalists = self._finalists(heat)
         for state in finalists:
             self._take_steps(state, settings.steps)
         return finalists
@@ -290,6 +290,14 @@ class Race:
 
     def _best(self, states: Sequence[ArmState], count: int) -> list[ArmState]:
         return sorted(states, key=self._promise, reverse=True)[:count]
+
+    def _finalists(self, states: Sequence[ArmState]) -> list[ArmState]:
+        """The best of every family, then the others: a large patch hurts any detector early on."""
+        ranked, families, others = self._best(states, len(states)), {}, []
+        for state in ranked:
+            if families.setdefault(state.arm.start.family, state) is not state:
+                others.append(state)
+        return [*families.values(), *others][: self._settings.finalists]
 
     def _promise(self, state: ArmState) -> float:
         """Its excess over all victims, or that over one class less what chance makes of several."""
