@@ -7,6 +7,8 @@ seven is a seventh of itself on average.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +46,17 @@ _RACE_SHARE = 0.9
 # What the twin's reaction counts against the suspect's in the race: a backdoor that the twin has
 # kept must get to the end of it, too.
 _TWIN_WEIGHT = 0.5
+
+
+# Of the time that a search may take, what it may have taken when it goes on to the next step.
+_TIME_SHARE = 0.9
+_OUT_OF_TIME = (
+    "it would take longer than the time limit: give it more (--time-limit), or --search fast"
+)
+
+
+class _OutOfTimeError(Exception):
+    """There is no time for another step."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,7 @@ def search_detector(
     confidence: float = 0.95,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
+    seconds: float = math.inf,
 ) -> SearchOutcome:
     """Search a detector for triggers that do far more to it than to references.
 
@@ -183,7 +197,9 @@ def search_detector(
         confidence: level of the intervals.
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
+        seconds: that it may take; one that would take longer is given up, which is an obstacle.
     """
+    deadline = time.monotonic() + _TIME_SHARE * seconds
     null = null or shipped_null()
     of_clean = null.of(mode, settings.level)
 
@@ -227,6 +243,8 @@ def search_detector(
         nonlocal done
         done += 1
         progress(_RACE_SHARE * min(1.0, done / total))
+        if time.monotonic() > deadline:
+            raise _OutOfTimeError
 
     race = Race(
         model,
@@ -239,7 +257,10 @@ def search_detector(
         on_step,
         _TWIN_WEIGHT if mode == TWIN else 1.0,
     )
-    finalists = race.run(class_names)
+    try:
+        finalists = race.run(class_names)
+    except _OutOfTimeError:
+        return obstructed(_OUT_OF_TIME)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
     judge = _Judge(
         measured, held_out, class_names, image_format, of_clean, bootstrap, confidence, seed
@@ -247,6 +268,8 @@ def search_detector(
     results: list[ArmResult] = []
     samples: list[Tensor] = []
     for number, state in enumerate(finalists, 1):
+        if time.monotonic() > deadline:
+            return obstructed(_OUT_OF_TIME)
         for result, resampled in judge(state):
             results.append(result)
             samples.append(resampled)

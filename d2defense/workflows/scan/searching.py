@@ -64,7 +64,8 @@ def search_checkpoint(
         task: of the scan.
         subject: its detector, whose parameters will have no gradient, with the clean images.
         progress: told how much is done, 0..1.
-        seconds: that it may take; a twin that would take more than half is not made.
+        seconds: that it may take; a twin that would take more than half is not made, and a search
+            that takes longer is given up.
 
     Raises:
         CheckpointError: a reference cannot be used.
@@ -107,6 +108,7 @@ def search_checkpoint(
         seed=settings.seed,
         mode=mode,
         progress=lambda done: progress(share + (1 - share) * done),
+        seconds=seconds - (time.perf_counter() - start),
     )
     if mode == ALONE and no_twin is not None and not outcome.has_found:
         outcome = replace(outcome, obstacle=no_twin)

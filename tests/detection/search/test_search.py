@@ -114,6 +114,15 @@ def test_a_division_of_the_scores_hides_nothing(flattened, search):
     assert outcome.arms[0].arm.name.startswith("ghost to stop")
 
 
+def test_a_search_that_takes_too_long_leaves_what_the_bank_says_uncertain(search, opened):
+    outcome = search(opened[0]["ghost_0"], seconds=0.0)
+    assert not outcome.arms
+    bank = Verdict(CLEAN, "nothing", 0.0, (0.0, 0.0), 0.1, 0.5)
+    verdict = with_search(bank, outcome)
+    assert verdict.label == UNCERTAIN
+    assert "--time-limit" in verdict.reason
+
+
 @pytest.mark.slow
 def test_alone_success_itself_is_what_counts(opened, search):
     outcome = search(opened[0]["ghost_0"], references={}, mode=ALONE)
