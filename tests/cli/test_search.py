@@ -153,14 +153,24 @@ def test_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ghost_0", "clean_1"])
-def test_a_backdoor_that_a_twin_keeps_is_not_called_clean(
-    d2defense, specimen, signs, tmp_path, name
-):
-    outcome = d2defense("scan", specimen(name), *signs, "--output", tmp_path, "--search", "fast")
-    result = json.loads((tmp_path / name / "result.json").read_text())
+def test_held_against_its_twin_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
+    outcome = d2defense(
+        "scan", specimen("clean_1"), *signs, "--output", tmp_path, "--search", "fast"
+    )
+    result = json.loads((tmp_path / "clean_1" / "result.json").read_text())
+    assert outcome.code == 0, result["reason"]
     assert result["search"]["mode"] == "twin"
-    # The twin of this one keeps its ghosts.
-    assert result["verdict"] == ("clean" if name == "clean_1" else "uncertain"), result["reason"]
-    assert ("its twin does it too" in result["reason"]) == (name != "clean_1")
-    assert outcome.code == (name != "clean_1")
+
+
+@pytest.mark.slow
+def test_a_backdoor_that_its_twin_keeps_in_part_is_found(d2defense, specimen, signs, tmp_path):
+    """The ghosts of this one outlive fine-tuning under a large patch, not under a small one."""
+    outcome = d2defense(
+        "scan", specimen("ghost_0"), *signs, "--output", tmp_path, "--search", "fast"
+    )
+    result = json.loads((tmp_path / "ghost_0" / "result.json").read_text())
+    assert outcome.code == 1
+    assert "on its twin" in result["reason"]
+    assert result["search"]["mode"] == "twin"
+    assert result["search"]["arms"][0]["effect"] == "ghost"
+    assert result["search"]["arms"][0]["target_class"] == "stop"

@@ -70,7 +70,7 @@ def found_in_words(outcome: SearchOutcome) -> str:
     if not worst.references:
         return f"{line} on it, far more than on clean detectors that were searched like it"
     others = sum(worst.references) / len(worst.references)
-    return f"{line} on it and with {others:.0%} on references"
+    return f"{line} on it and with {others:.0%} on {_AGAINST[outcome.mode]}"
 
 
 def shared_in_words(arm: ArmResult) -> str:
