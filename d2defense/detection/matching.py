@@ -18,8 +18,8 @@ from .scale import LEAST_SCORE, as_detections
 
 #: The source of a class map that comes from the detector itself.
 MATCHED = "what the detector says on the clean images"
-# Images that say enough.
-_ENOUGH_IMAGES = 50
+# Images that say enough; objects that do, where most are detected as of the class of their number.
+_ENOUGH_IMAGES, _ENOUGH_OBJECTS = 50, 30
 # Least share of a class's objects that must be detected as one class, and how many at least.
 _LEAST_SHARE, _LEAST_COUNT = 0.5, 3
 
@@ -50,6 +50,11 @@ def match_classes(
     if not class_names or len(set(class_names)) < len(class_names):
         return None
     counts = torch.zeros(len(class_names), num_classes, dtype=torch.int64)
+    is_same_number = len(class_names) == num_classes
+
+    def fits() -> bool:
+        return is_same_number and int(counts.diagonal().sum()) >= _LEAST_SHARE * int(counts.sum())
+
     for index in range(min(len(images), _ENOUGH_IMAGES)):
         image, (_, classes) = images[index], annotated_objects(records[index])
         output = model.probe(
@@ -64,8 +69,9 @@ def match_classes(
         is_found = (best > 0) & (classes < len(class_names))
         said = detections.classes[which[is_found]]
         counts.index_put_((classes[is_found], said), torch.ones_like(said), accumulate=True)
-    is_same = len(class_names) == num_classes
-    if is_same and int(counts.diagonal().sum()) >= _LEAST_SHARE * int(counts.sum()):
+        if int(counts.sum()) >= _ENOUGH_OBJECTS and fits():
+            return None
+    if fits():
         return None
     rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     entries = tuple(

@@ -10,8 +10,7 @@ from .survey import Profile
 # Foreground that touches no object, a proposal an image: more than this beyond what clean detectors
 # show is a flood. Detectors see other things than those that are labelled.
 _FLOOD = 10.0
-# Share of the objects that the class head sees and that are not detected: more than this beyond
-# clean detectors.
+# Share of the objects that the class head sees and that are not detected, at most.
 _LOST = 0.3
 
 

@@ -80,7 +80,6 @@ class Score:
         interval: over resamples of the images; the maximum is taken anew on each.
         of_triggers: the score that each trigger alone would give, by name.
         worst: the trigger that gives the score.
-        shown_by: the statistic that gives it.
         victim_class: index of the class whose objects give it; None for all objects.
     """
 
@@ -88,7 +87,6 @@ class Score:
     interval: tuple[float, float]
     of_triggers: dict[str, float]
     worst: str
-    shown_by: str = ""
     victim_class: int | None = None
 
 
@@ -131,4 +129,4 @@ def checkpoint_score(
         of_all = statistic(clean, clean, of) - statistic(clean, triggered[worst], of)
         # Of several classes that all react, one reacts most by chance.
         victim = most.category if most.fall - float(of_all) > _STANDS_OUT else None
-    return Score(alone[worst], interval, alone, worst, shown_by, victim)
+    return Score(alone[worst], interval, alone, worst, victim)

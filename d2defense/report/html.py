@@ -413,6 +413,7 @@ def _search_words(search: Mapping[str, Any] | None) -> str | None:
         f"{worst['effect']}{target} ({worst['budget']} on {worst['placement']}), success "
         f"{text.number(worst['success'])}; score {text.number(search['score'])} "
         f"{text.interval(search['score_interval'])}, threshold {text.number(search['threshold'])}"
+        + (f" of {search['null']}" if search.get("null") else "")
     )
 
 

@@ -14,8 +14,8 @@ from ..images import CleanImage
 
 #: Images no larger than this are taken whole; of others a step sees a square of this side.
 CROP_SIDE = 352
-#: Pixels round a region that its crop holds, too. ``benchmarks/search.py context`` measures how
-#: much what a detector says of a region depends on what lies beyond.
+#: Pixels round a region that its crop holds, too. ``benchmarks/search_crops.py context`` measures
+#: how much what a detector says of a region depends on what lies beyond.
 CONTEXT = 64
 #: Regions of a crop, at most.
 CROP_REGIONS = 8

@@ -251,12 +251,12 @@ class SearchNull:
             ),
         )
 
-    def describe(self, fingerprint: str = "") -> str:
-        """One sentence on where thresholds come from, for a search of images of a fingerprint."""
+    def describe(self, fingerprint: str) -> str:
+        """What thresholds rest on, in one sentence, for a search of images of a fingerprint."""
         detectors = {each.detector for each in self.searches}
         line = (
-            f"threshold from {len(self.searches)} searches of {len(detectors)} clean detectors "
-            f"({self.name}) on {self.dataset}"
+            f"{len(self.searches)} searches of {len(detectors)} clean detectors ({self.name}) on "
+            f"{self.dataset}"
         )
         return line if fingerprint == self.fingerprint else f"{line}, not on these images"
 

@@ -46,8 +46,6 @@ _RACE_SHARE = 0.9
 # What the twin's reaction counts against the suspect's in the race: a backdoor that the twin has
 # kept must get to the end of it, too.
 _TWIN_WEIGHT = 0.5
-
-
 # Of the time that a search may take, what it may have taken when it goes on to the next step.
 _TIME_SHARE = 0.9
 _OUT_OF_TIME = (

@@ -21,6 +21,7 @@ from d2defense.detection.search import (
     divide,
     names_of_classes,
     search_detector,
+    shipped_null,
 )
 from d2defense.detection.search.levels import ALWAYS
 from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
@@ -124,6 +125,7 @@ def search_checkpoint(
         "level": settings.search.level,
         "mode": outcome.mode,
         "references": list(outcome.references),
+        "null": shipped_null().describe(task.images.fingerprint),
         "left_out": left_out,
         "num_images": outcome.num_images,
         "score": outcome.score,
