@@ -19,18 +19,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from d2defense.attacks import build_effect, class_names
+from d2defense.benchmark.zoo.actions import attack_cfg
 from d2defense.checkpoint import CheckpointSource, find_checkpoints
 from d2defense.checkpoint.specimens import specimens_root
 from d2defense.cli.ending import run_to_end
-from d2defense.config import get_d2defense_cfg
 from d2defense.data import DatasetSource
-from d2defense.engine.provenance import read_provenance
+from d2defense.engine.provenance import PROVENANCE_NAME, read_provenance
 from d2defense.files import write_json
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.triggers import build_trigger
@@ -55,15 +54,10 @@ def part_of(name: str, count: int, folder: Path) -> DatasetSource:
 
 def attack_of(source: CheckpointSource) -> CfgNode:
     """The configuration of the attack that a detector's provenance names."""
-    cfg = get_d2defense_cfg()
     attack = read_provenance(source.weights.parent).get("attack")
     if attack is None:
-        raise ValueError(f"{source.path}: its {'provenance.json'} names no attack")
-    # As a training config has it: lists become tuples where the default is one.
-    cfg.merge_from_other_cfg(
-        CfgNode(yaml.safe_load(yaml.safe_dump({"ATTACK": attack["settings"]})))
-    )
-    return cfg
+        raise ValueError(f"{source.path}: its {PROVENANCE_NAME} names no attack")
+    return attack_cfg(attack["settings"])
 
 
 def measure(weights: Path, attack: CfgNode, test: DatasetSource) -> dict[str, float | None]:

@@ -166,10 +166,10 @@ def _defender(
     """The images to fine-tune on; labelled by the checkpoint where theirs are not to be used."""
     from detectron2.data import MetadataCatalog
 
+    from d2defense.screening.frame_sources import image_files
     from d2defense.workflows.fine_tuning import require_other_folder
     from d2defense.workflows.pseudo_labels import (
         PSEUDO_LABELS_FILE,
-        image_files,
         pseudo_labelled,
         pseudo_labels_of,
     )

@@ -76,8 +76,12 @@ def channel_layers(
 def _is_output(name: str) -> bool:
     parts = name.split(".")
     return "box_predictor" in parts or parts[-1] in (
+        # The RPN's, those of one-stage heads, and those of masks and keypoints.
         "objectness_logits",
         "anchor_deltas",
+        "cls_score",
+        "bbox_pred",
+        "ctrness",
         "predictor",
         "score_lowres",
     )

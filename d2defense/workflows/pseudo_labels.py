@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from d2defense.checkpoint import CheckpointSource, build_detector
@@ -27,22 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: Where a command writes such labels.
 PSEUDO_LABELS_FILE = "pseudo_labels.json"
-
-_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and of those below it, in alphabetical order.
-
-    Raises:
-        DatasetError: there are none.
-    """
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
-    )
-    if not found:
-        raise DatasetError(f"{folder}: holds no image file")
-    return found
 
 
 def pseudo_labels_of(
@@ -88,9 +71,8 @@ def pseudo_labels_of(
         file_name = str(Path(record["file_name"]).absolute().relative_to(root))
         size = {"height": image["height"], "width": image["width"]}
         images.append({"id": record["image_id"], "file_name": file_name, **size})
-        for item in _annotations(output["instances"].to("cpu")):
-            rest = {"id": len(annotations) + 1, "image_id": record["image_id"], "iscrowd": 0}
-            annotations.append(item | rest)
+        for item in _annotations(output["instances"].to("cpu"), record["image_id"]):
+            annotations.append(item | {"id": len(annotations) + 1})
     if not annotations:
         raise DatasetError(
             f"{root}: {source.name} finds no object on any of {len(images)} images, "
@@ -126,26 +108,16 @@ def _usable(records: list[dict[str, Any]], skip_unusable: bool) -> list[dict[str
     return [record for record in records if record["image_id"] not in left_out]
 
 
-def _annotations(found: Instances) -> Iterator[dict[str, Any]]:
-    """Detections of an image that count, in COCO's format."""
-    found = found[found.scores >= SCORE_THRESHOLD]
-    boxes = found.pred_boxes.tensor.double()
-    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        if x2 <= x1 or y2 <= y1:
-            continue
-        item: dict[str, Any] = {
-            "category_id": int(found.pred_classes[index]) + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-        }
-        if found.has("pred_masks"):
-            encoded = coco_mask.encode(np.asfortranarray(found.pred_masks[index].numpy()))
-            counts = encoded["counts"].decode("ascii")
-            item["segmentation"] = {"size": encoded["size"], "counts": counts}
-        if found.has("pred_keypoints"):
-            points = found.pred_keypoints[index].double()
+def _annotations(found: Instances, image_id: int) -> Iterator[dict[str, Any]]:
+    """Detections of an image that count, as COCO has annotations."""
+    counts = (found.scores >= SCORE_THRESHOLD) & found.pred_boxes.nonempty()
+    for item in instances_to_coco_json(found[counts], image_id):
+        del item["score"]
+        item["category_id"] += 1
+        width, height = item["bbox"][2:]
+        item |= {"area": width * height, "iscrowd": 0}
+        if "keypoints" in item:
             # 2: there, and to be seen.
-            points[:, 2] = 2
-            item["keypoints"] = points.flatten().tolist()
-            item["num_keypoints"] = len(points)
+            item["keypoints"][2::3] = [2] * (len(item["keypoints"]) // 3)
+            item["num_keypoints"] = len(item["keypoints"]) // 3
         yield item

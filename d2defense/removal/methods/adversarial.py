@@ -72,10 +72,9 @@ class DetectionAwareAdversarial(RemovalMethod):
         bound = 255 * settings.BOUND
         boxes = [each["instances"].gt_boxes.tensor for each in batch]
         classes = torch.cat([each["instances"].gt_classes for each in batch]).to(model.device)
-        clean = [each["image"].to(model.device).float() for each in batch]
-        shown = [image.clone() for image in clean]
         if not len(classes):
-            return [{**each, "image": image} for each, image in zip(batch, shown, strict=True)]
+            return batch
+        clean = shown = [each["image"].to(model.device).float() for each in batch]
         with standing_still(model):
             for _ in range(settings.STEPS):
                 shown = [image.detach().requires_grad_() for image in shown]

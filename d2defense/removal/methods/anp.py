@@ -17,6 +17,7 @@ from d2defense.engine.loader import build_train_loader
 from d2defense.registry import REMOVAL_REGISTRY
 
 from ..channels import ChannelLayer, channel_layers
+from ..standstill import standing_still
 from .base import RemovalMethod
 
 
@@ -68,21 +69,14 @@ class AdversarialNeuronPruning(RemovalMethod):
             for each in layers
         }
         optimizer = torch.optim.SGD(masks.values(), lr=settings.LR, momentum=0.9)
-        learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        modes = {module: module.training for module in model.modules()}
-        model.requires_grad_(False).train()
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        try:
-            with EventStorage(1):
-                for _ in range(settings.STEPS):
-                    self._step(model, layers, masks, next(loader), optimizer)
-        finally:
-            for parameter in learns:
-                parameter.requires_grad_(True)
-            for module, mode in modes.items():
-                module.training = mode
+        with standing_still(model), EventStorage(1):
+            # It has losses in training mode only.
+            model.train()
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+            for _ in range(settings.STEPS):
+                self._step(model, layers, masks, next(loader), optimizer)
         return {name: mask.detach() for name, mask in masks.items()}
 
     def _step(
