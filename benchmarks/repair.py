@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from d2defense.attacks import build_effect, class_names
 from d2defense.benchmark.zoo.actions import attack_cfg
-from d2defense.checkpoint import CheckpointSource, find_checkpoints
+from d2defense.checkpoint import CheckpointSource, file_sha256, find_checkpoints
 from d2defense.checkpoint.specimens import specimens_root
 from d2defense.cli.ending import run_to_end
 from d2defense.data import DatasetSource
@@ -74,8 +74,8 @@ def repair(
     source: CheckpointSource, method: str, images: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One row of the table, kept in a file of its own."""
-    settings = [str(source.weights.resolve()), method, images, args.seed, args.later, args.test]
-    settings += [args.test_images, *args.opts]
+    settings = [file_sha256(source.weights), method, images, args.dataset, args.seed]
+    settings += [args.test, args.test_images, args.later, args.further, *args.opts]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.output / f"{source.weights.parent.name}_{method}_{images}_{digest}"
     kept = folder / "row.json"

@@ -4,7 +4,7 @@
 Scans the checkpoint, fine-tunes all of it by a removal method, scans and measures it again, and
 prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
 with report.html and report.json, which say more. A result is called repaired only if the scan calls
-it clean and it detects as well as before.
+it clean and its AP on clean images has fallen by --max-ap-drop at most.
 
     d2defense repair downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/repaired
@@ -16,6 +16,7 @@ it clean and it detects as well as before.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
     configure_logging()
     keep_freed_memory()
-    _check_labels(args)
+    _check_options(args)
     given = None if args.images else dataset_source(args, args.parser)
     test = _test_source(args)
     (source, *more) = find_checkpoints([args.checkpoint], only_final=True)
@@ -148,13 +149,15 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(str(error))
 
 
-def _check_labels(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     if args.images and args.labels != "none":
         args.parser.error("--images has no labels: say --labels none")
     if args.images and (args.dataset or args.dataset_json):
         args.parser.error("--images takes the place of --dataset and --dataset-json")
     if args.rounds < 1:
         args.parser.error(f"--rounds {args.rounds} is not positive")
+    if math.isnan(args.max_ap_drop):
+        args.parser.error(f"--max-ap-drop {args.max_ap_drop} is no number of points")
 
 
 def _defender(
