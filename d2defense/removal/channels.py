@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d
 from torch import Tensor, nn
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, FrozenBatchNorm2d, CycleBatchNormList)
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,31 @@ def channel_layers(
         model: an instrumented detector.
         kinds: of layers.
     """
-    norms = {
-        prefix: (f"{prefix}.norm", module.norm)
-        for prefix, module in model.named_modules()
-        if isinstance(module, kinds) and isinstance(getattr(module, "norm", None), nn.Module)
-    }
+    norms = _norms_behind(model)
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, kinds) or _is_output(name):
             continue
-        scale_name, scale = norms.get(name, (name, module))
+        scale_name, scale = norms.get(module, (name, module))
         if getattr(scale, "weight", None) is None:
             scale_name, scale = name, module
         found.append(ChannelLayer(name, module, scale_name, scale))
+    return found
+
+
+def _norms_behind(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """The norm behind each layer that has one, with its name in the model.
+
+    A layer holds its norm, or a sequence holds both, as the towers of one-stage heads do.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "norm", None), nn.Module):
+            found[module] = (f"{name}.norm", module.norm)
+        if isinstance(module, nn.Sequential):
+            for (_, layer), (key, norm) in pairwise(module.named_children()):
+                if isinstance(norm, _NORMS):
+                    found[layer] = (f"{name}.{key}", norm)
     return found
 
 

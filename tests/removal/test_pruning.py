@@ -67,9 +67,19 @@ def test_scores_and_boxes_of_one_stage_detectors_are_none_either(name):
     cfg = get_d2defense_cfg()
     merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
     cfg.MODEL.DEVICE = "cpu"
-    names = {layer.name for layer in channel_layers(build_model(cfg))}
-    assert {"backbone.fpn_output3", "head.cls_subnet.0", "head.bbox_subnet.0"} <= names
-    assert not names & {"head.cls_score", "head.bbox_pred", "head.ctrness"}
+    model = build_model(cfg).eval()
+    layers = {layer.name: layer for layer in channel_layers(model)}
+    assert {"backbone.fpn_output3", "head.cls_subnet.0", "head.bbox_subnet.0"} <= layers.keys()
+    assert not layers.keys() & {"head.cls_score", "head.bbox_pred", "head.ctrness"}
+    # In a tower the norm stands behind the convolution, not in it.
+    tower = model.head.cls_subnet[:2]
+    chosen = torch.arange(len(tower[0].weight)) == 3
+    with torch.no_grad():
+        tower[1].bias.fill_(1.0)
+        layers["head.cls_subnet.0"].silence(chosen)
+        output = tower(torch.rand(1, tower[0].in_channels, 9, 9))
+    assert not output[:, chosen].any()
+    assert output[:, ~chosen].any(dim=(0, 2, 3)).all()
 
 
 def test_clp_silences_the_channel_that_reacts_too_much_and_changes_nothing_else(make_trainer):

@@ -24,7 +24,7 @@ class ChannelLipschitzPruning(RemovalMethod):
     (section 4.1), lies above mean + u * deviation of the layer's (equation 7) are silenced. Nothing
     is fine-tuned, and no image is read. Decisions for detectors: the backbone, the FPN, the RPN's
     convolution and convolutions of heads are pruned, output layers are not, and a convolution
-    without a norm counts by its kernel alone.
+    behind which no norm has one variance a channel counts by its kernel alone.
     """
 
     fine_tunes: ClassVar[bool] = False
