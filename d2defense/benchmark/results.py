@@ -16,6 +16,18 @@ _SUFFIX = ".jsonl"
 _LARGEST_FILE = 1 << 30
 #: The metric of a row that says why there is no measurement.
 FAILED = "failed"
+# What a row repeats of a zoo's facts by the same name; its ``kind`` is their ``detector``.
+_FACTS = (
+    "zoo",
+    "truth",
+    "attack",
+    "effect",
+    "family",
+    "target_class",
+    "schedule",
+    "took",
+    "sequestered",
+)
 
 
 class ResultsError(ValueError):
@@ -117,12 +129,11 @@ class ResultRow:
     def labelled(self, labels: Mapping[str, Mapping[str, Any]]) -> ResultRow:
         """The row with the facts of a sequestered detector, if they are among the labels."""
         facts = labels.get(self.detector)
-        if facts is None:
-            return self
-        known = dict(facts)
-        known["kind"] = known.pop("detector", self.kind)
-        known.pop("seed", None)
-        return replace(self, **{key: value for key, value in known.items() if hasattr(self, key)})
+        return self if facts is None else self.with_facts(facts)
+
+    def with_facts(self, facts: Mapping[str, Any]) -> ResultRow:
+        """The row with what a zoo says of its detector."""
+        return replace(self, kind=facts["detector"], **{key: facts[key] for key in _FACTS})
 
 
 class ResultStore:

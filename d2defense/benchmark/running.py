@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from d2defense.text import printable
 from .results import FAILED, ResultRow, ResultStore
 from .tasks.base import TaskOptions
 from .zoo.index import ZooDetector, find_detectors
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,10 @@ def run_benchmark(
     failed: list[str] = []
     with tqdm(total=len(detectors) * len(names), unit="cell", disable=None) as bar:
         for detector in detectors:
-            shared = None
+            shared, sha256 = None, _sha256(detector)
             for name in names:
                 bar.set_postfix_str(f"{detector.name} {name}", refresh=False)
-                row = _row(task_name, name, detector, options)
+                row = _row(task_name, name, detector, sha256, options)
                 if row.cell in known:
                     kept += 1
                     bar.update()
@@ -116,31 +113,24 @@ def run_benchmark(
     return RunSummary(measured, kept, tuple(failed))
 
 
-def _row(task: str, method: str, detector: ZooDetector, options: TaskOptions) -> ResultRow:
+def _row(
+    task: str, method: str, detector: ZooDetector, sha256: str, options: TaskOptions
+) -> ResultRow:
     """A row without its measurement."""
-    facts = detector.facts
     return ResultRow(
         task=task,
         method=method,
         metric="",
         value=None,
         detector=detector.name,
-        sha256=_sha256(detector),
-        kind=facts["detector"],
+        sha256=sha256,
         dataset=options.images.name,
         fingerprint=options.images.fingerprint,
         images=len(options.images.records),
         budget=options.budget,
         seed=options.seed,
         version=d2defense.__version__,
-        **{
-            key: facts[key]
-            for key in (
-                *("zoo", "truth", "attack", "effect", "family", "target_class", "schedule"),
-                *("took", "sequestered"),
-            )
-        },
-    )
+    ).with_facts(detector.facts)
 
 
 def _sha256(detector: ZooDetector) -> str:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from d2defense.benchmark.methods.detect.base import DetectionMethod, Judgement, OutOfTime
-from d2defense.benchmark.methods.detect.distscan import jensen_shannon
 from d2defense.benchmark.methods.detect.mm_bd import _p_value
 from d2defense.benchmark.methods.detect.odscan import _polygon
 from d2defense.benchmark.methods.detect.stamps import blend
@@ -103,13 +102,9 @@ class TestRun:
 
 
 class TestParts:
-    def test_two_distributions_are_apart_or_alike(self):
-        even = np.array([0.5, 0.5])
-        assert jensen_shannon(even, even) == 0
-        assert jensen_shannon(np.array([1.0, 0]), np.array([0, 1.0])) == 1
-        # By hand: the middle is (3/4, 1/4).
-        expected = (0.5 * np.log2(2 / 3) + 0.5 * np.log2(2) + np.log2(4 / 3)) / 2
-        assert jensen_shannon(even, np.array([1.0, 0])) == pytest.approx(expected)
+    def test_a_row_repeats_inherited_settings(self):
+        assert DETECTION_REGISTRY.get("search_twin")().settings == {"level": "standard"}
+        assert DETECTION_REGISTRY.get("search_fast")().settings == {"level": "fast"}
 
     def test_an_outlying_margin_is_unlikely(self):
         others = np.array([1.0, 1.2, 0.9, 1.1, 1.05, 0.95, 1.0])
@@ -163,6 +158,14 @@ def test_slow_methods_judge_within_their_budget(subject, name):
     one.deadline = time.perf_counter() - 1
     with pytest.raises(OutOfTime):
         method.judge(one)
+
+
+@pytest.mark.slow
+def test_a_search_without_time_is_given_up(subject):
+    one = subject("clean_2")
+    one.deadline = time.perf_counter() - 1
+    with pytest.raises(RuntimeError, match="seconds"):
+        DETECTION_REGISTRY.get("search_fast")().judge(one)
 
 
 @pytest.mark.slow

@@ -10,16 +10,11 @@ import pytest
 from d2defense.benchmark.tasks.repair import Repairing
 from d2defense.benchmark.zoo.index import find_detectors
 from d2defense.checkpoint.specimens import specimens_root
-from d2defense.registry import REMOVAL_REGISTRY
 
 
 def by_name(name: str):
     (found,) = [each for each in find_detectors(specimens_root()) if each.name == name]
     return found
-
-
-def test_its_methods_are_the_registered_ones():
-    assert Repairing.methods is REMOVAL_REGISTRY
 
 
 def test_only_attacks_that_took_are_removed():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from d2defense.benchmark.results import FAILED, ResultRow, ResultsError, ResultStore
+from d2defense.benchmark.zoo.index import FACTS
 
 
 def row(**changes) -> ResultRow:
@@ -73,8 +74,9 @@ def test_keys_of_a_later_version_are_left_out(tmp_path):
 
 def test_labels_tell_what_a_sequestered_detector_is():
     hidden = row(detector="sequestered_0", truth=None, kind="c4")
-    labels = {"sequestered_0": {"truth": "backdoored", "detector": "c4", "effect": "ghost"}}
+    known = {"truth": "backdoored", "detector": "c4", "effect": "ghost", "seed": 3}
+    labels = {"sequestered_0": dict.fromkeys(FACTS) | known}
     told = hidden.labelled(labels)
     assert (told.truth, told.effect, told.kind) == ("backdoored", "ghost", "c4")
-    assert told.detector == "sequestered_0"
+    assert (told.detector, told.seed) == ("sequestered_0", 0)
     assert row().labelled(labels) == row()

@@ -23,7 +23,7 @@ _LARGEST_FILE = 1 << 20
 ALL = "all"
 #: Of a control that is a detector of the manifest itself.
 OWN = "zoo://"
-CLEAN, SPURIOUS, BACKDOORED = TRUTHS = ("clean", "spurious", "backdoored")
+CLEAN, SPURIOUS = "clean", "spurious"
 
 
 class ManifestError(ValueError):
@@ -35,7 +35,7 @@ class ManifestGroup:
     """A product of detectors, attacks, schedules and seeds.
 
     Attributes:
-        truth: one of :data:`TRUTHS`.
+        truth: "clean", "spurious" or "backdoored".
         detectors: names of :attr:`Manifest.detectors`.
         attacks: names of :attr:`Manifest.attacks`; none of a clean group.
         schedules: names of :attr:`Manifest.schedules`.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,9 +62,14 @@ class DetectionSubject:
         return self.open_references()
 
     @property
+    def seconds_left(self) -> float:
+        """Of the budget; infinity without one."""
+        return math.inf if self.deadline is None else self.deadline - time.perf_counter()
+
+    @property
     def is_late(self) -> bool:
         """Whether the budget is spent."""
-        return self.deadline is not None and time.perf_counter() > self.deadline
+        return self.seconds_left < 0
 
     def survey(self) -> Survey:
         """The detector under the bank, observed once for all methods; each is charged for it."""
@@ -109,10 +116,10 @@ class DetectionMethod:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a row repeats: its public attributes."""
+        """What a row repeats: the public attributes of the class, inherited ones as well."""
         return {
             key: value
-            for key, value in vars(type(self)).items()
+            for key, value in inspect.getmembers_static(type(self))
             if not key.startswith("_") and isinstance(value, (int, float, str, tuple))
             if key != "needs"
         }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import jensenshannon
 
 from d2defense.detection import CleanImage
 from d2defense.registry import DETECTION_REGISTRY
@@ -52,11 +53,11 @@ class DistScan(DetectionMethod):
         if not done or not float(seen.sum()):
             raise OutOfTime("no crop was looked at, or nothing was seen on any")
         observed = seen.double().numpy()
-        score = jensen_shannon(observed / observed.sum(), expected / expected.sum())
-        shares = observed / observed.sum()
-        excess = shares - expected / expected.sum()
+        shares, expected = observed / observed.sum(), expected / expected.sum()
+        excess = shares - expected
         return Judgement(
-            score,
+            # SciPy has the distance, which is the root of the divergence.
+            float(jensenshannon(shares, expected, base=2)) ** 2,
             target_class=subject.class_names[int(excess.argmax())],
             details={
                 "crops": done,
@@ -79,14 +80,3 @@ class DistScan(DetectionMethod):
         if not len(logits):
             return torch.zeros(subject.num_classes)
         return logits.softmax(dim=1)[:, :-1].mean(dim=0)
-
-
-def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two distributions, in bits: 0 for equal ones, at most 1."""
-    middle = (first + second) / 2
-
-    def relative_entropy(of: np.ndarray) -> float:
-        there = of > 0
-        return float((of[there] * np.log2(of[there] / middle[there])).sum())
-
-    return (relative_entropy(first) + relative_entropy(second)) / 2

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, pairwise_iou
@@ -308,6 +307,6 @@ def _window(image: CleanImage, generator: torch.Generator, tries: int = 50) -> T
     room = torch.tensor([width, height]) - sides
     for start in torch.rand((tries, 2), generator=generator) * room:
         window = torch.cat([start, start + sides])
-        if not np.any(_overlap(window[None], image.boxes).numpy() > 0):
+        if not (_overlap(window[None], image.boxes) > 0).any():
             return window
     return None

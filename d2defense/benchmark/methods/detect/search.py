@@ -27,6 +27,7 @@ class Search(DetectionMethod):
     """d2defense's search: a trigger by gradient, beyond what it does to references.
 
     ``d2defense scan --search standard`` (docs/method.md), whether or not the bank finds anything.
+    A search that would take longer than the budget is given up.
     """
 
     needs = "detectors held to be clean"
@@ -47,6 +48,7 @@ class Search(DetectionMethod):
             subject.image_format,
             seed=subject.seed,
             mode=mode,
+            seconds=subject.seconds_left,
         )
         if outcome.obstacle is not None:
             raise RuntimeError(outcome.obstacle)
