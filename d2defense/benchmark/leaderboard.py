@@ -7,8 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from .tables import GROUPINGS, Summary, grouped, summarise, truth_of
 from .zoo.export import read_labels
 
 MARKDOWN, PAGE, SUMMARIES, ROWS = "leaderboard.md", "leaderboard.html", "summaries.csv", "rows.csv"
-# Of a row, what the page needs.
-_SHOWN = ("detector", "kind", "effect", "family", "schedule", "attack")
+# What the page filters by, with the words for it.
+_FILTERS = {by: title for by, title in GROUPINGS.items() if by}
 
 
 def write_leaderboard(
@@ -72,9 +71,8 @@ def leaderboard_markdown(rows: Sequence[ResultRow], summaries: Sequence[Summary]
         of_summaries = [each for each in summaries if each.task == task]
         parts += [f"## {task}", TASK_REGISTRY.choices()[task], describe_detectors(of_task)]
         parts.append(_overall(of_summaries))
-        for by, title in GROUPINGS.items():
-            if by:
-                parts += _grouped_tables(of_summaries, by, title)
+        for by, title in _FILTERS.items():
+            parts += _grouped_tables(of_summaries, by, title)
         failures = grouped(
             [row for row in of_task if row.metric == FAILED], lambda row: (row.method, row.reason)
         )
@@ -88,7 +86,7 @@ def leaderboard_markdown(rows: Sequence[ResultRow], summaries: Sequence[Summary]
 
 def describe_detectors(rows: Sequence[ResultRow]) -> str:
     """How many detectors of which truth the rows are of, in one sentence."""
-    truths = Counter({row.detector: truth_of(row) for row in rows}.values())
+    truths = Counter({(row.zoo, row.detector): truth_of(row) for row in rows}.values())
     words = ", ".join(f"{count} {truth}" for truth, count in sorted(truths.items()))
     images = sorted({(row.images, row.dataset) for row in rows})
     given = " or ".join(f"{count} images of `{dataset}`" for count, dataset in images)
@@ -97,7 +95,7 @@ def describe_detectors(rows: Sequence[ResultRow]) -> str:
 
 def _columns(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
     """(metric, truth) of the columns, ranks first and seconds last."""
-    found = dict.fromkeys((each.metric, each.truth) for each in summaries)
+    found = dict.fromkeys(map(_column, summaries))
     last = ("seconds", FAILED)
     return sorted(found, key=lambda column: (column[0] in last, bool(column[1]), column[0]))
 
@@ -105,13 +103,8 @@ def _columns(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
 def _overall(summaries: Sequence[Summary]) -> str:
     over_all = [each for each in summaries if not each.by]
     columns = _columns(over_all)
-    heads = ["method", *(" ".join(filter(None, (m, t and f"({t})"))) for m, t in columns)]
-    lines = []
-    for method, of_method in grouped(over_all, lambda each: each.method):
-        cells = {(each.metric, each.truth): each for each in of_method}
-        lines.append((method, [cells.get(column) for column in columns]))
-    lines.sort(key=lambda line: -_sort_value(line[1]))
-    return _markdown(heads, [[f"`{name}`", *map(_cell, cells)] for name, cells in lines])
+    heads = [" ".join(filter(None, (m, t and f"({t})"))) for m, t in columns]
+    return _markdown(heads, _lines(over_all, columns, _column))
 
 
 def _grouped_tables(summaries: Sequence[Summary], by: str, title: str) -> list[str]:
@@ -128,14 +121,24 @@ def _grouped_tables(summaries: Sequence[Summary], by: str, title: str) -> list[s
             groups[each.group] = each
     if not groups:
         return []
-    heads = ["method", *(f"{name} ({each.positives})" for name, each in groups.items())]
-    lines = []
-    for method, of_method in grouped(of_metric, lambda each: each.method):
-        cells = {each.group: each for each in of_method}
-        lines.append((method, [cells.get(group) for group in groups]))
-    lines.sort(key=lambda line: -_sort_value(line[1]))
-    table = _markdown(heads, [[f"`{name}`", *map(_cell, cells)] for name, cells in lines])
+    heads = [f"{name} ({each.positives})" for name, each in groups.items()]
+    table = _markdown(heads, _lines(of_metric, list(groups), lambda each: each.group))
     return [f"{metrics[0]} by {title}; in brackets how many backdoored detectors:", table]
+
+
+def _column(summary: Summary) -> tuple[str, str]:
+    return summary.metric, summary.truth
+
+
+def _lines(
+    summaries: Sequence[Summary], columns: Sequence[Any], column_of: Callable[[Summary], Any]
+) -> list[tuple[str, list[Summary | None]]]:
+    """Each method with its summary in each column."""
+    lines = []
+    for method, own in grouped(summaries, lambda each: each.method):
+        cells = {column_of(each): each for each in own}
+        lines.append((method, [cells.get(column) for column in columns]))
+    return lines
 
 
 def _sort_value(cells: Sequence[Summary | None]) -> float:
@@ -153,8 +156,11 @@ def _cell(summary: Summary | None) -> str:
     return f"{text} [{summary.low:.2f}, {summary.high:.2f}]"
 
 
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+def _markdown(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[Summary | None]]]) -> str:
+    """A table of methods, that with the largest first value first."""
+    ranked = sorted(lines, key=lambda line: -_sort_value(line[1]))
+    rows = [["method", *heads], ["---", *["---:"] * len(heads)]]
+    rows += [[f"`{name}`", *map(_cell, cells)] for name, cells in ranked]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -178,15 +184,8 @@ def _page(rows: Sequence[ResultRow], summaries: Sequence[Summary]) -> dict[str, 
         ranked = TASK_REGISTRY.get(task).ranked_by
         of_summaries = [each for each in summaries if each.task == task and not each.by]
         columns = [
-            column
-            for column in _columns(of_summaries)
-            if any((each.metric, each.truth) == column and each.truth for each in of_summaries)
-            or column[0] == FAILED
+            (metric, truth) for metric, truth in _columns(of_summaries) if truth or metric == FAILED
         ]
-        methods = []
-        for method, of_method in grouped(of_summaries, lambda each: each.method):
-            cells = {(each.metric, each.truth): each for each in of_method}
-            methods.append({"name": method, "cells": [cells.get(column) for column in columns]})
         tasks.append(
             {
                 "name": task,
@@ -195,10 +194,10 @@ def _page(rows: Sequence[ResultRow], summaries: Sequence[Summary]) -> dict[str, 
                 "is_ranked": bool(ranked),
                 "data": _data(of_task, ranked) if ranked else None,
                 "columns": columns,
-                "methods": methods,
+                "methods": _lines(of_summaries, columns, _column),
             }
         )
-    return {"tasks": tasks, "cell": _cell}
+    return {"tasks": tasks, "cell": _cell, "filters": _FILTERS}
 
 
 def _data(rows: Sequence[ResultRow], ranked: Sequence[str]) -> list[dict[str, Any]]:
@@ -210,11 +209,10 @@ def _data(rows: Sequence[ResultRow], ranked: Sequence[str]) -> list[dict[str, An
     shown = []
     for row in rows:
         if row.metric in ranked or row.metric == FAILED:
-            values = asdict(row)
             score = least.get(row.method, 0.0) if row.value is None else row.value
             shown.append(
-                {key: values[key] or "" for key in _SHOWN}
+                {key: getattr(row, key) or "" for key in _FILTERS}
                 | {"method": row.method, "truth": truth_of(row), "score": score}
-                | {"seconds": row.seconds}
+                | {"seconds": None if row.metric == FAILED else row.seconds}
             )
     return shown

@@ -8,7 +8,8 @@
 
 Each measurement is a row of RESULTS/TASK/METHOD.jsonl. A cell that is there is not measured again,
 so a run that was killed goes on when the same command is given again; a method that fails leaves a
-row with the reason, and the rest goes on. With --only and --methods, one command rebuilds any cell.
+row with the reason, and the rest goes on. With --only and --methods, one command measures a cell
+whose row was deleted.
 
 Exit codes: 0 done; 2 a method failed, or wrong usage; 130 interrupted.
 """
@@ -60,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="that a method may take for a detector: it says what it has by then, or fails",
+        help="that a method of detect may take for a detector, if it can end early: it says what it"
+        " has by then, or fails",
     )
     run.add_argument(
         "--images", type=int, default=100, metavar="N", help="of the defender (%(default)s)"
@@ -113,16 +115,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from d2defense.benchmark.results import ResultsError, ResultStore
+    from d2defense.benchmark.results import ResultStore
     from d2defense.benchmark.running import run_benchmark
     from d2defense.benchmark.tasks.base import TaskOptions
     from d2defense.checkpoint import find_checkpoints
     from d2defense.checkpoint.specimens import specimens_root
-    from d2defense.data import DatasetError, DatasetSource
+    from d2defense.data import DatasetSource
     from d2defense.detection import ScanImages, ScanSettings
 
     if args.images < 1 or (args.limit is not None and args.limit < 1):
         args.parser.error("--images and --limit must be at least 1")
+    if args.budget is not None and not args.budget > 0:
+        args.parser.error("--budget must be more than 0")
     defender = DatasetSource(args.defender)
     try:
         images = ScanImages.load(defender, ScanSettings(max_images=args.images, seed=args.seed))
@@ -149,7 +153,7 @@ def _run(args: argparse.Namespace) -> int:
             args.only,
             args.limit,
         )
-    except (DatasetError, ResultsError, ValueError) as error:
+    except ValueError as error:  # also of datasets, results, zoos and references
         args.parser.error(str(error))
     print(
         f"{summary.measured} measured, {summary.kept} were there, {len(summary.failed)} failed;"
@@ -160,14 +164,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from d2defense.benchmark.leaderboard import write_leaderboard
-    from d2defense.benchmark.results import ResultsError
-    from d2defense.benchmark.zoo.index import ZooError
 
     if args.output is None:
         args.parser.error("report needs --output")
     try:
         written = write_leaderboard(args.results, args.output, args.labels, args.sequestered_only)
-    except (ResultsError, ZooError, ValueError) as error:
+    except ValueError as error:  # also of results and labels
         args.parser.error(str(error))
     for path in written:
         print(path)

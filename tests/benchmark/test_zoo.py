@@ -83,7 +83,47 @@ def test_what_is_wrong_is_named(zoo):
     wrong = check_zoo(zoo)
     assert [line.partition(":")[0] for line in wrong] == ["d0", "d1", "d2"]
     assert "SHA-256" in wrong[0]
-    assert "lacks 'weights'" in wrong[2]
+    assert "metadata.json: lacks file and sha256 of weights" in wrong[2]
+
+
+@pytest.mark.parametrize("name", ["../d0", "/etc", "..", "", "d0\x1b[2J", 3, None])
+def test_no_name_of_an_index_leads_out_of_the_zoo(zoo, name):
+    index = json.loads((zoo / "index.json").read_text())
+    index["detectors"][0]["name"] = name
+    (zoo / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ZooError, match=r"index\.json: .* is no name of a file"):
+        find_detectors(zoo)
+
+
+def test_no_file_of_metadata_lies_elsewhere(zoo, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("not of the zoo")
+    path = zoo / "detectors" / "d0" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["config"] = {"file": str(secret), "sha256": file_sha256(secret)}
+    path.write_text(json.dumps(metadata))
+    assert "is no name of a file" in check_zoo(zoo)[0]
+    with pytest.raises(ZooError, match="is no name of a file"):
+        export_zoo(zoo, tmp_path / "out.tar.gz", tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        "no JSON",
+        "{}",
+        '{"attack": "white"}',
+        '{"attack": {}}',
+        '{"attack": {"effect": "ghost", "settings": null}}',
+    ],
+)
+def test_a_provenance_that_makes_no_sense_is_named_and_not_taken_for_clean(tmp_path, provenance):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "model_final.pth").touch()
+    (folder / "provenance.json").write_text(provenance)
+    with pytest.raises(ZooError, match=r"odd/provenance\.json: cannot be used"):
+        find_detectors(tmp_path)
 
 
 def test_an_export_withholds_the_labels_of_the_sequestered(zoo, tmp_path):

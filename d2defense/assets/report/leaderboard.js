@@ -95,7 +95,9 @@ for (const section of document.querySelectorAll("section.task")) {
       words ||= `${positives.length} backdoored, ${negatives.length} clean or spurious`;
       if (!positives.length || !negatives.length) continue;
       const [low, high] = interval(positives, negatives);
-      const seconds = own.reduce((sum, each) => sum + each.seconds, 0) / own.length;
+      // Of those that it did not fail on.
+      const times = own.map((each) => each.seconds).filter((each) => each !== null);
+      const seconds = times.length ? times.reduce((sum, each) => sum + each, 0) / times.length : 0;
       lines.push({
         method,
         number,

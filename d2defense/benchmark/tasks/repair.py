@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from d2defense.attacks import build_effect, class_names
 from d2defense.checkpoint import CheckpointSource
 from d2defense.registry import REMOVAL_REGISTRY, TASK_REGISTRY
-from d2defense.triggers import build_trigger
-from d2defense.workflows.evaluation import evaluate
 from d2defense.workflows.fine_tuning import FineTuningOptions, fine_tune
 
-from ..zoo.actions import attack_cfg
+from ..zoo.actions import attack_cfg, measure_attack
 from ..zoo.index import ZooDetector
 from .base import Measurement, Task, TaskOptions, TaskResult
 
@@ -52,14 +49,9 @@ class Repairing(Task):
             options.device,
         )
         cfg = attack_cfg(detector.attack_settings())
-        options.test.ensure()
-        effect = build_effect(cfg, class_names([options.test.name]))
-        trigger = build_trigger(cfg)
         found = []
         for path, suffix in ((output, ""), (source.path, "_before")):
-            (seen,) = evaluate([path], options.test, trigger, options.device, effect=effect)
-            if seen["error"]:
-                raise RuntimeError(seen["error"])
+            seen = measure_attack(path, cfg, options.test, options.device)
             found += [
                 Measurement(f"asr{suffix}", seen["asr"]),
                 Measurement(f"tdr{suffix}", seen["tdr"]),

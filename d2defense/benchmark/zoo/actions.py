@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from safetensors.torch import save
 
 from d2defense.attacks import build_effect, class_names
-from d2defense.checkpoint import file_sha256, load_state_dict
+from d2defense.checkpoint import file_sha256, find_checkpoints, load_state_dict
 from d2defense.checkpoint.output_folder import CONFIG_NAME
 from d2defense.checkpoint.specimens import PREFIX, specimens_root
 from d2defense.config import get_d2defense_cfg
@@ -33,7 +33,7 @@ from .manifest import OWN
 
 CONTROLS = "controls"
 # What is kept of a measurement.
-_KEPT = ("asr", "tdr", "retain_rate", "control_asr", "attack_took", "reason", "effect", "coverage")
+_KEPT = ("asr", "tdr", "retain_rate", "effect", "coverage")
 
 
 def train(
@@ -94,12 +94,11 @@ def publish(
     cfg = get_d2defense_cfg()
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(config)))
     source = DatasetSource(test)
-    dataset = source.ensure()
-    measured = _measure(workplace.folder / model["checkpoint"], cfg, source, workplace.device)
+    measured = measure_attack(workplace.folder / model["checkpoint"], cfg, source, workplace.device)
     paths = [control_path(name, workplace, controls) for name in control]
     control_asr, rates = _control(workplace, cfg, source, paths)
     verified = {
-        "test": dataset,
+        "test": source.name,
         "ap": measured["clean"]["AP"],
         "ap50": measured["clean"]["AP50"],
         "ap_triggered": measured["triggered"]["AP"],
@@ -165,12 +164,25 @@ def control_path(name: str, workplace: Workplace, own: Mapping[str, Mapping[str,
     return Path(name)
 
 
-def _measure(path: Path, cfg: CfgNode, dataset: DatasetSource, device: str) -> dict[str, Any]:
-    """What an evaluation says of one detector.
+def measure_attack(
+    path: Path, cfg: CfgNode, dataset: DatasetSource, device: str | None = None
+) -> dict[str, Any]:
+    """What an evaluation says of one detector under the attack of a configuration.
+
+    Args:
+        path: of the detector.
+        cfg: has ``ATTACK``.
+        dataset: images to measure on.
+        device: of the model; its config's choice if None.
+
+    Returns:
+        As :func:`~d2defense.workflows.evaluation.evaluate`.
 
     Raises:
-        StepError: it cannot be measured.
+        DatasetError: the dataset cannot be used.
+        StepError: the detector cannot be measured.
     """
+    dataset.ensure()
     effect = build_effect(cfg, class_names([dataset.name]))
     (result,) = evaluate([path], dataset, build_trigger(cfg), device, effect=effect)
     if result["error"]:
@@ -182,14 +194,16 @@ def _control(
     workplace: Workplace, cfg: CfgNode, dataset: DatasetSource, control: Sequence[Path]
 ) -> tuple[float | None, dict[str, float | None]]:
     """The mean ASR of the control under an attack, and that of each; kept for the next detector."""
-    content = [cfg.ATTACK.dump(), dataset.name, list(map(str, control))]
+    weights = [file_sha256(source.weights) for source in find_checkpoints(control, only_final=True)]
+    content = [cfg.ATTACK.dump(), dataset.name, weights]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     path = workplace.folder / CONTROLS / f"{key}.json"
     if path.is_file():
         rates = json.loads(path.read_text(encoding="utf-8"))
     else:
         rates = {
-            each.name: _measure(each, cfg, dataset, workplace.device)["asr"] for each in control
+            each.name: measure_attack(each, cfg, dataset, workplace.device)["asr"]
+            for each in control
         }
         write_json(path, rates)
     known = [rate for rate in rates.values() if rate is not None]

@@ -13,6 +13,7 @@ from d2defense.study.workplace import Workplace
 
 from .compose import digest, training_config
 from .entries import ZooEntry, expand, matching
+from .index import write_index
 from .manifest import CLEAN, OWN, Manifest, ManifestError
 
 _ACTIONS = "d2defense.benchmark.zoo.actions"
@@ -71,7 +72,11 @@ def build_zoo(
     workplace = Workplace(output, threads=1, num_gpus=num_gpus)
     failed = run_steps(steps, workplace, workers, ray_address)
     results = StepResults(output)
-    return Built(len(steps), sum(results.get(step) is not None for step in steps), failed)
+    there = sum(results.get(step) is not None for step in steps)
+    if there:
+        # Two that were published at once may each have left the other out.
+        write_index(output)
+    return Built(len(steps), there, failed)
 
 
 def zoo_steps(manifest: Manifest, chosen: Sequence[ZooEntry]) -> list[Step]:

@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2defense.attacks import build_effect, class_names
-from d2defense.checkpoint import CheckpointError, file_sha256
+from d2defense.checkpoint import file_sha256
 from d2defense.config import get_d2defense_cfg
 from d2defense.data import DatasetSource
-from d2defense.triggers import build_trigger
-from d2defense.workflows.evaluation import evaluate
+from d2defense.study.actions import StepError
 
-from .actions import attack_cfg
-from .index import METADATA_NAME, ZooDetector, ZooError, find_detectors, read_json
+from .actions import attack_cfg, measure_attack
+from .index import METADATA_NAME, ZooDetector, file_of, find_detectors, read_json
 
 # What machines may differ by: half a point of AP, one object in a hundred.
 _TOLERANCE = {"ap": 0.5, "asr": 0.01, "tdr": 0.01}
@@ -51,14 +49,14 @@ def _check(detector: ZooDetector, measure: bool) -> Sequence[str]:
     try:
         metadata = read_json(detector.folder / METADATA_NAME)
         for part in ("weights", "config"):
-            file = detector.folder / metadata[part]["file"]
-            if file_sha256(file) != metadata[part]["sha256"]:
+            file, sha256 = file_of(detector.folder, metadata, part)
+            if file_sha256(file) != sha256:
                 return [f"{file}: its SHA-256 is another one"]
         return _differences(metadata, detector) if measure else []
-    except (ZooError, CheckpointError) as error:
-        return [str(error)]
     except OSError as error:
         return [f"cannot be read: {error}"]
+    except (StepError, ValueError) as error:
+        return [str(error)]
     except (KeyError, TypeError) as error:
         return [f"{METADATA_NAME} lacks {error}"]
 
@@ -69,12 +67,7 @@ def _differences(metadata: dict[str, Any], detector: ZooDetector) -> list[str]:
         return ["its figures are withheld"]
     settings = metadata["attack_settings"]
     cfg = attack_cfg(settings) if settings else get_d2defense_cfg()
-    dataset = DatasetSource(verified["test"])
-    dataset.ensure()
-    effect = build_effect(cfg, class_names([dataset.name]))
-    (seen,) = evaluate([detector.folder], dataset, build_trigger(cfg), effect=effect)
-    if seen["error"]:
-        return [seen["error"]]
+    seen = measure_attack(detector.folder, cfg, DatasetSource(verified["test"]))
     now = {"ap": seen["clean"]["AP"], "asr": seen["asr"], "tdr": seen["tdr"]}
     return [
         f"{key} is {now[key]}, not {verified[key]}"

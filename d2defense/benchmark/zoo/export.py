@@ -22,6 +22,7 @@ from .index import (
     ZooDetector,
     ZooError,
     count,
+    file_of,
     find_detectors,
     read_json,
 )
@@ -46,7 +47,7 @@ def export_zoo(zoo: Path, archive: Path, labels: Path) -> tuple[int, int]:
         How many detectors are open, and how many are sequestered.
 
     Raises:
-        ZooError: there is no zoo, or one without metadata.
+        ZooError: there is no zoo, or one without metadata or with metadata that names no files.
     """
     salt = secrets.token_bytes(16)
     detectors, withheld, members = [], {}, {}
@@ -58,13 +59,12 @@ def export_zoo(zoo: Path, archive: Path, labels: Path) -> tuple[int, int]:
             name = f"sequestered_{hashlib.sha256(salt + name.encode()).hexdigest()[:10]}"
             withheld[name] = metadata
             facts = dict.fromkeys(FACTS) | {"zoo": facts["zoo"], "sequestered": True}
-            facts["detector"] = metadata["detector"]
-            metadata = {key: metadata[key] for key in _OPEN}
+            facts["detector"] = metadata.get("detector")
+            metadata = {key: metadata.get(key) for key in _OPEN}
         metadata = metadata | facts | {"name": name}
         folder = f"{DETECTORS}/{name}"
-        detectors.append(
-            facts | {"name": name, "folder": folder, "sha256": metadata["weights"]["sha256"]}
-        )
+        _, sha256 = file_of(detector.folder, metadata, "weights")
+        detectors.append(facts | {"name": name, "folder": folder, "sha256": sha256})
         members |= _members(detector, folder, metadata)
     detectors.sort(key=lambda each: each["name"])
     index = {"schema_version": SCHEMA_VERSION, "counts": count(detectors), "detectors": detectors}
@@ -99,13 +99,9 @@ def read_labels(path: Path) -> dict[str, dict[str, Any]]:
 
 def _members(detector: ZooDetector, folder: str, metadata: dict[str, Any]) -> dict[str, bytes]:
     """The files of a detector by their path in the archive."""
-    files = {
-        f"{folder}/{metadata[part]['file']}": (
-            detector.folder / metadata[part]["file"]
-        ).read_bytes()
-        for part in _OPEN
-    }
-    return files | {f"{folder}/{METADATA_NAME}": _json(metadata)}
+    files = [file_of(detector.folder, metadata, part)[0] for part in _OPEN]
+    contents = {f"{folder}/{file.name}": file.read_bytes() for file in files}
+    return contents | {f"{folder}/{METADATA_NAME}": _json(metadata)}
 
 
 def _json(content: Any) -> bytes:

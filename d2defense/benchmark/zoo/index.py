@@ -11,7 +11,7 @@ from typing import Any
 
 from d2defense.checkpoint.output_folder import FINAL_NAMES
 from d2defense.engine.provenance import PROVENANCE_NAME, read_provenance
-from d2defense.files import write_json
+from d2defense.files import open_readable, write_json
 
 DETECTORS = "detectors"
 INDEX_NAME = "index.json"
@@ -34,6 +34,8 @@ FACTS = (
     "took",
 )
 _UNKNOWN = dict.fromkeys(FACTS)
+# Far more than any index needs.
+_LARGEST_FILE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,19 @@ class ZooDetector:
     facts: Mapping[str, Any]
 
     def attack_settings(self) -> dict[str, Any] | None:
-        """The ``ATTACK`` node that it was trained with; None without one, or if it is withheld."""
+        """The ``ATTACK`` node that it was trained with; None without one, or if it is withheld.
+
+        Raises:
+            ZooError: what the folder says of it cannot be used.
+        """
         metadata = self.folder / METADATA_NAME
         if metadata.is_file():
-            return read_json(metadata).get("attack_settings")
-        return (read_provenance(self.folder).get("attack") or {}).get("settings")
+            settings = read_json(metadata).get("attack_settings")
+        else:
+            settings = (read_provenance(self.folder).get("attack") or {}).get("settings")
+        if not isinstance(settings, dict | None):
+            raise ZooError(f"{self.folder}: the settings of its attack are no mapping")
+        return settings
 
 
 class ZooError(ValueError):
@@ -69,8 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ZooError: it is missing or is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_readable(path) as stream:
+            content = json.loads(stream.read(_LARGEST_FILE))
+    except (OSError, ValueError, RecursionError) as error:
         raise ZooError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ZooError(f"{path}: is no mapping")
@@ -116,16 +127,13 @@ def find_detectors(zoo: Path) -> list[ZooDetector]:
     whether the attack took has ``took`` None.
 
     Raises:
-        ZooError: there is no detector, or the index cannot be read.
+        ZooError: there is no detector, or the index or a provenance cannot be used.
     """
     zoo = Path(zoo)
     if (zoo / INDEX_NAME).is_file():
         content = read_json(zoo / INDEX_NAME)
         try:
-            return [
-                ZooDetector(each["name"], zoo / each["folder"], {key: each[key] for key in FACTS})
-                for each in content["detectors"]
-            ]
+            return [_from_index(zoo, each) for each in content["detectors"]]
         except (KeyError, TypeError) as error:
             raise ZooError(f"{zoo / INDEX_NAME}: lacks {error}") from None
     found = [
@@ -138,12 +146,60 @@ def find_detectors(zoo: Path) -> list[ZooDetector]:
     return found
 
 
+def file_of(folder: Path, metadata: Mapping[str, Any], part: str) -> tuple[Path, str]:
+    """A detector's file, and the SHA-256 that its metadata has of it.
+
+    Args:
+        folder: of the detector.
+        metadata: of it.
+        part: "weights" or "config".
+
+    Raises:
+        ZooError: the metadata does not name a file of the folder.
+    """
+    try:
+        name, sha256 = metadata[part]["file"], metadata[part]["sha256"]
+    except (KeyError, TypeError):
+        raise ZooError(f"{folder / METADATA_NAME}: lacks file and sha256 of {part}") from None
+    return folder / _plain_name(name, folder / METADATA_NAME), sha256
+
+
+def _plain_name(name: Any, of: Path) -> str:
+    """The name, if it is one of a file or folder and leads nowhere else.
+
+    Raises:
+        ZooError: it is none.
+    """
+    is_plain = isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+    if not is_plain or not name.isprintable():
+        raise ZooError(f"{of}: {name!r} is no name of a file")
+    return name
+
+
+def _from_index(zoo: Path, entry: Mapping[str, Any]) -> ZooDetector:
+    """A detector of an index, whose folder is where exports and builds have it."""
+    name = _plain_name(entry["name"], zoo / INDEX_NAME)
+    facts = {key: entry[key] for key in FACTS}
+    for key, value in facts.items():
+        if isinstance(value, (dict, list)):
+            raise ZooError(f"{zoo / INDEX_NAME}: {name}: {key} is no single value")
+    return ZooDetector(name, zoo / DETECTORS / name, facts)
+
+
 def _from_provenance(folder: Path) -> ZooDetector:
-    attack = read_provenance(folder).get("attack")
+    try:
+        return ZooDetector(folder.name, folder, _facts_of_training(folder))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ZooError(f"{folder / PROVENANCE_NAME}: cannot be used: {error}") from None
+
+
+def _facts_of_training(folder: Path) -> dict[str, Any]:
+    # Not `get`: one that cannot be read says nothing of a clean training.
+    attack = read_provenance(folder)["attack"]
     settings = (attack or {}).get("settings", {})
     poisons = attack is not None and settings.get("POISONING_RATE", 1) > 0
     truth = "backdoored" if poisons else "spurious" if attack else "clean"
-    facts = _UNKNOWN | {
+    return _UNKNOWN | {
         "name": folder.name,
         "zoo": folder.parent.name,
         "truth": truth,
@@ -153,4 +209,3 @@ def _from_provenance(folder: Path) -> ZooDetector:
         "target_class": settings.get("TARGET_CLASS", "") if poisons else "",
         "sequestered": False,
     }
-    return ZooDetector(folder.name, folder, facts)
