@@ -16,12 +16,14 @@ class RayPool:
 
     Args:
         address: of the cluster.
+        num_gpus: that each call uses; without any, Ray hides those of the machine.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, num_gpus: int = 0) -> None:
+        self._num_gpus = num_gpus
         self._ray, self._is_ours = connect(address)
 
     @property
@@ -31,7 +33,7 @@ class RayPool:
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Have a worker of the cluster call a function; it runs again if the worker is lost."""
-        remote = self._ray.remote(_call).options(num_cpus=1)
+        remote = self._ray.remote(_call).options(num_cpus=1, num_gpus=self._num_gpus or None)
         return remote.remote(imported_modules(), function, arguments).future()
 
     def __enter__(self) -> Self:

@@ -110,7 +110,7 @@ def _pool(workplace: Workplace, workers: int, ray_address: str | None):
     if ray_address is not None:
         from .on_ray import RayPool
 
-        with RayPool(ray_address) as cluster:
+        with RayPool(ray_address, workplace.num_gpus) as cluster:
             yield cluster, max(workers, cluster.cpus)
         return
     pool = ProcessPoolExecutor(

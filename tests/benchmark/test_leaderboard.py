@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -64,38 +63,6 @@ def test_sequestered_ones_alone(tmp_path, made_up_rows):
     ResultStore(tmp_path / "rows").put(rows)
     write_leaderboard(tmp_path / "rows", tmp_path / "report", sequestered_only=True)
     assert "15 detectors" in (tmp_path / "report" / "leaderboard.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium that cannot reach the network, with a profile of its own."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in (
-        "--headless",
-        "--window-size=1280,900",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(executable_path=driver)
-    )
-    yield session
-    session.quit()
 
 
 def cells(browser, column):
