@@ -19,7 +19,8 @@ def resolve_device(name: str) -> str:
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16, so that a network may be faster in it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # Asked of torch by its own function, it counts devices that only emulate them.
+        return torch.cuda.get_device_capability(device)[0] >= 8
     # Newer versions of torch tell; of an older one it is not known.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)

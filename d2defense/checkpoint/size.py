@@ -23,7 +23,7 @@ def activation_bytes(skeleton: nn.Module, cfg: CfgNode) -> int:
     Returns:
         The bytes, as far as the layers can run on the meta device (those of extensions cannot).
     """
-    counted = 0
+    counted = beside = 0
 
     def count(module: nn.Module, inputs: object, output: object) -> None:
         nonlocal counted
@@ -37,19 +37,20 @@ def activation_bytes(skeleton: nn.Module, cfg: CfgNode) -> int:
     ]
     try:
         with torch.no_grad(), torch.device("meta"):
-            _run(skeleton, cfg)
+            beside = _run(skeleton, cfg)
     except Exception:  # a layer without an implementation for the meta device ends the count
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return counted + skeleton.prediction_bytes
+    return counted + beside + skeleton.prediction_bytes
 
 
-def _run(skeleton: nn.Module, cfg: CfgNode) -> None:
-    """Send one image of the largest size through the layers."""
+def _run(skeleton: nn.Module, cfg: CfgNode) -> int:
+    """Send one image of the largest size through the layers; bytes that none of them puts out."""
     short = cfg.INPUT.MIN_SIZE_TEST or _UNRESIZED
     long = max(short, cfg.INPUT.MAX_SIZE_TEST) if cfg.INPUT.MIN_SIZE_TEST else _UNRESIZED
     step = max(skeleton.backbone.size_divisibility, 1)
     height, width = (-(-side // step) * step for side in (short, long))
-    skeleton.run_shapes(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), height, width))
+    features = skeleton.backbone(torch.empty(1, len(cfg.MODEL.PIXEL_MEAN), height, width))
+    return sum(each.numel() * 4 for each in skeleton.run_shapes(features))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ATTACK, DEFENSE and REMOVAL nodes on top of Detectron2's configuration."""
+"""The ATTACK, DEFENSE, REMOVAL and SCREENING nodes on top of Detectron2's configuration."""
 
 from .defaults import (
     OWN_NODES,

@@ -44,9 +44,9 @@ OWN_NODES = ("ATTACK", "DEFENSE", "REMOVAL", "SCREENING")
 
 
 def add_d2defense_config(cfg: CfgNode) -> None:
-    """Add ATTACK, DEFENSE, REMOVAL and the keys of our own modules to ``cfg``, in place.
+    """Add :data:`OWN_NODES` and the keys of our own modules to ``cfg``, in place.
 
-    The keys of registered attacks, patterns and removal methods are among them.
+    Keys of registered parts are among them.
     """
     _add_fixed(cfg)
     add_part_config(cfg)

@@ -4,7 +4,6 @@
 from .adapter import (
     InstrumentedDetector,
     UnsupportedArchitectureError,
-    adapter_of,
     number_of_classes,
     set_number_of_classes,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "ProbeOutput",
     "RegionOutput",
     "UnsupportedArchitectureError",
-    "adapter_of",
     "alike",
     "build_tiny_resnet_backbone",
     "build_tiny_resnet_fpn_backbone",

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
@@ -25,7 +27,7 @@ class UnsupportedArchitectureError(ValueError):
     """The configured detector is none that d2defense can probe."""
 
 
-class InstrumentedDetector:
+class InstrumentedDetector(ABC):
     """Adds what d2defense needs to a detector of Detectron2, whose parameters and detections stay.
 
     A subclass puts this class in front of a stock one, and registers with :func:`adapts`. It takes
@@ -55,23 +57,24 @@ class InstrumentedDetector:
         return None, None
 
     @property
+    @abstractmethod
     def resettable_modules(self) -> Groups:
         """Module groups that removal can reset, as prefixes of parameter names.
 
         May hold groups of heads that the detector does not have.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def proposal_modules(self) -> tuple[str, ...]:
         """Those of them that give the objectness; none without it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def classification_modules(self) -> tuple[str, ...]:
         """Those of them that say what something is: what renewal resets by default."""
-        raise NotImplementedError
 
+    @torch.no_grad()
     def probe(
         self,
         batched_inputs: list[dict[str, Any]],
@@ -98,8 +101,29 @@ class InstrumentedDetector:
         Raises:
             RuntimeError: the model is in training mode.
         """
-        raise NotImplementedError
+        self._check_eval_mode()
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        return self.probe_on(features, images, with_detections, score_threshold)
 
+    @abstractmethod
+    def probe_on(
+        self,
+        features: dict[str, Tensor],
+        images: ImageList,
+        with_detections: bool,
+        score_threshold: float,
+    ) -> ProbeOutput:
+        """What :meth:`probe` says, from feature maps.
+
+        Args:
+            features: feature maps by name, each of shape (G, C, H, W).
+            images: G images.
+            with_detections: see :meth:`probe`.
+            score_threshold: likewise.
+        """
+
+    @abstractmethod
     def detect_and_probe(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], ProbeOutput]:
@@ -116,7 +140,6 @@ class InstrumentedDetector:
         Raises:
             RuntimeError: the model is in training mode.
         """
-        raise NotImplementedError
 
     def judge(
         self,
@@ -150,6 +173,7 @@ class InstrumentedDetector:
             ]
         return self.regions_on(features, images.image_sizes, regions)
 
+    @abstractmethod
     def proposals_on(self, features: dict[str, Tensor], images: ImageList) -> list[Instances]:
         """The proposals of inference, without gradient, whatever mode the model is in.
 
@@ -161,8 +185,8 @@ class InstrumentedDetector:
             G Instances with ``proposal_boxes``, the surest first, and what :meth:`opinion_on`
             needs.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def regions_on(
         self,
         features: dict[str, Tensor],
@@ -176,7 +200,6 @@ class InstrumentedDetector:
             image_sizes: G pairs (height, width).
             regions: G Tensors of shape (M_g, 4), XYXY in pixels of the network's input.
         """
-        raise NotImplementedError
 
     def classifiers_on(
         self,
@@ -193,6 +216,7 @@ class InstrumentedDetector:
         """
         return (self.regions_on(features, image_sizes, regions).class_logits,)
 
+    @abstractmethod
     def opinion_on(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> Opinion:
         """What the detector says of given proposals and of their boxes, with gradient.
 
@@ -200,7 +224,6 @@ class InstrumentedDetector:
             features: feature maps by name, each of shape (G, C, H, W).
             proposals: G Instances of :meth:`proposals_on`.
         """
-        raise NotImplementedError
 
     def features(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The backbone's feature maps by name, each of shape (G, C, H, W).
@@ -230,6 +253,7 @@ class InstrumentedDetector:
         features = self.backbone(images.tensor)
         return self.losses_on(features, images, batched_inputs), features
 
+    @abstractmethod
     def losses_on(
         self, features: dict[str, Tensor], images: ImageList, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
@@ -240,8 +264,8 @@ class InstrumentedDetector:
             images: G images.
             batched_inputs: G dicts with ``instances``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def opinions(
         self, features: dict[str, Tensor], images: ImageList, count: int
     ) -> tuple[ProbeOutput, Tensor | None]:
@@ -256,24 +280,29 @@ class InstrumentedDetector:
             The probe of the proposals; the largest objectness logits, (G, A), or None without
             objectness.
         """
-        raise NotImplementedError
 
     @property
     def beside_boxes(self) -> tuple[tuple[nn.Module, str], ...]:
         """Modules and their switches for what they give beside boxes, such as masks."""
         return ()
 
-    def run_shapes(self, image: Tensor) -> None:
-        """Send an image, (1, C, H, W), through every layer of inference once, for their shapes.
+    @abstractmethod
+    def run_shapes(self, features: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Send feature maps through every layer of the heads once, for their shapes.
 
         Works on PyTorch's meta device, where nothing is selected and so no box is left.
+
+        Args:
+            features: the backbone's, of one image.
+
+        Returns:
+            What of inference is as large as the image and no layer's output.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def prediction_bytes(self) -> int:
         """Of the class scores and boxes of all candidates of one image, beside the layers'."""
-        raise NotImplementedError
 
     def _check_eval_mode(self) -> None:
         if self.training:

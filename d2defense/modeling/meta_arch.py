@@ -95,17 +95,14 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         """As the ROI heads say."""
         return self.roi_heads.classification_modules
 
-    @torch.no_grad()
-    def probe(
+    def probe_on(
         self,
-        batched_inputs: list[dict[str, Any]],
-        with_detections: bool = False,
-        score_threshold: float = 0.0,
+        features: dict[str, Tensor],
+        images: ImageList,
+        with_detections: bool,
+        score_threshold: float,
     ) -> ProbeOutput:
         """What the RPN and the box head say of the same proposals; see the base class."""
-        self._check_eval_mode()
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
         proposals = self.proposal_generator.probe(images, features)
         return self.roi_heads.probe(features, proposals, with_detections, score_threshold)
 
@@ -167,7 +164,8 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
     ) -> tuple[Tensor, ...]:
         """Of a cascade, for one, each stage; see the base class."""
         proposals = as_proposals(regions, image_sizes, self.device)
-        return self.roi_heads.probe(features, proposals).classifier_logits
+        with _as_in_inference(self.roi_heads):
+            return self.roi_heads.probe(features, proposals).classifier_logits
 
     def opinion_on(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> Opinion:
         """Of both heads; see the base class."""
@@ -175,14 +173,11 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         # Of a cascade the first stage: only there the boxes are the same for both.
         predictor = next(m for m in heads.modules() if isinstance(m, FastRCNNOutputLayers))
         deltas: list[Tensor] = []
-        hook = predictor.bbox_pred.register_forward_hook(
-            lambda layer, inputs, output: deltas.append(output)
-        )
-        try:
-            with _as_in_inference(heads):
-                logits = heads.region_logits(features, list(proposals))
-        finally:
-            hook.remove()
+        with (
+            listening([predictor.bbox_pred], lambda inputs, output: deltas.append(output)),
+            _as_in_inference(heads),
+        ):
+            logits = heads.region_logits(features, list(proposals))
         regions = [each.proposal_boxes.tensor for each in proposals]
         objectness = self.proposal_generator.region_logits(features, regions)
         return Opinion(logits, deltas[0].float(), objectness.float())
@@ -205,17 +200,15 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         """
         generator = self.proposal_generator
         levels: list[Tensor] = []
-        hook = generator.rpn_head.register_forward_hook(
-            lambda head, inputs, output: levels.extend(output[0])
-        )
-        try:
-            with _as_in_inference(generator):
-                proposals = generator.probe(images, features)
-        finally:
-            hook.remove()
+        with (
+            listening([generator.rpn_head], lambda inputs, output: levels.extend(output[0])),
+            _as_in_inference(generator),
+        ):
+            proposals = generator.probe(images, features)
         objectness = torch.cat([level.flatten(1) for level in levels], dim=1).float()
         anchors = objectness.topk(min(count, objectness.shape[1])).values
-        probe = self.roi_heads.probe(features, [each[:count] for each in proposals])
+        with _as_in_inference(self.roi_heads):
+            probe = self.roi_heads.probe(features, [each[:count] for each in proposals])
         return probe, anchors
 
     @property
@@ -223,9 +216,8 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         """Masks and keypoints."""
         return (self.roi_heads, "mask_on"), (self.roi_heads, "keypoint_on")
 
-    def run_shapes(self, image: Tensor) -> None:
-        """Through backbone, RPN head and box head; see the base class."""
-        features = self.backbone(image)
+    def run_shapes(self, features: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Through RPN head and box head; see the base class."""
         generator, heads = self.proposal_generator, self.roi_heads
         generator.rpn_head([features[name] for name in generator.in_features])
         pooler = getattr(heads, "box_pooler", None) or heads.pooler
@@ -234,6 +226,7 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         head = getattr(heads, "box_head", None) or heads.res5
         for stage in head if isinstance(head, nn.ModuleList) else [head]:
             stage(pooled)
+        return ()
 
     @property
     def prediction_bytes(self) -> int:

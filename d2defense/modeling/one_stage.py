@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -16,6 +15,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from .adapter import Groups, InstrumentedDetector
+from .listeners import listening
+from .postprocess import detections_from
 from .probe import ProbeOutput
 from .regions import Opinion, RegionOutput
 from .sigmoid_scores import softmax_logits
@@ -71,6 +72,7 @@ class InstrumentedDense(InstrumentedDetector):
         """The tower of the classes and its scores."""
         return "cls_subnet", "cls_score"
 
+    @abstractmethod
     def _predictions(
         self, features: Sequence[Tensor], predictions: list[list[Tensor]]
     ) -> DensePredictions:
@@ -80,36 +82,26 @@ class InstrumentedDense(InstrumentedDetector):
             features: maps that the head saw.
             predictions: what it returned.
         """
-        raise NotImplementedError
 
-    @torch.no_grad()
-    def probe(
+    def probe_on(
         self,
-        batched_inputs: list[dict[str, Any]],
-        with_detections: bool = False,
-        score_threshold: float = 0.0,
+        features: dict[str, Tensor],
+        images: ImageList,
+        with_detections: bool,
+        score_threshold: float,
     ) -> ProbeOutput:
         """What the head says of its likeliest boxes; see the base class."""
-        self._check_eval_mode()
-        images = self.preprocess_image(batched_inputs)
-        features = self._head_features(self.backbone(images.tensor))
-        predictions = self.head(features)
+        maps = self._head_features(features)
+        predictions = self.head(maps)
         # Before stock inference, which works in place.
-        probe = self._probe(self._predictions(features, predictions), images.image_sizes)
+        probe = self._probe(self._predictions(maps, predictions), images.image_sizes)
         if not with_detections:
             return probe
-        with self._detections_from(score_threshold):
-            found = self.forward_inference(images, features, predictions)
+        with detections_from(self, score_threshold):
+            found = self.forward_inference(images, maps, predictions)
         # Stock inference cuts boxes to the image last, where it rescales them.
         detections = [detector_postprocess(each, *each.image_size) for each in found]
-        return ProbeOutput(
-            probe.proposal_boxes,
-            None,
-            probe.classifier_logits,
-            probe.proposal_offsets,
-            probe.image_sizes,
-            detections,
-        )
+        return replace(probe, detections=detections)
 
     @torch.no_grad()
     def detect_and_probe(
@@ -118,15 +110,10 @@ class InstrumentedDense(InstrumentedDetector):
         """Stock inference, listened to; see the base class."""
         self._check_eval_mode()
         seen: list[DensePredictions] = []
-
-        def keep(head: object, inputs: tuple, output: list[list[Tensor]]) -> None:
-            seen.append(self._predictions(inputs[0], output))
-
-        hook = self.head.register_forward_hook(keep)
-        try:
+        with listening(
+            [self.head], lambda inputs, output: seen.append(self._predictions(inputs[0], output))
+        ):
             detections = self(batched_inputs)
-        finally:
-            hook.remove()
         sizes = [tuple(each["image"].shape[-2:]) for each in batched_inputs]
         return detections, self._probe(seen[0], sizes)
 
@@ -162,6 +149,7 @@ class InstrumentedDense(InstrumentedDetector):
         )
         return Opinion(softmax_logits(log_scores), deltas.float(), None)
 
+    @abstractmethod
     def _anchors_of(self, regions: Tensor, anchors: Boxes) -> Tensor:
         """Indices of the anchors that speak for each region.
 
@@ -172,7 +160,6 @@ class InstrumentedDense(InstrumentedDetector):
         Returns:
             int64 Tensor of shape (M, A).
         """
-        raise NotImplementedError
 
     def losses_on(
         self, features: dict[str, Tensor], images: ImageList, batched_inputs: list[dict[str, Any]]
@@ -188,9 +175,10 @@ class InstrumentedDense(InstrumentedDetector):
         """Of the likeliest boxes; see the base class."""
         return self._probe(self._dense(features), images.image_sizes, count), None
 
-    def run_shapes(self, image: Tensor) -> None:
-        """Through backbone and head; see the base class."""
-        self.head(self._head_features(self.backbone(image)))
+    def run_shapes(self, features: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Through the head; see the base class."""
+        self.head(self._head_features(features))
+        return ()
 
     @property
     def prediction_bytes(self) -> int:
@@ -250,15 +238,3 @@ class InstrumentedDense(InstrumentedDetector):
                 Instances(tuple(size), proposal_boxes=boxes[kept], anchor_index=rows[kept])
             )
         return found
-
-    @contextmanager
-    def _detections_from(self, score: float) -> Iterator[None]:
-        """Raise the score from which stock inference keeps detections, for a while."""
-        # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
-        least = float(np.nextafter(np.float32(score), np.float32(0)))
-        before = self.test_score_thresh
-        self.test_score_thresh = max(before, least)
-        try:
-            yield
-        finally:
-            self.test_score_thresh = before

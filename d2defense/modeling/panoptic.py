@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling.meta_arch import PanopticFPN
+from torch import Tensor
 
 from .adapter import Groups, adapts
 from .meta_arch import InstrumentedRCNN
@@ -23,6 +25,11 @@ class InstrumentedPanopticFPN(InstrumentedRCNN, PanopticFPN):
     def resettable_modules(self) -> Groups:
         """Also the head of the segmentation."""
         return {**super().resettable_modules, "sem_seg_head": ("sem_seg_head.",)}
+
+    def run_shapes(self, features: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Also through the segmentation, which is enlarged last; see the base class."""
+        segmented, _ = self.sem_seg_head(features)
+        return *super().run_shapes(features), segmented
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """As stock; in training on images without a segmentation, the losses of the objects."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detections of a whole batch in one pass of NMS."""
+"""Detections of a whole batch in one pass of NMS, and those of large scores alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def batch_detections(
@@ -63,3 +65,27 @@ def batch_detections(
             )
         )
     return detections
+
+
+@contextmanager
+def detections_from(detector: nn.Module, score: float) -> Iterator[None]:
+    """Raise the score from which stock post-processing keeps detections, for a while.
+
+    Args:
+        detector: with its predictors in it, or one of them.
+        score: 0..1.
+    """
+    # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
+    score = float(np.nextafter(np.float32(score), np.float32(0)))
+    before = [
+        (predictor, predictor.test_score_thresh)
+        for predictor in detector.modules()
+        if hasattr(predictor, "test_score_thresh")
+    ]
+    try:
+        for predictor, threshold in before:
+            predictor.test_score_thresh = max(threshold, score)
+        yield
+    finally:
+        for predictor, threshold in before:
+            predictor.test_score_thresh = threshold

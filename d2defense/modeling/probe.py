@@ -90,9 +90,7 @@ class ProbeOutput:
             ),
             proposal_offsets=F.pad(counts.cumsum(0), (1, 0)),
             image_sizes=[size for part in parts for size in part.image_sizes],
-            deployed=None
-            if any(part.deployed is None for part in parts)
-            else torch.cat([part.deployed for part in parts]),
+            deployed=_joined([part.deployed for part in parts]),
         )
 
     @classmethod
@@ -132,8 +130,7 @@ class ProbeOutput:
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.cat(known) if known else None
+    return None if any(part is None for part in parts) else torch.cat(list(parts))
 
 
 class BoxFeatures(NamedTuple):

@@ -115,3 +115,21 @@ def test_what_is_proposed_by_now_is_judged_beside_its_region(model):
     torch.testing.assert_close(refreshed.class_logits[:1], alone.class_logits)
     torch.testing.assert_close(refreshed.class_logits, expected.class_logits)
     torch.testing.assert_close(refreshed.objectness_logits, expected.objectness_logits)
+
+
+def test_in_training_every_stage_of_a_cascade_judges_every_box(make_stock_cfg, build_random):
+    """Stock training would drop boxes that the stage before has moved out of the image."""
+    cfg = make_stock_cfg("cascade_rcnn_tiny_fpn")
+    model = build_model(instrument_config(cfg))
+    model.load_state_dict(build_random(cfg).state_dict())
+    model.train()
+    with torch.no_grad():
+        model.roi_heads.box_predictor[0].bbox_pred.bias.copy_(torch.tensor([1000.0, 0, 0, 0]))
+        images = model.preprocess_image(random_images(SIZES))
+        features = model.backbone(images.tensor)
+        proposals = model.proposals_on(features, images)
+        boxes = [each.proposal_boxes.tensor[:7] for each in proposals]
+        judged = model.classifiers_on(features, images.image_sizes, boxes)
+        probe, _ = model.opinions(features, images, 7)
+    assert [len(logits) for logits in judged] == [14, 14, 14]
+    assert [len(logits) for logits in probe.classifier_logits] == [14, 14, 14]

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from d2defense.checkpoint.size import activation_bytes
 from d2defense.modeling import instrument_config, resettable_modules
 from model_zoo_parity import compare, random_images
 
@@ -16,10 +17,15 @@ SIZES = ((128, 128), (96, 64))
 
 
 @pytest.fixture
-def twins(make_stock_cfg, build_random):
+def cfg(make_stock_cfg):
     cfg = make_stock_cfg("mask_rcnn_tiny_fpn")
     cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
     cfg.MODEL.SEM_SEG_HEAD.merge_from_list(["NUM_CLASSES", 3, "CONVS_DIM", 16, "NORM", "BN"])
+    return cfg
+
+
+@pytest.fixture
+def twins(cfg, build_random):
     stock = build_random(cfg)
     model = build_model(instrument_config(cfg)).eval()
     model.load_state_dict(stock.state_dict(), strict=True)
@@ -60,3 +66,16 @@ def test_it_learns_from_objects_alone_where_there_is_no_segmentation(twins):
     assert losses[0].keys() == losses[1].keys()
     assert losses[0].keys() - losses[2].keys() == {"loss_sem_seg"}
     assert len(losses[2]) >= 5
+
+
+def test_the_memory_of_the_segmentation_is_counted(cfg):
+    cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 128
+    cfg.MODEL.DEVICE = "meta"
+    counted = []
+    for classes in (3, 1003):
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = classes
+        with torch.device("meta"):
+            skeleton = build_model(instrument_config(cfg)).eval()
+        counted.append(activation_bytes(skeleton, cfg))
+    # Float32 scores of each class at a stride of 4, and the same at the size of the image.
+    assert counted[1] - counted[0] == 1000 * 4 * (32 * 32 + 128 * 128)

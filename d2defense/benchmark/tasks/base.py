@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ class TaskResult:
     seconds: float | None = None
 
 
-class Task:
+class Task(ABC):
     """A question that methods are compared on, by the name that ``--task`` gives.
 
     Attributes:
@@ -86,6 +87,7 @@ class Task:
         """What the methods of one detector share, such as its model."""
         return None
 
+    @abstractmethod
     def measure(
         self,
         method: str,
@@ -103,4 +105,3 @@ class Task:
             options: of the run.
             shared: what :meth:`begin` made.
         """
-        raise NotImplementedError

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..listeners import listening
-from ..postprocess import batch_detections
+from ..postprocess import batch_detections, detections_from
 from ..probe import BoxFeatures, ProbeOutput
 from ..sigmoid_scores import softmax_logits
 
@@ -59,7 +58,7 @@ class ProbedROIHeads:
         Returns:
             The joined :class:`ProbeOutput` of both heads.
         """
-        with _detections_from(self.box_predictor, score_threshold):
+        with detections_from(self.box_predictor, score_threshold):
             classifier_logits, detections = self._classify(features, proposals, with_detections)
         deployed = None
         if len(classifier_logits) > 1:
@@ -171,22 +170,3 @@ def _joined(features: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Features of one head or, of several, side by side: (N, F)."""
     parts = features if isinstance(features, tuple) else (features,)
     return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-
-@contextmanager
-def _detections_from(box_predictor: nn.Module, score: float) -> Iterator[None]:
-    """Raise the score from which stock post-processing keeps detections, for a while."""
-    # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
-    score = float(np.nextafter(np.float32(score), np.float32(0)))
-    before = [
-        (predictor, predictor.test_score_thresh)
-        for predictor in box_predictor.modules()
-        if hasattr(predictor, "test_score_thresh")
-    ]
-    try:
-        for predictor, threshold in before:
-            predictor.test_score_thresh = max(threshold, score)
-        yield
-    finally:
-        for predictor, threshold in before:
-            predictor.test_score_thresh = threshold

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,7 +105,7 @@ class Judgement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class DetectionMethod:
+class DetectionMethod(ABC):
     """A way to tell backdoored detectors from clean ones, by its name in the registry.
 
     The first line of a method's docstring is its line in tables; the rest names its source and says
@@ -124,10 +125,10 @@ class DetectionMethod:
             if key != "needs"
         }
 
+    @abstractmethod
     def judge(self, subject: DetectionSubject) -> Judgement:
         """Judge a detector.
 
         Raises:
             OutOfTime: the subject's deadline has passed before there was anything to say.
         """
-        raise NotImplementedError
