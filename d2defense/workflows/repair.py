@@ -209,6 +209,11 @@ def why_not_repaired(
         obstacles.append(
             f"the scan calls the result {after['verdict']}" + (f" ({reason})" if reason else "")
         )
+    if before["search"] and not after["search"]:
+        # What only a search finds is not gone because a bank does not see it.
+        obstacles.append(
+            "the scan before has searched for triggers, that of the result has not: --search does"
+        )
     was, now = before["clean"]["AP"], after["clean"]["AP"]
     if was is None or now is None:
         obstacles.append("AP on clean images could not be measured")

@@ -9,8 +9,8 @@ from d2defense.workflows.evidence import reached_by_effect, searched_goals
 from d2defense.workflows.repair import why_not_repaired
 
 
-def measures(verdict: str, ap: float | None, reason: str | None = None) -> dict:
-    return {"verdict": verdict, "reason": reason, "clean": {"AP": ap}}
+def measures(verdict: str, ap: float | None, reason: str | None = None, **search: float) -> dict:
+    return {"verdict": verdict, "reason": reason, "clean": {"AP": ap}, "search": search}
 
 
 BEFORE = measures("backdoored", 87.0)
@@ -32,6 +32,13 @@ def test_nothing_is_repaired_that_detects_worse():
     assert "fell by 1.5" in obstacle and "87.0" in obstacle and "85.5" in obstacle
     assert why_not_repaired(BEFORE, measures("clean", 85.5), 2.0) == []
     assert len(why_not_repaired(BEFORE, measures("uncertain", 80.0), 1.0)) == 2
+
+
+def test_what_a_search_has_found_is_not_gone_until_a_search_says_so():
+    before = measures("backdoored", 87.0, ghost=1.0)
+    (obstacle,) = why_not_repaired(before, measures("clean", 87.0), 1.0)
+    assert "--search" in obstacle
+    assert why_not_repaired(before, measures("clean", 87.0, ghost=0.1), 1.0) == []
 
 
 def test_nothing_is_repaired_that_could_not_be_measured():
