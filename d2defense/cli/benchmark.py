@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test",
         default="synth_signs_val",
         metavar="NAME",
-        help="dataset that repairs are measured on (%(default)s)",
+        help="dataset that repairs and screening are measured on (%(default)s)",
     )
     run.add_argument(
         "--references",

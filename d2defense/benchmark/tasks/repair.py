@@ -25,11 +25,7 @@ class Repairing(Task):
 
     def applies(self, detector: ZooDetector) -> bool:
         """Whether there is an attack to remove, with settings to measure it by."""
-        return (
-            detector.facts["truth"] == "backdoored"
-            and detector.facts["took"] is not False
-            and detector.attack_settings() is not None
-        )
+        return detector.has_known_attack
 
     def measure(
         self,

@@ -52,6 +52,16 @@ class ZooDetector:
     folder: Path
     facts: Mapping[str, Any]
 
+    @property
+    def has_known_attack(self) -> bool:
+        """Whether an attack took, with settings to measure it by.
+
+        Raises:
+            ZooError: what the folder says of it cannot be used.
+        """
+        is_attacked = self.facts["truth"] == "backdoored" and self.facts["took"] is not False
+        return is_attacked and self.attack_settings() is not None
+
     def attack_settings(self) -> dict[str, Any] | None:
         """The ``ATTACK`` node that it was trained with; None without one, or if it is withheld.
 
