@@ -88,7 +88,10 @@ class TestRun:
             def judge(self, subject):
                 return Judgement(4.0, (3.0, 5.0), True, "ghost", "stop")
 
-        store, _ = run(options, tmp_path, ["made_up_here"], only="ghost_0")
+        try:
+            store, _ = run(options, tmp_path, ["made_up_here"], only="ghost_0")
+        finally:
+            del DETECTION_REGISTRY._obj_map["made_up_here"]
         values = {row.metric: row.value for row in store.read()}
         assert values == {"score": 4.0, "alarm": 1.0, "effect_named": 1.0, "target_named": 1.0}
         assert all(row.kind is None for row in store.read())
