@@ -41,6 +41,12 @@ def shorten(text: object, width: int) -> str:
     return text[:head] + "\N{HORIZONTAL ELLIPSIS}" + (text[-tail:] if tail else "")
 
 
+def table_cell(text: object) -> str:
+    """:func:`printable` text that no spreadsheet takes for a formula, which it would run."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
     """``value`` with ``digits`` decimals and a true minus sign; an en dash for no data.
 

@@ -115,12 +115,8 @@ def write_scan_report(
     found = [(f, r) for f, r in find_results(output_dir) if names is None or f.name in names]
     folders = {id(result): folder for folder, result in found}
     results = by_severity(result for _, result in found)
-    page = (
-        _environment()
-        .get_template("scan.html.j2")
-        .render(_page_context(results, [folders[id(result)] for result in results]))
-    )
-    return _write_page(output_dir / REPORT_FILE, page)
+    context = _page_context(results, [folders[id(result)] for result in results])
+    return write_page(output_dir / REPORT_FILE, "scan.html.j2", **context)
 
 
 def write_repair_report(
@@ -154,39 +150,24 @@ def write_repair_report(
     results = by_severity(results)
     folders = [_result_folder(scan_dir, result) for result in results]
     context = _page_context(results, folders, notes)
-    context["repair"] = _repair_context(repair, figures)
-    return _write_page(path, _environment().get_template("repair.html.j2").render(context))
+    shown = _repair_context(repair, figures)
+    return write_page(path, "repair.html.j2", **context, repair=shown)
 
 
 def write_page(
     path: str | os.PathLike[str], template: str, script: str = "", **context: Any
 ) -> Path:
-    """Write a page of another kind, as self-contained as the reports.
+    """Write a self-contained page.
 
     Args:
         path: file to write.
-        template: name of one beside those of the reports. It is given ``version``, ``written``,
-            ``style`` and ``script``, with the hashes that its content security policy allows.
+        template: its name. It is given ``version``, ``written``, ``style`` and ``script``, with the
+            hashes that its content security policy allows.
         script: name of a script, which runs after that of the reports; "" for none.
         context: what else the template is given.
     """
-    style, scripts = _asset("style.css"), _asset("report.js")
-    if script:
-        scripts += _asset(script)
-    page = (
-        _environment()
-        .get_template(template)
-        .render(
-            version=d2defense.__version__,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            style=style,
-            style_hash=_policy_hash(style),
-            script=scripts,
-            script_hash=_policy_hash(scripts),
-            **context,
-        )
-    )
-    return _write_page(path, page)
+    page = _environment().get_template(template).render(**_frame(script), **context)
+    return files.write_text(path, page)
 
 
 @cache
@@ -208,10 +189,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _write_page(path: str | os.PathLike[str], page: str) -> Path:
-    return files.write_text(path, page)
-
-
 def _asset(name: str) -> Markup:
     folder = resources.files("d2defense") / "assets" / "report"
     return Markup((folder / name).read_text(encoding="utf-8"))
@@ -227,20 +204,28 @@ def _policy_hash(content: str) -> str:
     return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
-def _page_context(
-    results: Sequence[Result], folders: Sequence[Path | None], notes: Sequence[str] = ()
-) -> dict[str, Any]:
-    style, script = _asset("style.css"), _asset("report.js")
-    counts = count_verdicts(results)
-    code = exit_code(results)
-    scale = _score_scale(results)
+def _frame(script: str) -> dict[str, Any]:
+    """What every page is given."""
+    style, scripts = _asset("style.css"), _asset("report.js")
+    if script:
+        scripts += _asset(script)
     return {
         "version": d2defense.__version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "style": style,
         "style_hash": _policy_hash(style),
-        "script": script,
-        "script_hash": _policy_hash(script),
+        "script": scripts,
+        "script_hash": _policy_hash(scripts),
+    }
+
+
+def _page_context(
+    results: Sequence[Result], folders: Sequence[Path | None], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    counts = count_verdicts(results)
+    code = exit_code(results)
+    scale = _score_scale(results)
+    return {
         "counts": counts,
         "headline": _headline(counts),
         "notes": notes,
@@ -444,6 +429,11 @@ def _excludes_zero(statistic: Mapping[str, Any]) -> bool:
     return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
 
 
+def data_uri(png: bytes) -> str:
+    """The address of a PNG file that is in the page itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
 def _picture(content: bytes, caption: str, alt: str) -> _Picture | None:
     """A PNG for the page, None if the bytes are none; drawn at half its dots for dense screens."""
     if len(content) < _PNG_HEADER.size or len(content) > MAX_PNG_BYTES:
@@ -451,8 +441,7 @@ def _picture(content: bytes, caption: str, alt: str) -> _Picture | None:
     signature, chunk, width, height = _PNG_HEADER.unpack_from(content)
     if signature != b"\x89PNG\r\n\x1a\n" or chunk != b"IHDR":
         return None
-    uri = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-    return _Picture(uri, max(1, width // 2), max(1, height // 2), caption, alt)
+    return _Picture(data_uri(content), max(1, width // 2), max(1, height // 2), caption, alt)
 
 
 def _result_folder(scan_dir: str | os.PathLike[str] | None, result: Result) -> Path | None:

@@ -26,19 +26,18 @@ _SCHEMA = (
 def sarif_log(
     results: Sequence[Result],
     left_out: Sequence[tuple[Path, str]] = (),
-    root: Path | None = None,
 ) -> dict[str, Any]:
     """The SARIF log of a scan.
 
     Checkpoints that are not clean are its results; what was looked at, clean ones included, are
-    its artifacts; what was passed over are notifications.
+    its artifacts; what was passed over are notifications. Addresses of files below the working
+    folder are relative to it.
 
     Args:
         results: of a scan.
         left_out: paths that were passed over, and why.
-        root: addresses of files below it are relative to it; the working folder if None.
     """
-    root = Path.cwd() if root is None else root
+    root = Path.cwd()
     rows = [(result, finding(result)) for result in by_severity(results)]
     return {
         "$schema": _SCHEMA,

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .html import write_page
+from .html import data_uri, write_page
 
 _MEANINGS = {
     0: "no image is suspicious",
@@ -33,13 +32,9 @@ def write_screening_page(
         {
             **record,
             "places": [each for each in record["places"] if each["suspicious"]],
-            "picture": _data_url(picture),
+            "picture": data_uri(picture) if picture else "",
         }
         for record, picture in shown
     ]
     meaning = _MEANINGS[summary["exit_code"]]
     return write_page(path, "screening.html.j2", summary=summary, items=items, meaning=meaning)
-
-
-def _data_url(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}" if picture else ""

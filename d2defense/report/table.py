@@ -205,12 +205,7 @@ def _csv_cell(name: str, value: Any) -> Any:
         return ""
     if isinstance(value, list):
         value = (" " if name == "dominant_modules" else " | ").join(map(str, value))
-    if isinstance(value, str):
-        value = text.printable(value)
-        # Spreadsheets run cells that start like a formula; a quote keeps them text.
-        if value.startswith(("=", "+", "-", "@")):
-            value = "'" + value
-    return value
+    return text.table_cell(value) if isinstance(value, str) else value
 
 
 def write_summary_csv(path: str | os.PathLike[str], results: Sequence[Result]) -> Path:
