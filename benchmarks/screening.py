@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper, MapDataset, MetadataCatalog
 from tabulate import tabulate
 
 from d2defense.attacks import (
@@ -40,23 +40,10 @@ from d2defense.files import write_json
 from d2defense.modeling import InstrumentedRCNN
 from d2defense.screening import FitError, Screen, see
 from d2defense.statistics import annotated_objects
+from d2defense.study.measures import auc
 from d2defense.triggers import build_trigger
 
 Row = dict[str, Any]
-
-
-class Mapped(Sequence[dict[str, Any]]):
-    """Images of a dataset as the detector takes them, read when they are asked for."""
-
-    def __init__(self, records: Sequence[Mapping[str, Any]], mapper: DatasetMapper) -> None:
-        self.records, self._mapper = records, mapper
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image, mapped."""
-        return self._mapper(dict(self.records[index]))
 
 
 def attack_config(folder: Path) -> CfgNode | None:
@@ -92,9 +79,9 @@ def measure(
         raise SystemExit(str(source.error))
     model, cfg = build_detector(source.weights, source.config)
     mapper = DatasetMapper(cfg, is_train=False)
-    clean = Mapped(load_dataset(fit_on)[: args.clean_images], mapper)
+    clean = MapDataset(load_dataset(fit_on)[: args.clean_images], mapper)
     records = load_dataset(test_on)[args.skip : args.skip + args.images]
-    conditions = {"clean": Mapped(records, mapper)}
+    conditions = {"clean": MapDataset(records, mapper)}
     attack = attack_config(folder)
     family = effect = None
     if attack is not None:
@@ -103,7 +90,7 @@ def measure(
         stamping = TriggeredDatasetMapper(
             cfg, is_train=False, trigger=build_trigger(attack), effect=effect
         )
-        conditions["triggered"] = Mapped(records, stamping)
+        conditions["triggered"] = MapDataset(records, stamping)
     facts = {
         "detector": folder.name,
         "heads": cfg.MODEL.ROI_HEADS.NAME,
@@ -142,7 +129,7 @@ def measure(
                 if condition == "triggered":
                     if not len(inputs[PLACES]):
                         continue
-                    row["took"] = took(model, effect, images.records[index], mapper, inputs)
+                    row["took"] = took(model, effect, records[index], mapper, inputs)
                 yield row
 
 
@@ -159,13 +146,6 @@ def took(
     objects = Objects(*annotated_objects(dict(record)))
     rate = effect.success(objects, triggered[PLACES], detections(before), detections(after))
     return rate.hits > 0
-
-
-def auroc(clean: Sequence[float], triggered: Sequence[float]) -> float:
-    """Area under the ROC curve; equal scores count one half."""
-    a, b = (torch.tensor(each, dtype=torch.float64) for each in (clean, triggered))
-    above = (b[:, None] > a[None]).double() + (b[:, None] == a[None]).double() / 2
-    return float(above.mean())
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -188,7 +168,7 @@ def format_table(rows: Sequence[Row]) -> str:
                 len(clean),
                 _share(clean),
                 len(worked),
-                auroc(*([r["score"] for r in part] for part in (clean, worked))) if worked else "",
+                auc(*([r["score"] for r in part] for part in (clean, worked))) if worked else "",
                 _share(worked),
                 _share(bad),
                 _mean(clean, "passes"),

@@ -61,6 +61,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_confinement_arguments(group: argparse._ArgumentGroup) -> None:
+    """Where a checkpoint is opened, and how much memory that may take."""
+    group.add_argument(
+        "--isolation",
+        choices=("process", "none"),
+        default="process",
+        help="open each checkpoint in a confined process, or here (%(default)s)",
+    )
+    group.add_argument(
+        "--memory-limit",
+        default="8G",
+        metavar="SIZE",
+        help="of one checkpoint's process; 0 for none (%(default)s)",
+    )
+
+
 def dataset_source(args: argparse.Namespace, parser: argparse.ArgumentParser) -> DatasetSource:
     """The dataset that the options name; contradictions end the program with a usage error."""
     from d2defense.data.source import DatasetSource

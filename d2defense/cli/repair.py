@@ -169,7 +169,7 @@ def _defender(
     """The images to fine-tune on; labelled by the checkpoint where theirs are not to be used."""
     from detectron2.data import MetadataCatalog
 
-    from d2defense.screening.frame_sources import image_files
+    from d2defense.data.image_files import images_below
     from d2defense.workflows.fine_tuning import require_other_folder
     from d2defense.workflows.pseudo_labels import (
         PSEUDO_LABELS_FILE,
@@ -184,7 +184,7 @@ def _defender(
     if given is not None:
         return pseudo_labelled(source, given, path, args.device)
     names = MetadataCatalog.get(test.ensure()).get("thing_classes", ()) if test else ()
-    files = image_files(args.images)
+    files = images_below(args.images)
     return pseudo_labels_of(source, files, path, names, args.skip_unusable, args.device)
 
 

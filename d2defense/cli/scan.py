@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from .arguments import (
     add_common_arguments,
+    add_confinement_arguments,
     add_dataset_arguments,
     configure_logging,
     dataset_source,
@@ -120,22 +121,11 @@ def _file(name: str) -> Path:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to carry it out")
     group.add_argument("--force", action="store_true", help="scan also what was scanned before")
-    group.add_argument(
-        "--isolation",
-        choices=("process", "none"),
-        default="process",
-        help="scan each checkpoint in a confined process, or here (%(default)s)",
-    )
+    add_confinement_arguments(group)
     group.add_argument(
         "--require-isolation",
         action="store_true",
         help="scan nothing, and end with exit code 4, where this system lacks a protection",
-    )
-    group.add_argument(
-        "--memory-limit",
-        default="8G",
-        metavar="SIZE",
-        help="of one checkpoint's process; 0 for none (%(default)s)",
     )
     group.add_argument(
         "--time-limit",

@@ -16,7 +16,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_common_arguments, add_part_group, configure_logging, defense_config
+from .arguments import (
+    add_common_arguments,
+    add_confinement_arguments,
+    add_part_group,
+    configure_logging,
+    defense_config,
+)
 
 if TYPE_CHECKING:
     from d2defense.checkpoint import CheckpointSource
@@ -37,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.epilog = (
         "exit codes: 0 no image is suspicious; 1 one is; 2 an image, or the checkpoint, could not "
-        "be read; 3 there was nothing to screen; 4 wrong usage"
+        "be read or judged; 3 there was nothing to screen; 4 wrong usage"
     )
     parser.add_argument(
         "checkpoint",
@@ -82,18 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trigger.yaml that a scan has left, for the method found_trigger",
     )
     group = parser.add_argument_group("how to carry it out")
-    group.add_argument(
-        "--isolation",
-        choices=("process", "none"),
-        default="process",
-        help="open the checkpoint in a confined process, or here (%(default)s)",
-    )
-    group.add_argument(
-        "--memory-limit",
-        default="8G",
-        metavar="SIZE",
-        help="of the confined process; 0 for none (%(default)s)",
-    )
+    add_confinement_arguments(group)
     group.add_argument("--quiet", action="store_true", help="print no summary and no progress")
     add_common_arguments(parser)
     parser.set_defaults(parser=parser)
@@ -113,8 +108,9 @@ def run(args: argparse.Namespace) -> int:
         node.METHOD = args.method
     if args.false_alarm_rate is not None:
         node.FALSE_ALARM_RATE = args.false_alarm_rate
-    if args.trigger:
-        node.FOUND_TRIGGER.FILE = str(args.trigger.absolute())
+    bank = args.trigger or (Path(node.FOUND_TRIGGER.FILE) if node.FOUND_TRIGGER.FILE else None)
+    if bank is not None:
+        node.FOUND_TRIGGER.FILE = str(bank.absolute())
     try:
         limits = Limits(parse_size(args.memory_limit) or None, None)
         clean = _clean_files(args.clean, args.max_clean)
@@ -131,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         trusted_config=source.trusted_config,
         member=source.member,
-        readable=(args.trigger.absolute().parent,) if args.trigger else (),
+        # Beside a bank lie the pictures that it names.
+        readable=(bank.absolute().parent,) if bank is not None else (),
     )
     summary = screen_images(task, args.output, limits, args.isolation == "process")
     if summary.error:
@@ -160,7 +157,11 @@ def _source(path: Path, options: RunOptions) -> CheckpointSource:
 
 
 def _images(name: str) -> Path:
-    """The folder or video that a path, or the name of a registered dataset, stands for."""
+    """The folder or video that a path, or the name of a registered dataset, stands for.
+
+    Raises:
+        ValueError: the dataset's images lie in several folders.
+    """
     from detectron2.data import DatasetCatalog
 
     from d2defense.data import load_dataset
@@ -168,7 +169,10 @@ def _images(name: str) -> Path:
     path = Path(name)
     if path.exists() or name not in DatasetCatalog:
         return path
-    return Path(load_dataset(name)[0]["file_name"]).parent
+    folders = {Path(record["file_name"]).parent for record in load_dataset(name)}
+    if len(folders) > 1:
+        raise ValueError(f"--images: those of {name} lie in {len(folders)} folders; name a folder")
+    return folders.pop()
 
 
 def _clean_files(name: str, limit: int) -> list[Path]:
@@ -178,13 +182,13 @@ def _clean_files(name: str, limit: int) -> list[Path]:
         ValueError: there are none.
     """
     from d2defense.data import load_dataset
-    from d2defense.screening.frame_sources import image_files
+    from d2defense.data.image_files import images_below
 
     if limit < 1:
         raise ValueError("--max-clean must be at least 1")
     folder = Path(name)
     if folder.exists():
-        files = image_files(folder)
+        files = images_below(folder)
     else:
         files = [Path(record["file_name"]) for record in load_dataset(name)]
     step = max(1.0, len(files) / limit)
@@ -195,5 +199,5 @@ def _describe(summary: ScreenSummary) -> str:
     counts = summary.counts
     return (
         f"{counts.total()} images: {counts['suspicious']} suspicious, "
-        f"{counts['unsuspicious']} not, {counts['error']} could not be read"
+        f"{counts['unsuspicious']} not, {counts['error']} could not be judged"
     )

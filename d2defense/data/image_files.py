@@ -7,10 +7,11 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,8 @@ from tqdm import tqdm
 from d2defense.data.errors import DatasetError
 from d2defense.text import shorten
 
+#: Suffixes of what a folder of images is searched for.
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 #: Images that a message names.
 NAMED = 10
 # Tag of the orientation, and its values that turn an image by a quarter.
@@ -47,6 +50,29 @@ class UnusableImage:
     def __str__(self) -> str:
         """The path and the reason, in one line."""
         return f"{shorten(self.file_name, 300)}: {self.reason}"
+
+
+def images_below(folder: Path, refused: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The image files of a folder and of those below it, by their suffixes, sorted.
+
+    Args:
+        folder: is searched.
+        refused: told of each folder below it that cannot be listed.
+
+    Raises:
+        DatasetError: there are none, or it is no folder.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    found = sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=refused)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not found:
+        raise DatasetError(f"{folder}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
 
 
 def unusable_images(records: Sequence[dict[str, Any]], decode: bool = True) -> list[UnusableImage]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images laid over others, and what a detector then says of the same places."""
+"""Parts of images, images laid over others, and what a detector then says of the same places."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,20 @@ def blend(image: Tensor, other: Tensor, opacity: float) -> Tensor:
     above = resized(other, tuple(image.shape[1:])).to(image.device)
     mixed = (1 - opacity) * image.float() + opacity * above
     return mixed.to(image.dtype) if image.is_floating_point() else mixed.round().to(image.dtype)
+
+
+def crop(image: Tensor, box: Sequence[float]) -> Tensor:
+    """A copy of what is in a box, XYXY in pixels, at least one pixel each way."""
+    left, top, right, bottom = whole_pixels(box, tuple(image.shape[1:]))
+    return image[:, top:bottom, left:right].clone()
+
+
+def whole_pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box, XYXY, in whole pixels of an image (height, width), at least one each way."""
+    left, top = (min(max(0, round(box[i])), end - 1) for i, end in ((0, size[1]), (1, size[0])))
+    right = max(left + 1, min(round(box[2]), size[1]))
+    bottom = max(top + 1, min(round(box[3]), size[0]))
+    return left, top, right, bottom
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
-from d2defense.data.image_files import unusable_images
+from d2defense.data.image_files import images_below, unusable_images
 from d2defense.text import shorten
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
@@ -40,34 +38,20 @@ class Frame:
     reason: str = ""
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, by their suffixes, sorted.
-
-    Raises:
-        FramesError: there are none, or it is no folder.
-    """
-    if not folder.is_dir():
-        raise FramesError(f"{folder}: no such folder")
-    found = sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    )
-    if not found:
-        raise FramesError(f"{folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return found
-
-
 def frames(path: Path) -> Iterator[Frame]:
     """The images of a folder or the frames of a video, read when they are asked for.
 
     Raises:
-        FramesError: there are none.
+        DatasetError: there are none in a folder.
+        FramesError: it is neither, or no frame of a video can be read.
     """
     if path.is_dir():
-        for file in image_files(path):
-            yield read_frame(file, str(file.relative_to(path)))
+        refused: list[OSError] = []
+        for file in images_below(path, refused.append):
+            yield _read(file, str(file.relative_to(path)))
+        for error in refused:
+            name = str(Path(error.filename).relative_to(path))
+            yield Frame(name, None, None, f"cannot be listed: {error.strerror}")
     elif path.suffix.lower() in VIDEO_SUFFIXES:
         yield from _video(path)
     else:
@@ -75,7 +59,7 @@ def frames(path: Path) -> Iterator[Frame]:
         raise FramesError(f"{path}: neither a folder of images nor a video ({kinds})")
 
 
-def read_frame(file: Path, name: str) -> Frame:
+def _read(file: Path, name: str) -> Frame:
     """An image as Detectron2 reads it, turned as its EXIF orientation says."""
     unusable = unusable_images([{"file_name": str(file)}])
     if unusable:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MapDataset
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
@@ -66,7 +66,8 @@ class Guard:
             self.model = predictor
         elif isinstance(predictor, DefaultPredictor):
             self.model = instrumented(predictor.model, predictor.cfg)
-            clean = _Inputs(predictor, clean)
+            # What it would hand to its model.
+            clean = MapDataset(clean, _with_model(predictor, lambda inputs: inputs))
             self._predictor = _with_model(predictor, self._watch)
         else:
             raise TypeError(
@@ -120,25 +121,6 @@ def instrumented(model: nn.Module, cfg: CfgNode) -> InstrumentedRCNN:
         )
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     return made.eval()
-
-
-class _Inputs(Sequence[Mapping[str, Any]]):
-    """Images as the predictor hands them to its model."""
-
-    def __init__(self, predictor: DefaultPredictor, images: Sequence[np.ndarray]) -> None:
-        self._images = images
-        self._predictor = _with_model(predictor, self._take)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """One of them."""
-        return self._predictor(self._images[index])
-
-    @staticmethod
-    def _take(batched_inputs: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return batched_inputs
 
 
 def _with_model(

@@ -56,11 +56,8 @@ class Normality:
         means = everything.repeat(int(classes.max()) + 1, 1)
         for label in classes.unique().tolist():
             means[label] = features[classes == label].mean(dim=0)
-        rest = features - means[classes]
-        covariance = rest.T @ rest / len(rest)
-        even = covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(width).double()
-        precision = torch.linalg.inv((1 - _SHRINKAGE) * covariance + _SHRINKAGE * even)
-        return cls(means, precision)
+        covariance = shrunk_covariance(features - means[classes], _SHRINKAGE)
+        return cls(means, torch.linalg.inv(covariance))
 
     def __call__(self, features: Tensor, classes: Tensor) -> Tensor:
         """Logarithm of one plus the squared distance from the class's mean, float (N,)."""
@@ -68,3 +65,15 @@ class Normality:
         rest = features.double() - self.means[known].double()
         squared = ((rest @ self.precision.double()) * rest).sum(dim=1)
         return squared.clamp(min=0).log1p().float()
+
+
+def shrunk_covariance(rest: Tensor, shrinkage: float) -> Tensor:
+    """Covariance (C, C) of deviations (N, C), part of it the same in every direction.
+
+    Args:
+        rest: float64, deviations from their mean, N at least 1.
+        shrinkage: that part, 0..1: it becomes the multiple of the identity of the same trace.
+    """
+    covariance = rest.T @ rest / len(rest)
+    even = covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(rest.shape[1]).double()
+    return (1 - shrinkage) * covariance + shrinkage * even

@@ -7,11 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 
 class FitError(ValueError):
-    """There are too few clean images for what is asked; the message says how many it takes."""
+    """Nothing can be fitted on these clean images, mostly too few; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,12 @@ class ScoreNull:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> ScoreNull:
-        """The null of these scores, sorted."""
-        return cls(tuple(sorted(map(float, scores))))
+        """The null of these scores."""
+        return cls(tuple(map(float, scores)))
 
     def p_value(self, score: float) -> float:
         """Probability, 1 / (n + 1) to 1, that a clean image scores at least ``score``."""
-        ordered = np.sort(self.scores)
-        above = len(ordered) - int(np.searchsorted(ordered, score, side="left"))
-        return (1 + above) / (1 + len(ordered))
+        return (1 + sum(each >= score for each in self.scores)) / (1 + len(self.scores))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """The score that a clean image exceeds with probability ``false_alarm_rate`` at most.
@@ -57,15 +53,26 @@ class ScoreNull:
         Raises:
             FitError: the rate is out of range, or n is below 1 / rate - 1.
         """
-        if not 0 < false_alarm_rate < 1:
-            raise FitError(f"a false alarm rate of {false_alarm_rate} is not between 0 and 1")
-        count = len(self.scores)
-        # Of n + 1 equally likely ranks, so many may lie above the threshold.
-        above = math.floor(round(false_alarm_rate * (count + 1), 9))
-        if above < 1:
-            needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
-            raise FitError(
-                f"{count} clean images cannot hold a false alarm rate of {false_alarm_rate:g}: it "
-                f"takes {needed}"
-            )
-        return float(np.sort(self.scores)[count - above])
+        return sorted(self.scores)[-allowed_above(len(self.scores), false_alarm_rate)]
+
+
+def allowed_above(count: int, false_alarm_rate: float) -> int:
+    """How many of the n + 1 equally likely ranks may lie above the threshold, 1 at least.
+
+    Args:
+        count: n, clean images.
+        false_alarm_rate: above 0 and below 1.
+
+    Raises:
+        FitError: the rate is out of range, or n is below 1 / rate - 1.
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise FitError(f"a false alarm rate of {false_alarm_rate} is not between 0 and 1")
+    above = math.floor(round(false_alarm_rate * (count + 1), 9))
+    if above < 1:
+        needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
+        raise FitError(
+            f"{count} clean images cannot hold a false alarm rate of {false_alarm_rate:g}: it "
+            f"takes {needed}"
+        )
+    return above

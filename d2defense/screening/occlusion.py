@@ -12,6 +12,8 @@ from torch import Tensor
 
 from d2defense.modeling import InstrumentedRCNN
 
+from .blending import whole_pixels
+
 # Of a box's sides, what is cut out around it, so that it stands where it stood.
 _CONTEXT = 0.25
 # Pixels of the longer side of what is hidden, on the grid on which it is filled.
@@ -67,7 +69,7 @@ def hide_middle(image: Tensor, box: Sequence[float], share: float) -> Tensor:
     height, width = image.shape[1:]
     x, w = (box[0] + box[2]) / 2, max(1.0, (box[2] - box[0]) * share)
     y, h = (box[1] + box[3]) / 2, max(1.0, (box[3] - box[1]) * share)
-    middle = _clip((x - w / 2, y - h / 2, x + w / 2, y + h / 2), height, width)
+    middle = whole_pixels((x - w / 2, y - h / 2, x + w / 2, y + h / 2), (height, width))
     # With a little of what is around it, and no larger than it takes.
     step = max(1.0, max(middle[2] - middle[0], middle[3] - middle[1]) / _FILM_SIDE)
     margin = 2 * int(step + 1)
@@ -101,20 +103,13 @@ def _film(part: Tensor, hidden: Tensor, step: float) -> Tensor:
     return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _window(box: Sequence[float], size: tuple[int, int]) -> list[int]:
+def _window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The box with its context, whole pixels within the image, at least one each way."""
     width, height = box[2] - box[0], box[3] - box[1]
     margin = _CONTEXT * width, _CONTEXT * height
-    return _clip(
-        (box[0] - margin[0], box[1] - margin[1], box[2] + margin[0], box[3] + margin[1]), *size
+    return whole_pixels(
+        (box[0] - margin[0], box[1] - margin[1], box[2] + margin[0], box[3] + margin[1]), size
     )
-
-
-def _clip(box: Sequence[float], height: int, width: int) -> list[int]:
-    left, top = (min(max(0, round(box[i])), end - 1) for i, end in ((0, width), (1, height)))
-    right = max(left + 1, min(round(box[2]), width))
-    bottom = max(top + 1, min(round(box[3]), height))
-    return [left, top, right, bottom]
 
 
 def _padded(model: InstrumentedRCNN, images: Sequence[Tensor]) -> int:

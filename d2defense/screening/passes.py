@@ -25,7 +25,7 @@ class SeenImage:
         scores: float Tensor of shape (D,), 0..1.
         classes: int64 Tensor of shape (D,).
         probe: both heads' opinion of its N proposals.
-    features: what the box head saw of them.
+        features: what the box head saw of them.
     """
 
     image: Tensor

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from detectron2.layers import nms
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
 from torch import Tensor
 
 from .passes import SeenImage
@@ -76,11 +76,8 @@ def regions_of(seen: SeenImage, min_score: float, max_detected: int, max_unclaim
 
 def shared_part(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over the smaller area of each two boxes, from (A, 4) and (B, 4) to (A, B)."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (first, second)]
-    smaller = torch.minimum(areas[0][:, None], areas[1][None])
-    return (high - low).clamp(min=0).prod(dim=2) / smaller.clamp(min=1e-6)
+    a, b = Boxes(first), Boxes(second)
+    return torch.maximum(pairwise_ioa(a, b), pairwise_ioa(b, a).T)
 
 
 def _origins(proposals: Tensor, logits: Tensor, detected: Tensor, classes: Tensor) -> Tensor:

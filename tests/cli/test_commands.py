@@ -138,7 +138,7 @@ def test_repair_says_which_options_contradict_each_other(d2defense, specimen, ow
     empty.mkdir()
     fails(d2defense(*begin, "--images", empty), "--labels none")
     fails(d2defense(*begin, "--images", empty, "--labels", "none", *own_data), "takes the place")
-    fails(d2defense(*begin, "--images", empty, "--labels", "none"), "no images in it")
+    fails(d2defense(*begin, "--images", empty, "--labels", "none"), "holds no image file")
     fails(d2defense(*begin, *own_data, "--search", "fast", "--reference", empty), "--reference")
     fails(d2defense(*begin, *own_data, "--rounds", 0), "not positive")
     fails(d2defense(*begin, *own_data, "--max-ap-drop", "nan"), "no number of points")

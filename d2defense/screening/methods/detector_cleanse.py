@@ -11,7 +11,7 @@ from torch import Tensor
 
 from d2defense.registry import SCREENING_REGISTRY
 
-from ..blending import blend, entropy, matched
+from ..blending import blend, crop, entropy, matched, whole_pixels
 from ..null import FitError
 from ..passes import SeenImage, see_images
 from .base import ImageLook, ScreeningMethod, look_of_boxes
@@ -94,26 +94,9 @@ class DetectorCleanse(ScreeningMethod):
         return sums / max(1, len(self._features))
 
 
-def crop(image: Tensor, box: Sequence[float]) -> Tensor:
-    """A copy of what is in a box, XYXY in pixels, at least one pixel each way."""
-    left, top, right, bottom = _whole(box, image)
-    return image[:, top:bottom, left:right].clone()
-
-
 def paste(image: Tensor, feature: Tensor, box: Sequence[float], opacity: float) -> Tensor:
     """A copy of the image with a feature, resized, blended into a box."""
-    left, top, right, bottom = _whole(box, image)
+    left, top, right, bottom = whole_pixels(box, tuple(image.shape[1:]))
     copy = image.clone()
     copy[:, top:bottom, left:right] = blend(copy[:, top:bottom, left:right], feature, opacity)
     return copy
-
-
-def _whole(box: Sequence[float], image: Tensor) -> tuple[int, int, int, int]:
-    height, width = image.shape[1:]
-    left, top = min(max(0, round(box[0])), width - 1), min(max(0, round(box[1])), height - 1)
-    return (
-        left,
-        top,
-        max(left + 1, min(round(box[2]), width)),
-        max(top + 1, min(round(box[3]), height)),
-    )

@@ -17,7 +17,7 @@ from d2defense.detection import load_bank
 from d2defense.registry import SCREENING_REGISTRY
 from d2defense.triggers import Trigger
 
-from ..normality import Scale
+from ..normality import Scale, shrunk_covariance
 from ..null import FitError
 from ..passes import SeenImage, see
 from ..regions import Regions, regions_of
@@ -151,11 +151,8 @@ class _Direction:
             if len(after) < _LEAST_CHANGED:
                 continue
             spread = torch.cat([before - before.mean(dim=0), after - after.mean(dim=0)])
-            covariance = spread.T @ spread / len(spread)
-            even = covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(covariance))
             weight = torch.linalg.solve(
-                (1 - _SHRINKAGE) * covariance + _SHRINKAGE * even.double(),
-                after.mean(dim=0) - before.mean(dim=0),
+                shrunk_covariance(spread, _SHRINKAGE), after.mean(dim=0) - before.mean(dim=0)
             )
             weights.append(weight)
             scales.append(Scale.of(before @ weight))

@@ -141,7 +141,7 @@ class Inconsistency(ScreeningMethod):
 
     @property
     def _looks_twice(self) -> bool:
-        return self.node.DOUBTFUL_SHARE > 0
+        return min(self.node.DOUBTFUL_SHARE, self.node.PLACES, self.node.REACTION_WEIGHT) > 0
 
     def _regions(self, seen: SeenImage) -> Regions:
         node = self.node

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2defense.registry import SCREENING_REGISTRY
 
-from ..blending import blend, confidence, resized
+from ..blending import blend, confidence, crop, resized
 from ..null import FitError
 from ..passes import SeenImage, see_images
 from .base import ImageLook, ScreeningMethod
@@ -74,8 +74,7 @@ class Trace(ScreeningMethod):
         if not len(surest.scores):
             raise FitError("nothing is detected on the first clean images")
         row = int(surest.scores.argmax())
-        left, top, right, bottom = (round(side) for side in surest.boxes[row].tolist())
-        self._probe = surest.image[:, top:bottom, left:right].clone(), int(surest.classes[row])
+        self._probe = crop(surest.image, surest.boxes[row].tolist()), int(surest.classes[row])
         return [self.look(images[index]).score for index in range(count, len(images))]
 
     @torch.no_grad()
