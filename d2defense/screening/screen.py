@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,7 +15,7 @@ from d2defense.modeling import InstrumentedRCNN, UnsupportedArchitectureError
 from d2defense.registry import SCREENING_REGISTRY
 
 from .methods.base import ImageLook, ScreeningMethod
-from .null import ScoreNull
+from .null import ScoreNull, allowed_above
 from .passes import SeenImage, see
 
 
@@ -34,16 +34,8 @@ class CleanPasses(Sequence[SeenImage]):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    @overload
-    def __getitem__(self, index: int) -> SeenImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SeenImage]: ...
-
-    def __getitem__(self, index: int | slice) -> SeenImage | list[SeenImage]:
-        """Pass one image, or those of a slice, through the detector."""
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> SeenImage:
+        """Pass one image through the detector."""
         return see(self._model, [dict(self._inputs[index])])[1][0]
 
 
@@ -63,13 +55,13 @@ class Suspicion:
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the image is said to carry a trigger."""
-        return self.look.score > self.threshold
+        """Whether the image is said to carry a trigger; so is one whose score is NaN."""
+        return not self.look.score <= self.threshold
 
     @property
     def suspicious_boxes(self) -> torch.Tensor:
         """bool (B,): which of the places make it so."""
-        return self.look.scores > self.threshold
+        return ~(self.look.scores <= self.threshold)
 
     def scaled(self, x: float, y: float) -> Suspicion:
         """The same with its boxes in pixels of another image, so many times as wide and high."""
@@ -119,7 +111,7 @@ class Screen:
         """
         made = build_method(model, method, cfg)
         # Found out before the images are gone through.
-        ScoreNull.of([0.0] * max(1, len(clean))).threshold(false_alarm_rate)
+        allowed_above(len(clean), false_alarm_rate)
         null = ScoreNull.of(made.fit(CleanPasses(model, clean)))
         return cls(made, null, false_alarm_rate)
 

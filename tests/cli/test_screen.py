@@ -8,7 +8,9 @@ import json
 import shutil
 
 import cv2
+import numpy as np
 import pytest
+import yaml
 
 RATE = ["--false-alarm-rate", "0.1", "--opts", "SCREENING.INCONSISTENCY.DOUBTFUL_SHARE", "0.0"]
 
@@ -27,6 +29,8 @@ def folders(signs_cache, tmp_path):
         for record in load_dataset(name)[:count]:
             shutil.copy(record["file_name"], folder)
     (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    # So narrow that nothing is left of it at the network's size.
+    cv2.imwrite(str(images / "line.png"), np.zeros((2, 5000, 3), np.uint8))
     (images / "notes.txt").write_text("no image")
     return clean, images
 
@@ -45,6 +49,8 @@ def test_each_image_has_a_line_and_a_broken_one_stops_nothing(
     assert [r["image"] for r in records] == sorted(p.name for p in images.glob("*.png"))
     by_name = {r["image"]: r for r in records}
     assert by_name.pop("broken.png")["verdict"] == "error"
+    line = by_name.pop("line.png")
+    assert (line["verdict"], line["reason"].split(":")[0]) == ("error", "cannot be screened")
     for record in by_name.values():
         assert record["verdict"] in ("suspicious", "unsuspicious")
         assert (record["score"] > record["threshold"]) == (record["verdict"] == "suspicious")
@@ -53,7 +59,7 @@ def test_each_image_has_a_line_and_a_broken_one_stops_nothing(
     rows = list(csv.DictReader((out / "images.csv").open()))
     assert [row["image"] for row in rows] == [r["image"] for r in records]
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["images"], summary["unreadable"], summary["clean_images"]) == (4, 1, 20)
+    assert (summary["images"], summary["unreadable"], summary["clean_images"]) == (5, 2, 20)
     assert summary["exit_code"] == 2
     assert "Screening" in (out / "report.html").read_text()
 
@@ -63,7 +69,7 @@ def test_frames_of_a_video(d2defense, specimen, folders, tmp_path):
     video = tmp_path / "camera.avi"
     pixels = [cv2.imread(str(path)) for path in sorted(images.glob("*.png"))]
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
-    for each in (p for p in pixels if p is not None):
+    for each in (p for p in pixels if p is not None and p.shape == (128, 128, 3)):
         writer.write(each)
     writer.release()
     out = tmp_path / "out"
@@ -104,4 +110,26 @@ def test_wrong_usage_is_told_apart(d2defense, specimen, tmp_path):
         tmp_path / "out",
     )  # fmt: skip
     assert outcome.code == 4
-    assert "no images in it" in outcome.err
+    assert "holds no image file" in outcome.err
+
+
+@pytest.mark.parametrize("given", ["option", "setting"])
+def test_a_found_trigger_is_read_by_the_confined_process(
+    d2defense, specimen, folders, tmp_path, given
+):
+    clean, images = folders
+    bank = tmp_path / "bank" / "trigger.yaml"
+    bank.parent.mkdir()
+    entry = {"name": "white", "size": [0.1, 0.1], "color": [255, 255, 255]}
+    bank.write_text(yaml.safe_dump({"triggers": [entry]}))
+    named = {
+        "option": ["--trigger", bank],
+        "setting": ["--opts", "SCREENING.FOUND_TRIGGER.FILE", bank],
+    }
+    outcome = d2defense(
+        "screen", specimen("backdoored_1"), "--images", images, "--clean", clean, "--output",
+        tmp_path / "out", "--method", "found_trigger", "--false-alarm-rate", "0.1", *named[given],
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["method"], summary["images"]) == ("found_trigger", 5), outcome.err
+    assert summary["error"] is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,8 +12,16 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 
-from d2defense.screening import SUSPICION, FitError, Guard, ImageLook, ScoreNull, Screen
-from d2defense.screening.methods.base import ScreeningMethod
+from d2defense.screening import (
+    SUSPICION,
+    FitError,
+    Guard,
+    ImageLook,
+    ScoreNull,
+    Screen,
+    Suspicion,
+)
+from d2defense.screening.methods.base import ScreeningMethod, look_of_boxes
 
 RATE = 0.05
 CLEAN = 24
@@ -150,6 +159,14 @@ def test_a_method_of_ones_own_needs_no_registration(opened, scenes):
     (output,) = Guard(model, method=screen)([{"image": torch.full_like(scene["image"], 255)}])
     assert output[SUSPICION].is_suspicious
     assert output[SUSPICION].p_value == pytest.approx(1 / 101)
+
+
+def test_a_score_that_is_no_number_is_suspicious():
+    scores = torch.tensor([0.5, math.nan])
+    look = look_of_boxes(torch.zeros(2, 4), scores, 1.0, floor=-10.0)
+    suspicion = Suspicion(look, 1.0, threshold=1.0)
+    assert suspicion.is_suspicious
+    assert suspicion.suspicious_boxes.tolist() == [False, True]
 
 
 def test_a_stream_takes_no_more_memory_as_it_goes_on(guarded, scenes):

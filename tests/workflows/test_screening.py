@@ -36,6 +36,7 @@ def test_a_good_record_is_taken_and_what_is_beside_it_is_not():
         {"verdict": "clean"}, {"score": "2"}, {"score": float("nan")}, {"image": 5},
         {"places": [{"box": [1, 2, 3], "score": 1, "suspicious": True}]}, {"places": 7},
         {"detections": [{"box": [1, 2, 3, 4], "class": 1}]}, {"passes": True},
+        {"score": 10**400}, {"frame": 10**400},
     ],
 )  # fmt: skip
 def test_anything_else_is_no_record(changes):
@@ -69,6 +70,23 @@ def test_an_invalid_record_is_an_error():
     inbox({"record": record(verdict="clean")}, b"")
     assert inbox.summary.exit_code == 2
     assert "invalid record" in inbox.summary.error
+
+
+@pytest.mark.parametrize(
+    "changes", [{"threshold": float("nan")}, {"left_out": 5}, {"seconds": 10**400}, {"method": 1}]
+)
+def test_an_invalid_fit_is_an_error(changes):
+    fitted = {
+        "method": "strip", "false_alarm_rate": 0.1, "clean_images": 20, "threshold": 1.0,
+        "seconds": 2.0, "left_out": ["a.png: empty file"],
+    }  # fmt: skip
+    good, bad = (_RecordInbox(io.StringIO(), io.StringIO()) for _ in range(2))
+    good({"fitted": fitted}, b"")
+    assert good.summary.error == ""
+    bad({"fitted": fitted | changes}, b"")
+    assert bad.summary.exit_code == 2
+    bad({"fitted": None}, b"")
+    assert bad.summary.fitted == {}
 
 
 def test_the_page_shows_names_as_text(tmp_path):

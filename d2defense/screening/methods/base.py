@@ -92,5 +92,5 @@ def look_of_boxes(boxes: Tensor, scores: Tensor, passes: float, floor: float) ->
         passes: see :class:`ImageLook`.
         floor: the image's score where there is no box.
     """
-    score = max(floor, float(scores.max())) if len(scores) else floor
+    score = float(scores.max().clamp(min=floor)) if len(scores) else floor
     return ImageLook(score, boxes.cpu(), scores.detach().to(torch.float32).cpu(), passes)

@@ -19,7 +19,7 @@ from d2defense.files import open_whole, write_json
 from d2defense.isolation import ChildFailedError, Limits, shared_server
 from d2defense.report.results import is_png
 from d2defense.report.screening import write_screening_page
-from d2defense.text import shorten
+from d2defense.text import shorten, table_cell
 
 from .task import ERROR, SUSPICIOUS, UNSUSPICIOUS, ScreenTask, run_task
 
@@ -31,6 +31,8 @@ SUMMARY_FILE = "summary.json"
 PAGE_FILE = "report.html"
 # Images that the page shows; all are in the other files.
 SHOWN = 100
+# What reading a value of another form raises; OverflowError: an integer that no float holds.
+_MALFORMED = (KeyError, TypeError, ValueError, OverflowError)
 _MAX_PICTURE = 1 << 20
 _MAX_PLACES = 10_000
 _COLUMNS = (
@@ -90,6 +92,9 @@ def screen_images(
     with ExitStack() as stack:
         # As lines are known they are there to be read; only the table waits for the end.
         output_dir.mkdir(parents=True, exist_ok=True)
+        for name in (TABLE_FILE, SUMMARY_FILE, PAGE_FILE):
+            # A screening that is cut short must not leave what was said of other images.
+            (output_dir / name).unlink(missing_ok=True)
         lines = stack.enter_context(open(output_dir / LINES_FILE, "w", encoding="utf-8"))
         table = stack.enter_context(open_whole(output_dir / TABLE_FILE, "w"))
         inbox = _RecordInbox(lines, table)
@@ -145,7 +150,7 @@ class _RecordInbox:
                 self.summary.error = "its process sent an invalid record"
             elif not self.is_done:
                 self._take(record, blob)
-        elif "fitted" in content and isinstance(content["fitted"], dict):
+        elif "fitted" in content:
             self._take_fitted(content["fitted"])
         elif "fatal" in content:
             self.summary.error = shorten(str(content["fatal"]), 600)
@@ -162,7 +167,9 @@ class _RecordInbox:
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
         row = record | {"places": sum(each["suspicious"] for each in record.get("places", ()))}
-        self._table.writerow({key: _cell(row.get(key)) for key in _COLUMNS})
+        self._table.writerow(
+            {key: table_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
+        )
         if verdict == ERROR:
             logger.warning("%s: %s", record["image"], record["reason"])
         elif verdict == SUSPICIOUS:
@@ -172,14 +179,19 @@ class _RecordInbox:
             if len(self._shown) > SHOWN:
                 heapq.heappop(self._shown)
 
-    def _take_fitted(self, fitted: dict[str, Any]) -> None:
-        for line in fitted.pop("left_out", ()) or ():
-            logger.warning("clean image left out: %s", shorten(str(line), 400))
-        self.summary.fitted = {
-            key: value
-            for key in ("method", "false_alarm_rate", "clean_images", "threshold", "seconds")
-            if isinstance(value := fitted.get(key), int | float | str)
-        }
+    def _take_fitted(self, fitted: Any) -> None:
+        try:
+            left_out = [_text(line) for line in fitted["left_out"]]
+            numbers = ("false_alarm_rate", "clean_images", "threshold", "seconds")
+            self.summary.fitted = {
+                "method": _text(fitted["method"]),
+                **{key: _number(fitted[key]) for key in numbers},
+            }
+        except _MALFORMED:
+            self.summary.error = "its process sent an invalid description of the fit"
+            return
+        for line in left_out:
+            logger.warning("clean image left out: %s", line)
 
 
 def checked(record: Any) -> dict[str, Any] | None:
@@ -216,7 +228,7 @@ def checked(record: Any) -> dict[str, Any] | None:
                 for each in detections
             ],
         }
-    except (KeyError, TypeError, ValueError):
+    except _MALFORMED:
         return None
 
 
@@ -239,10 +251,3 @@ def _number(value: Any) -> float:
 def _box(value: Any) -> list[float]:
     left, top, right, bottom = map(_number, value)
     return [left, top, right, bottom]
-
-
-def _cell(value: Any) -> Any:
-    """A value for a table: no text that a spreadsheet would take for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return "" if value is None else value

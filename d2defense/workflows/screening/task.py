@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MapDataset
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from d2defense.checkpoint import CheckpointError, build_detector
+from d2defense.checkpoint import build_detector
 from d2defense.isolation.messages import Channel
 from d2defense.screening import SUSPICION, Guard, Suspicion
-from d2defense.screening.frame_sources import CleanArrays, Frame, FramesError, frames
+from d2defense.screening.frame_sources import CleanArrays, Frame, frames
 from d2defense.text import shorten
 
 #: What takes a record and, of a suspicious image, a picture of it, a PNG file.
@@ -79,11 +80,12 @@ def run_task(task: ScreenTask, send: Send) -> None:
     try:
         guard, resize = _guard(task, send)
         for frame in frames(task.images):
-            record, picture = _record(guard, resize, frame)
-            send({"record": record}, picture)
+            send(*_told(guard, resize, frame))
         send({"done": True}, b"")
-    except (CheckpointError, FramesError, ValueError) as error:
-        send({"fatal": shorten(str(error), 600)}, b"")
+    except OSError:
+        raise  # nobody listens, or nothing can be written
+    except Exception as error:  # an attacker's model can fail in any way
+        send({"fatal": _reason(error)}, b"")
 
 
 def _guard(task: ScreenTask, send: Send) -> tuple[Guard, Callable[[np.ndarray], dict[str, Any]]]:
@@ -98,8 +100,8 @@ def _guard(task: ScreenTask, send: Send) -> tuple[Guard, Callable[[np.ndarray], 
     clean = CleanArrays(task.clean)
     resize = _Resize(cfg)
     start = time.perf_counter()
-    inputs = _Mapped(clean, resize)
     settings = node.SCREENING
+    inputs = MapDataset(clean, resize)
     guard = Guard(model, inputs, settings.METHOD, settings.FALSE_ALARM_RATE, node)
     fitted = {
         "method": settings.METHOD,
@@ -117,43 +119,41 @@ class _Resize:
     """From an image as read to the network's input, as ``DefaultPredictor`` does it."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        # A shortest side of 0 leaves images as they are.
-        self._augmentation = T.ResizeShortestEdge([sizes[0]] * 2, sizes[1]) if sizes[0] else None
+        self._augmentation = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self._is_rgb = cfg.INPUT.FORMAT == "RGB"
 
     def __call__(self, pixels: np.ndarray) -> dict[str, Any]:
         height, width = pixels.shape[:2]
         image = pixels[:, :, ::-1] if self._is_rgb else pixels
-        if self._augmentation is not None:
-            image = self._augmentation.get_transform(image).apply_image(image)
+        image = self._augmentation.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
 
 
-class _Mapped:
-    """Clean images at the network's size."""
-
-    def __init__(self, images: CleanArrays, resize: _Resize) -> None:
-        self._images, self._resize = images, resize
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._resize(self._images[index])
-
-
-def _record(guard: Guard, resize: _Resize, frame: Frame) -> tuple[dict[str, Any], bytes]:
+def _told(guard: Guard, resize: _Resize, frame: Frame) -> tuple[dict[str, Any], bytes]:
+    """What is sent about one image."""
     place = {"image": shorten(frame.name, 400), "frame": frame.number}
-    if frame.pixels is None:
-        return {**place, "verdict": ERROR, "reason": frame.reason}, b""
+    reason = frame.reason
+    if frame.pixels is not None:
+        try:
+            record, picture = _record(guard, resize, frame.pixels)
+            return {"record": {**place, **record}}, picture
+        except Exception as error:  # one image, an attacker's perhaps, must not hide the others
+            reason = f"cannot be screened: {_reason(error)}"
+    return {"record": {**place, "verdict": ERROR, "reason": reason}}, b""
+
+
+def _reason(error: Exception) -> str:
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return shorten(f"{name}{error}", 600)
+
+
+def _record(guard: Guard, resize: _Resize, pixels: np.ndarray) -> tuple[dict[str, Any], bytes]:
     start = time.perf_counter()
-    (output,) = guard([resize(frame.pixels)])
+    (output,) = guard([resize(pixels)])
     suspicion: Suspicion = output[SUSPICION]
     instances, look = output["instances"].to("cpu"), suspicion.look
     record = {
-        **place,
         "verdict": SUSPICIOUS if suspicion.is_suspicious else UNSUSPICIOUS,
         "score": _finite(look.score),
         "threshold": _finite(suspicion.threshold),
@@ -179,7 +179,7 @@ def _record(guard: Guard, resize: _Resize, frame: Frame) -> tuple[dict[str, Any]
             )
         ],
     }
-    return record, _picture(frame.pixels, record["places"]) if suspicion.is_suspicious else b""
+    return record, _picture(pixels, record["places"]) if suspicion.is_suspicious else b""
 
 
 def _rounded(boxes: Tensor) -> list[list[float]]:
@@ -187,8 +187,8 @@ def _rounded(boxes: Tensor) -> list[list[float]]:
 
 
 def _finite(value: float) -> float:
-    """A number that JSON has."""
-    return float(np.clip(np.nan_to_num(value), -1e30, 1e30))
+    """A number that JSON has; of NaN, which is suspicious, a large one."""
+    return float(np.clip(np.nan_to_num(value, nan=np.inf), -1e30, 1e30))
 
 
 def _picture(pixels: np.ndarray, places: list[dict[str, Any]]) -> bytes:
@@ -196,9 +196,10 @@ def _picture(pixels: np.ndarray, places: list[dict[str, Any]]) -> bytes:
     import cv2
 
     scale = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
-    drawn = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    drawn = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     for place in sorted(places, key=lambda each: each["suspicious"]):
         left, top, right, bottom = (round(side * scale) for side in place["box"])
-        color, width = (_RED, 2) if place["suspicious"] else (_GREY, 1)
-        cv2.rectangle(drawn, (left, top), (right, bottom), color, width)
+        color, line = (_RED, 2) if place["suspicious"] else (_GREY, 1)
+        cv2.rectangle(drawn, (left, top), (right, bottom), color, line)
     return cv2.imencode(".png", drawn)[1].tobytes()
