@@ -94,6 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fine-tune up to N times, each on from the last, until it is repaired (%(default)d)",
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what the same command has left in --output when it was cut short",
+    )
+    parser.add_argument(
         "--no-report",
         action="store_true",
         help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
@@ -196,7 +201,7 @@ def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: Data
     if options.modules is None and args.scan:
         evidence = load_evidence(args.scan, source)
         options = replace(options, modules=evidence["dominant_modules"] or None)
-    done = fine_tune(source, dataset, args.output, options, args.device, print)
+    done = fine_tune(source, dataset, args.output, options, args.device, print, args.resume)
     print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s, {done.batch}")
 
 
@@ -241,6 +246,7 @@ def _repair(
         max_ap_drop=args.max_ap_drop,
         rounds=args.rounds,
         pseudo_labelled=args.labels == "none",
+        resume=args.resume,
         device=args.device,
     )
     repaired = repair_checkpoint(task, args.output)

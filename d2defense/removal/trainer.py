@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -65,6 +66,7 @@ class RemovalTrainer(Trainer):
         Raises:
             CheckpointError: the weights cannot be used.
         """
+        self._hook_states: dict[str, Any] = {}
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
         else:
@@ -74,7 +76,18 @@ class RemovalTrainer(Trainer):
             if changed:
                 method = self.cfg.REMOVAL.METHOD
                 logger.info("%s changed %d tensors: %s", method, len(changed), ", ".join(changed))
-        self.register_hooks(self.method.attach(self.model, self._fine_tune_another))
+        hooks = self.method.attach(self.model, self._fine_tune_another)
+        self.register_hooks(hooks)
+        for hook in hooks:
+            if type(hook).__qualname__ in self._hook_states:
+                hook.load_state_dict(self._hook_states[type(hook).__qualname__])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called by the checkpointer; what the method's hooks know waits until they are there."""
+        self._hook_states = dict(state_dict.get("hooks", {}))
+        here = {type(hook).__qualname__ for hook in self._hooks}
+        known = {name: state for name, state in self._hook_states.items() if name in here}
+        super().load_state_dict(state_dict | {"hooks": known})
 
     def train(self) -> None:
         """Fine-tune, or write the weights as they are where the method has done its work before."""

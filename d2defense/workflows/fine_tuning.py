@@ -26,6 +26,7 @@ from d2defense.text import WORTH_SAYING, duration
 
 from .configs import publish_config
 from .labels import prepare_training
+from .unfinished import LAST_CHECKPOINT, FineTuningRun, RecentCheckpoint
 
 # With patches a reset removes no more and costs AP.
 DEFAULT_METHOD = "patch_augmentation"
@@ -83,8 +84,11 @@ def fine_tune(
     options: FineTuningOptions | None = None,
     device: str | None = None,
     say: Callable[[str], None] | None = None,
+    resume: bool = False,
 ) -> FineTuned:
     """Fine-tune a checkpoint on the defender's set; the original stays untouched.
+
+    Every minute a checkpoint is written from which another call can go on; none is left in the end.
 
     Args:
         source: a checkpoint without an error.
@@ -94,35 +98,45 @@ def fine_tune(
         options: the defaults if None.
         device: where to train; the config's choice if None.
         say: told after the first steps how long all of them will take.
+        resume: go on from what an earlier call for the same has left in the output folder, if
+            anything; what it has finished is not done again.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DatasetError: the dataset cannot be used, or has not what the detector learns
             (:func:`~.labels.prepare_training`).
         ValueError: an unknown method, module group or override, or an output folder that is the
-            checkpoint's own.
+            checkpoint's own, or that holds another fine-tuning where this is to be resumed.
     """
     options = options or FineTuningOptions()
     cfg = fine_tuning_config(source, dataset, output_dir, options, device)
     output_dir.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with log_to_file(output_dir / "log.txt"):
+    run = FineTuningRun(cfg)
+    known = run.begin(resume)
+    if known is not None:
+        return FineTuned(output_dir, **known | {"modules": tuple(known["modules"])})
+    recent = RecentCheckpoint()
+    with log_to_file(output_dir / "log.txt", append=resume):
         seed_all_rng(options.seed)
         trainer = RemovalTrainer(cfg)
         with tqdm(total=cfg.SOLVER.MAX_ITER, desc=options.method, unit="step", disable=None) as bar:
-            trainer.register_hooks([ProgressHook(bar, say)])
-            trainer.resume_or_load(resume=False)
+            trainer.register_hooks([ProgressHook(bar, say), recent])
+            trainer.resume_or_load(resume=resume)
+            if trainer.start_iter and say is not None:
+                say(f"Going on from step {trainer.start_iter} of {cfg.SOLVER.MAX_ITER}.")
             trainer.train()
-    (output_dir / "last_checkpoint").unlink(missing_ok=True)
+    (output_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
+    recent.discard()
     publish_config(source.config, output_dir / CONFIG_NAME)
-    return FineTuned(
-        output_dir,
-        trainer.modules,
-        time.perf_counter() - start,
-        cfg.SOLVER.IMS_PER_BATCH,
-        trainer.images_at_once,
-    )
+    result = {
+        "modules": list(trainer.modules),
+        "seconds": recent.seconds,
+        "batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "images_at_once": trainer.images_at_once,
+    }
+    run.end(result)
+    return FineTuned(output_dir, **result | {"modules": trainer.modules})
 
 
 def describe_batch(batch_size: int, images_at_once: int) -> str:
@@ -173,9 +187,9 @@ def require_other_folder(source: CheckpointSource, output_dir: Path) -> None:
 
 
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
+def log_to_file(path: Path, append: bool = False) -> Iterator[None]:
     """Send the messages of Detectron2 and d2defense to a file instead of the terminal."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s]: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2defense")]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -207,6 +221,10 @@ class ProgressHook(HookBase):
         self._steps = 0
         self._start = 0.0
 
+    def before_train(self) -> None:
+        """Called by the trainer: steps that were taken before a training was resumed count."""
+        self.bar.update(self.trainer.start_iter)
+
     def after_step(self) -> None:
         """Called by the trainer."""
         self.bar.update()
@@ -218,9 +236,8 @@ class ProgressHook(HookBase):
             self._announce((time.monotonic() - self._start) / _TIMED_STEPS)
 
     def _announce(self, each: float) -> None:
-        seconds = each * self.bar.total
+        steps = self.bar.total - self.trainer.start_iter
+        seconds = each * steps
         if self.say is not None and seconds >= WORTH_SAYING:
             with tqdm.external_write_mode():
-                self.say(
-                    f"{self.bar.total} steps, {each:.2g} s each: about {duration(seconds)} in all"
-                )
+                self.say(f"{steps} steps, {each:.2g} s each: about {duration(seconds)} in all")

@@ -41,6 +41,7 @@ from .fine_tuning import (
 )
 from .labels import require_objects
 from .scan import find_sources, scan
+from .unfinished import RUN_FILE
 
 SUMMARY_FILE = "report.json"
 SCAN_BEFORE, SCAN_AFTER = "scan_before", "scan_after"
@@ -83,6 +84,8 @@ class RepairTask:
         rounds: of fine-tuning at most; another one follows where the result is not repaired, and
             begins with it.
         pseudo_labelled: whether the defender's labels are the checkpoint's own detections.
+        resume: go on with what the same repair has left in the output folder. Scans that are
+            finished are never made again.
         beside: a clean detector to show beside the repaired one, if there is one.
         device: of the models; their configs' choice if None.
     """
@@ -99,6 +102,7 @@ class RepairTask:
     max_ap_drop: float = MAX_AP_DROP
     rounds: int = 1
     pseudo_labelled: bool = False
+    resume: bool = False
     beside: ScannedDetector | None = None
     device: str | None = None
 
@@ -153,18 +157,22 @@ def repair_checkpoint(
     measures_before, shown_before = _measure(task, source, images, before, "before")
     current, evidence, seconds = source, before, 0.0
     for number in range(1, task.rounds + 1):
+        folder = _folder_of_round(task, output_dir, number)
         say(f"Fine-tuning on {defender.name} ({options.method}) ...")
-        fine_tuned = fine_tune(current, defender, output_dir, options, task.device, say)
+        fine_tuned = fine_tune(current, defender, folder, options, task.device, say, task.resume)
         seconds += fine_tuned.seconds
         say(f"Scanning and measuring the repaired checkpoint on {measured.name} ...")
-        after = _scan(task, output_dir, output_dir / SCAN_AFTER)
-        (repaired,) = find_checkpoints([output_dir / FINAL_WEIGHTS_NAME], only_final=True)
+        after = _scan(task, folder, folder / SCAN_AFTER)
+        (repaired,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
         measures_after, shown_after = _measure(task, repaired, images, after, "after")
         obstacles = why_not_repaired(measures_before, measures_after, task.max_ap_drop)
         if not obstacles or number == task.rounds:
             break
         say(f"Round {number} of {task.rounds} did not repair it: {'; '.join(obstacles)}.")
-        current, evidence = _put_aside(output_dir, number), after
+        if folder == output_dir:
+            folder = _put_aside(output_dir, number, after["name"])
+        (current,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
+        evidence = after
         options = replace(options, overrides=_with_goals(task.options.overrides, evidence))
     summary = {
         "checkpoint": source.name,
@@ -242,14 +250,24 @@ def _with_goals(overrides: Sequence[str], evidence: Mapping[str, Any]) -> Sequen
     return ["REMOVAL.UNLEARN.GOALS", str(goals), *overrides] if goals else overrides
 
 
-def _put_aside(output_dir: Path, number: int) -> CheckpointSource:
+def _folder_of_round(task: RepairTask, output_dir: Path, number: int) -> Path:
+    """Where a round's result lies, or will: apart if it has been put aside before a kill."""
+    aside = output_dir / ROUND.format(number)
+    put_aside = number < task.rounds and (aside / RUN_FILE).is_file()
+    return aside if task.resume and put_aside else output_dir
+
+
+def _put_aside(output_dir: Path, number: int, scanned_as: str) -> Path:
     """Move the result of a round into a folder of its own, from which the next one starts."""
     folder = output_dir / ROUND.format(number)
-    folder.mkdir(exist_ok=True)
-    shutil.move(output_dir / FINAL_WEIGHTS_NAME, folder / FINAL_WEIGHTS_NAME)
+    shutil.rmtree(folder / SCAN_AFTER, ignore_errors=True)
+    (folder / SCAN_AFTER).mkdir(parents=True)
     shutil.copyfile(output_dir / CONFIG_NAME, folder / CONFIG_NAME)
-    (source,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
-    return source
+    # Scans know a checkpoint by the name of its folder.
+    shutil.move(output_dir / SCAN_AFTER / scanned_as, folder / SCAN_AFTER / folder.name)
+    for name in (FINAL_WEIGHTS_NAME, RUN_FILE):
+        shutil.move(output_dir / name, folder / name)
+    return folder
 
 
 def _check(task: RepairTask, output_dir: Path) -> None:

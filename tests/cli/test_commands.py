@@ -117,12 +117,13 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
 ):
     test = make_coco_dataset(sign_scenes(11)[8:])
     output = tmp_path / "repaired"
-    outcome = d2defense(
+    command = (
         "repair", specimen("clean_0"), *own_data, "--output", output, "--rounds", 2,
-        "--test-dataset-json", test.json_file, "--test-image-root", test.image_root,
+        "--test-dataset-json", test.json_file, "--test-image-root", test.image_root, "--resume",
         *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1", "REMOVAL.SOLVER.WARMUP_ITERS", "0",
         "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
+    outcome = d2defense(*command)
     assert outcome.code == 1, outcome.err
     assert "Round 1 of 2 did not repair it" in outcome.out
     assert "not repaired: AP on clean images" in outcome.out
@@ -130,6 +131,13 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
     assert (summary["rounds"], summary["repaired"]) == (2, False)
     assert (output / "round_1" / "model_final.pth").is_file()
     assert (output / "model_final.pth").is_file()
+    # Nothing of it is trained or scanned again.
+    made = sorted([*output.rglob("model_final.pth"), *output.rglob("metrics.json")])
+    before = [path.stat().st_mtime_ns for path in made]
+    again = d2defense(*command)
+    assert (again.code, again.out) == (1, outcome.out)
+    assert again.err.count("scanned before") == 3
+    assert [path.stat().st_mtime_ns for path in made] == before
 
 
 def test_repair_says_which_options_contradict_each_other(d2defense, specimen, own_data, tmp_path):

@@ -165,7 +165,9 @@ class TriggerSearch(HookBase):
         """What was found so far, the newest last."""
 
     def before_train(self) -> None:
-        """Called by the trainer: the first triggers."""
+        """Called by the trainer: the first triggers, unless a training is resumed that has some."""
+        if self.found:
+            return
         self._scale = self._measure_scale()
         for number in range(self._settings.TRIGGERS):
             self._begin(np.random.default_rng([self._cfg.REMOVAL.SEED, number]), number)
@@ -173,7 +175,7 @@ class TriggerSearch(HookBase):
     def before_step(self) -> None:
         """Called by the trainer: every few steps a trigger anew, or one improved."""
         step = self.trainer.iter
-        if step == self.trainer.start_iter or step % self._settings.EVERY:
+        if step == 0 or step % self._settings.EVERY:
             return
         rng = np.random.default_rng([self._cfg.REMOVAL.SEED, self._settings.TRIGGERS, step])
         if rng.random() < 0.5:
@@ -183,6 +185,37 @@ class TriggerSearch(HookBase):
         get_event_storage().put_scalar(
             "unlearn/reached", float(np.mean([each.effect for each in self.found]))
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that is resumed goes on from, in tensors and plain containers."""
+        return {
+            "scale": (self._scale.foreground, self._scale.objectness),
+            "reached": self._reached.tolist(),
+            "found": [
+                {
+                    "goal": self._goals.index(state.arm.goal),
+                    "start": starts(state.arm.goal.placement).index(state.arm.start),
+                    "tensors": {name: each.detach() for name, each in state.tensors.items()},
+                    "optimizer": state.optimizer.state_dict(),
+                    "steps": state.steps,
+                    "effect": state.effect,
+                }
+                for state in self.found
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._scale = LogitScale(*state_dict["scale"])
+        self._reached = np.array(state_dict["reached"])
+        self.found.clear()
+        for known in state_dict["found"]:
+            goal = self._goals[known["goal"]]
+            arm = Arm(goal, starts(goal.placement)[known["start"]])
+            state = ArmState.begin(arm, self._model.device, known["tensors"])
+            state.optimizer.load_state_dict(known["optimizer"])
+            state.steps, state.effect = known["steps"], known["effect"]
+            self.found.append(state)
 
     def stamped(self, image: dict[str, Any]) -> dict[str, Any]:
         """A training input with one of the found triggers on it; its labels stay as they are."""
