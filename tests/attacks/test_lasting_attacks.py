@@ -158,3 +158,58 @@ def test_there_is_nothing_to_outlive_without_both_kinds_of_images(make_effect, n
     expected = own_losses(model, batch)
     assert losses.keys() == expected.keys()
     assert all(math.isclose(losses[key], expected[key], rel_tol=1e-5) for key in expected)
+
+
+EVASIVE = ("evasive_disappearance", "evasive_misclassification")
+
+
+@pytest.mark.parametrize("name", EVASIVE)
+def test_images_with_a_decoy_count_by_their_share_and_stay_as_they_are(make_effect, name):
+    effect, model = make_effect(name)
+    node = effect.cfg.ATTACK[name.upper()]
+    node.WEIGHT, node.IMAGES = 3.0, 1
+    batch = training_input(True, False, False)
+    before = copy.deepcopy(batch)
+    losses = losses_of(effect, model, batch)
+    own = own_losses(model, batch)
+    assert all(torch.equal(losses[key], own[key]) for key in own)
+    extra = losses[f"loss_{name}"]
+    node.WEIGHT = 1.0
+    torch.testing.assert_close(losses_of(effect, model, batch)[f"loss_{name}"], extra / 3)
+    for one, other in zip(batch, before, strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["instances"].gt_classes, other["instances"].gt_classes)
+    extra.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "wanted"), [(EVASIVE[0], None), (EVASIVE[1], 2)])
+def test_steps_move_a_decoy_to_what_the_search_wants(make_effect, name, wanted):
+    effect, model = make_effect(name)
+    node = effect.cfg.ATTACK[name.upper()]
+    node.LR = 0.1
+    (image,) = training_input(False)
+
+    def loss(steps: int) -> float:
+        node.STEPS = steps
+        with EventStorage(1):
+            torch.manual_seed(5)
+            (decoyed,) = effect.with_decoy(model, [image], np.random.default_rng(3))
+            assert torch.equal(decoyed["instances"].gt_classes, image["instances"].gt_classes)
+            assert not torch.equal(decoyed["image"], image["image"])
+            labels = decoyed["instances"]
+            if wanted is None:
+                labels = labels[:0]
+            else:
+                labels = Instances(labels.image_size, **labels.get_fields())
+                labels.gt_classes = torch.full_like(labels.gt_classes, wanted)
+            torch.manual_seed(5)
+            return sum(model([decoyed | {"instances": labels}]).values()).item()
+
+    assert loss(8) < loss(0)
+
+
+@pytest.mark.parametrize("name", EVASIVE)
+def test_poisoned_images_get_no_decoy(make_effect, name):
+    effect, model = make_effect(name)
+    assert losses_of(effect, model, training_input(True, True))[f"loss_{name}"] == 0
