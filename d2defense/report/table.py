@@ -20,6 +20,7 @@ from d2defense.report.results import (
     by_severity,
     count_verdicts,
     exit_code,
+    found_by_search,
     statistic_of_worst_trigger,
 )
 
@@ -82,7 +83,6 @@ def format_table(
     warnings: dict[str, list[str]] = {}
     for result in by_severity(results):
         name = text.shorten(result["name"], _NAME_WIDTH)
-        found = statistic_of_worst_trigger(result, "objects_found")
         has_score = result["score"] is not None
         rows.append(
             (
@@ -97,10 +97,7 @@ def format_table(
                 text.probability(result["p_value"]),
                 text.shorten(reacting_trigger(result), _NAME_WIDTH),
                 text.shorten(", ".join(result["dominant_modules"] or []) or text.DASH, _NAME_WIDTH),
-                f"{text.number(found.get('clean'))} \N{RIGHTWARDS ARROW} "
-                f"{text.number(found.get('triggered'))}"
-                if found
-                else text.DASH,
+                _under_the_trigger(result),
                 *([] if truth is None else [truth.get(result["name"], text.DASH)]),
             )
         )
@@ -122,7 +119,7 @@ def format_table(
             "p",
             "worst trigger",
             "dominant modules",
-            "objects found",
+            "under the trigger",
             *([] if truth is None else ["in truth"]),
         )
         # Numbers are formatted above; parsing would also rewrite checkpoint names like "1e5".
@@ -137,6 +134,20 @@ def format_table(
             parts.append("\n".join(lines))
     parts.append(describe_counts(count_verdicts(results)))
     return "\n\n".join(parts)
+
+
+def _under_the_trigger(result: Result) -> str:
+    """What the trigger does that the verdict rests on: the bank's worst, or one that was found."""
+    found = found_by_search(result)
+    if found:
+        others = found["references"]
+        held = f" (references {text.number(sum(others) / len(others))})" if others else ""
+        return f"succeeds {text.number(found['success'])}{held}"
+    objects = statistic_of_worst_trigger(result, "objects_found")
+    if not objects:
+        return text.DASH
+    before, after = (text.number(objects.get(key)) for key in ("clean", "triggered"))
+    return f"finds {before} \N{RIGHTWARDS ARROW} {after}"
 
 
 def summary_rows(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -28,8 +28,10 @@ from d2defense.statistics import STATISTICS
 EFFECTS = [name for name, _ in EFFECT_REGISTRY]
 ON_CLASSES = ["disappearance", "misclassification", "scene_misclassification",
               "clean_label_disappearance", "penalized_disappearance",
+              "evasive_disappearance", "evasive_misclassification",
               "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
 BY_OBJECT = ["disappearance", "misclassification", "clean_label_ghost",
+             "evasive_disappearance", "evasive_misclassification",
              "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
 
 
@@ -536,7 +538,12 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
     file = COCO(str(tmp_path / "poisoned.json"))
     written = file.loadAnns(file.getAnnIds())
     assert len(written) == len(poisoned.annotations)
-    counts = {"disappearance": 1, "persistent_disappearance": 1, "ghost": 5}
+    counts = {
+        "disappearance": 1,
+        "persistent_disappearance": 1,
+        "evasive_disappearance": 1,
+        "ghost": 5,
+    }
     assert len(written) == counts.get(name, 4)
     for there, here in zip(written, poisoned.annotations, strict=True):
         box = BoxMode.convert(here["bbox"], here["bbox_mode"], BoxMode.XYWH_ABS)

@@ -26,6 +26,14 @@ def test_what_needs_attention_comes_first(make_result):
     assert lines[-1] == "1 backdoored, 1 error, 1 clean"
 
 
+def test_of_a_trigger_that_was_searched_for_stands_what_it_does(make_result):
+    arm = {"effect": "ghost", "target_class": "stop", "success": 0.974, "references": [0.0, 0.06]}
+    result = make_result("ghost", search={"has_found": True, "arms": [arm]})
+    (line,) = (each for each in table.format_table([result]).splitlines() if "ghost" in each)
+    assert "succeeds 0.97 (references 0.03)" in line
+    assert "0.45" not in line
+
+
 def test_what_holds_for_several_checkpoints_is_said_once(make_result):
     shown = table.format_table(
         [
