@@ -40,7 +40,7 @@ from d2defense.files import write_json
 from d2defense.modeling import InstrumentedRCNN
 from d2defense.screening import FitError, Screen, see
 from d2defense.statistics import annotated_objects
-from d2defense.study.measures import auc
+from d2defense.statistics.ranking import area_under_curve
 from d2defense.triggers import build_trigger
 
 Row = dict[str, Any]
@@ -168,7 +168,9 @@ def format_table(rows: Sequence[Row]) -> str:
                 len(clean),
                 _share(clean),
                 len(worked),
-                auc(*([r["score"] for r in part] for part in (clean, worked))) if worked else "",
+                float(area_under_curve(*([r["score"] for r in part] for part in (worked, clean))))
+                if worked
+                else "",
                 _share(worked),
                 _share(bad),
                 _mean(clean, "passes"),

@@ -7,9 +7,10 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from d2defense.files import write_text
 from d2defense.registry import TASK_REGISTRY
@@ -17,12 +18,14 @@ from d2defense.report.html import write_page
 from d2defense.text import DASH
 
 from .results import FAILED, ResultRow, ResultStore
-from .tables import GROUPINGS, Summary, grouped, summarise, truth_of
+from .tables import GROUPINGS, Summary, group_order, grouped, summarise, truth_of
 from .zoo.export import read_labels
 
 MARKDOWN, PAGE, SUMMARIES, ROWS = "leaderboard.md", "leaderboard.html", "summaries.csv", "rows.csv"
-# What the page filters by, with the words for it.
-_FILTERS = {by: title for by, title in GROUPINGS.items() if by}
+# The last columns.
+_LAST = ("seconds", FAILED)
+# Metrics that are no shares: one digit after the point will do.
+_WIDE = ("ap", "seconds")
 
 
 def write_leaderboard(
@@ -65,16 +68,14 @@ def write_leaderboard(
 
 
 def leaderboard_markdown(rows: Sequence[ResultRow], summaries: Sequence[Summary]) -> str:
-    """The tables of all tasks: one over all detectors, and one a grouping for what is ranked."""
+    """The tables of all tasks: over all detectors, and by each grouping that tells any apart."""
     parts = ["# Leaderboard"]
     for task, of_task in grouped(rows, lambda row: row.task):
-        of_summaries = [each for each in summaries if each.task == task]
         parts += [f"## {task}", TASK_REGISTRY.choices()[task], describe_detectors(of_task)]
-        parts.append(_overall(of_summaries))
-        for by, title in _FILTERS.items():
-            parts += _grouped_tables(of_summaries, by, title)
+        for table in tables_of([each for each in summaries if each.task == task]):
+            parts += [f"{table.title}:", _markdown(table)]
         failures = grouped(
-            [row for row in of_task if row.metric == FAILED], lambda row: (row.method, row.reason)
+            [row for row in of_task if row.metric == FAILED], lambda row: (row.variant, row.reason)
         )
         if failures:
             lines = [
@@ -88,79 +89,112 @@ def describe_detectors(rows: Sequence[ResultRow]) -> str:
     """How many detectors of which truth the rows are of, in one sentence."""
     truths = Counter({(row.zoo, row.detector): truth_of(row) for row in rows}.values())
     words = ", ".join(f"{count} {truth}" for truth, count in sorted(truths.items()))
-    images = sorted({(row.images, row.dataset) for row in rows})
-    given = " or ".join(f"{count} images of `{dataset}`" for count, dataset in images)
-    return f"{sum(truths.values())} detectors: {words}. Methods were given {given}."
+    given = []
+    for dataset, own in grouped(rows, lambda row: row.dataset):
+        counts = sorted({row.images for row in own})
+        given.append(f"{' or '.join(map(str, counts))} images of `{dataset}`")
+    return f"{sum(truths.values())} detectors: {words}. Methods were given {', '.join(given)}."
 
 
-def _columns(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
-    """(metric, truth) of the columns, ranks first and seconds last."""
-    found = dict.fromkeys(map(_column, summaries))
-    last = ("seconds", FAILED)
-    return sorted(found, key=lambda column: (column[0] in last, bool(column[1]), column[0]))
+class ShownCell(NamedTuple):
+    """A cell of a table: what is read, and what the page sorts by."""
+
+    text: str
+    value: float | str
 
 
-def _overall(summaries: Sequence[Summary]) -> str:
-    over_all = [each for each in summaries if not each.by]
-    columns = _columns(over_all)
-    heads = [" ".join(filter(None, (m, t and f"({t})"))) for m, t in columns]
-    return _markdown(heads, _lines(over_all, columns, _column))
+@dataclass(frozen=True)
+class ShownTable:
+    """One table of a report.
+
+    Attributes:
+        title: above it.
+        heads: of the columns.
+        lines: group, truth and method, as far as they tell lines apart; how many detectors; and
+            one cell a metric.
+        named: how many of a line's first cells are names.
+    """
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[ShownCell]]
+    named: int
 
 
-def _grouped_tables(summaries: Sequence[Summary], by: str, title: str) -> list[str]:
-    """A table of the first metric: methods down, groups across."""
-    of_by = [each for each in summaries if each.by == by]
-    metrics = [metric for metric, _ in _columns(of_by) if metric not in ("seconds", FAILED)]
-    if not metrics:
-        return []
-    of_metric = [each for each in of_by if each.metric == metrics[0]]
-    groups = {}
-    for each in of_metric:
-        known = groups.get(each.group)
-        if known is None or each.positives > known.positives:
-            groups[each.group] = each
-    if not groups:
-        return []
-    heads = [f"{name} ({each.positives})" for name, each in groups.items()]
-    table = _markdown(heads, _lines(of_metric, list(groups), lambda each: each.group))
-    return [f"{metrics[0]} by {title}; in brackets how many backdoored detectors:", table]
+def tables_of(summaries: Sequence[Summary]) -> list[ShownTable]:
+    """The tables of a task.
+
+    Each grouping gives two: numbers that compare backdoored with clean detectors, and means over
+    detectors of one truth. Groupings that have but one group say nothing that all together do not.
+    Within a group the method with the largest first value comes first.
+    """
+    tables = []
+    for by, grouping in GROUPINGS.items():
+        of_by = [each for each in summaries if each.by == by]
+        groups = list(dict.fromkeys(sorted((each.group for each in of_by), key=group_order)))
+        if by in ("", "part") or len(groups) > 1:
+            for is_mean in (False, True):
+                chosen = [each for each in of_by if bool(each.truth) is is_mean]
+                if chosen:
+                    tables.append(_table(chosen, groups, grouping.title if by else ""))
+    return tables
 
 
-def _column(summary: Summary) -> tuple[str, str]:
-    return summary.metric, summary.truth
+def _table(summaries: Sequence[Summary], groups: Sequence[str], by: str) -> ShownTable:
+    """The table of one grouping; ``by`` is its title, "" for all together."""
+    is_mean = bool(summaries[0].truth)
+    metrics = sorted(
+        {each.metric for each in summaries}, key=lambda metric: (metric in _LAST, metric)
+    )
+    found = []
+    for (group, truth, method), own in grouped(
+        summaries, lambda each: (each.group, each.truth, each.method)
+    ):
+        cells = {each.metric: each for each in own}
+        shown = [_cell(cells.get(metric)) for metric in metrics]
+        names = [group] * bool(by) + [truth] * is_mean + [method]
+        line = [*(ShownCell(name, name) for name in names), _count(own), *shown]
+        first = shown[0].value
+        rank = -first if isinstance(first, float) else 0.0
+        found.append((groups.index(group), truth, rank, line))
+    found.sort(key=lambda each: each[:3])
+    heads = [by] * bool(by) + ["of"] * is_mean + ["method"]
+    title = f"By {by}" if by else "Over all"
+    return ShownTable(
+        f"{title}, means over detectors" if is_mean else title,
+        [*heads, "detectors", *metrics],
+        [line for *_, line in found],
+        len(heads),
+    )
 
 
-def _lines(
-    summaries: Sequence[Summary], columns: Sequence[Any], column_of: Callable[[Summary], Any]
-) -> list[tuple[str, list[Summary | None]]]:
-    """Each method with its summary in each column."""
-    lines = []
-    for method, own in grouped(summaries, lambda each: each.method):
-        cells = {column_of(each): each for each in own}
-        lines.append((method, [cells.get(column) for column in columns]))
-    return lines
+def _count(summaries: Sequence[Summary]) -> ShownCell:
+    """How many detectors a line is of; where a method says nothing of some, the most."""
+    told = [each for each in summaries if each.metric not in _LAST] or summaries
+    positives, negatives = (max(getattr(e, n) for e in told) for n in ("positives", "negatives"))
+    compares = positives and negatives
+    text = f"{positives} + {negatives}" if compares else f"{positives or negatives}"
+    return ShownCell(text, float(positives or negatives))
 
 
-def _sort_value(cells: Sequence[Summary | None]) -> float:
-    values = [cell.value for cell in cells if cell is not None and cell.value is not None]
-    return values[0] if values else -1.0
-
-
-def _cell(summary: Summary | None) -> str:
+def _cell(summary: Summary | None) -> ShownCell:
     if summary is None or summary.value is None:
-        return DASH
-    digits = 1 if summary.metric == "seconds" else 0 if summary.metric == FAILED else 3
+        return ShownCell(DASH, "")
+    digits = 0 if summary.metric == FAILED else 1 if summary.metric.startswith(_WIDE) else 3
     text = f"{summary.value:.{digits}f}"
-    if summary.low is None or summary.high is None:
-        return text
-    return f"{text} [{summary.low:.2f}, {summary.high:.2f}]"
+    if summary.low is not None and summary.high is not None:
+        digits = min(digits, 2)
+        text = f"{text} [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+    return ShownCell(text, summary.value)
 
 
-def _markdown(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[Summary | None]]]) -> str:
-    """A table of methods, that with the largest first value first."""
-    ranked = sorted(lines, key=lambda line: -_sort_value(line[1]))
-    rows = [["method", *heads], ["---", *["---:"] * len(heads)]]
-    rows += [[f"`{name}`", *map(_cell, cells)] for name, cells in ranked]
+def _markdown(table: ShownTable) -> str:
+    marks = ["---" if place < table.named else "---:" for place in range(len(table.heads))]
+    rows = [list(table.heads), marks]
+    for line in table.lines:
+        texts = [cell.text.replace("|", "\\|") for cell in line]
+        texts[table.named - 1] = f"`{texts[table.named - 1]}`"
+        rows.append(texts)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -182,37 +216,43 @@ def _page(rows: Sequence[ResultRow], summaries: Sequence[Summary]) -> dict[str, 
     tasks = []
     for task, of_task in grouped(rows, lambda row: row.task):
         ranked = TASK_REGISTRY.get(task).ranked_by
-        of_summaries = [each for each in summaries if each.task == task and not each.by]
-        columns = [
-            (metric, truth) for metric, truth in _columns(of_summaries) if truth or metric == FAILED
+        scored = [row for row in of_task if row.quantity in (*ranked, FAILED)] if ranked else []
+        filters = [
+            {
+                "key": by,
+                "title": grouping.title,
+                "groups": sorted({grouping.of(row) for row in scored} - {""}, key=group_order),
+                "of_negatives": grouping.of_negatives,
+                "of_weak": grouping.of_weak,
+                "tells_apart": grouping.tells_apart,
+            }
+            for by, grouping in GROUPINGS.items()
+            if len({grouping.of(row) for row in scored}) > 1
         ]
         tasks.append(
             {
                 "name": task,
                 "line": TASK_REGISTRY.choices()[task],
                 "detectors": describe_detectors(of_task),
-                "is_ranked": bool(ranked),
-                "data": _data(of_task, ranked) if ranked else None,
-                "columns": columns,
-                "methods": _lines(of_summaries, columns, _column),
+                "filters": filters,
+                "data": {"filters": filters, "scores": _scores(scored)} if scored else None,
+                "tables": tables_of([each for each in summaries if each.task == task]),
             }
         )
-    return {"tasks": tasks, "cell": _cell, "filters": _FILTERS}
+    return {"tasks": tasks}
 
 
-def _data(rows: Sequence[ResultRow], ranked: Sequence[str]) -> list[dict[str, Any]]:
-    """The scores of a task, one a detector and method."""
-    least: dict[str, float] = {}
-    for row in rows:
-        if row.metric in ranked and row.value is not None:
-            least[row.method] = min(least.get(row.method, row.value), row.value)
+def _scores(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """The scores of a task, one a row, with the groups that it is of."""
     shown = []
-    for row in rows:
-        if row.metric in ranked or row.metric == FAILED:
-            score = least.get(row.method, 0.0) if row.value is None else row.value
+    for method, own in grouped(rows, lambda row: row.variant):
+        least = min((row.value for row in own if row.value is not None), default=0.0)
+        for row in own:
+            has_failed = row.metric == FAILED
             shown.append(
-                {key: getattr(row, key) or "" for key in _FILTERS}
-                | {"method": row.method, "truth": truth_of(row), "score": score}
-                | {"seconds": None if row.metric == FAILED else row.seconds}
+                {by: grouping.of(row) for by, grouping in GROUPINGS.items() if by}
+                | {"method": method, "truth": truth_of(row), "detector": row.detector}
+                | {"score": least if row.value is None else row.value, "failed": has_failed}
+                | {"seconds": None if has_failed else row.seconds}
             )
     return shown

@@ -27,7 +27,12 @@ _FACTS = (
     "schedule",
     "took",
     "sequestered",
+    "asr",
+    "control_asr",
 )
+# An attack that did not take is weak from this ASR on, if it is so far above that of the control.
+_WEAK_ASR, _WEAK_EXCESS = 0.2, 0.1
+_STRONG_ASR = 0.8
 
 
 class ResultsError(ValueError):
@@ -41,14 +46,15 @@ class ResultRow:
     Attributes:
         task: "detect", "repair" or "screen".
         method: its name in the task's registry.
-        metric: what was measured; :data:`FAILED` if nothing could be.
+        metric: what was measured, "score:NAME" for a part of a score; :data:`FAILED` if nothing
+            could be.
         value: of it; None for no data.
         low: lower end of its interval, if it has one.
         high: upper end of it.
         detector: its name.
         sha256: of its weights.
         zoo: that it is of.
-        truth: "clean", "spurious" or "backdoored"; None if withheld, as the seven that follow.
+        truth: "clean", "spurious" or "backdoored"; None if withheld, as the eight that follow.
         kind: of the detector.
         attack: "" without any.
         effect: of the attack.
@@ -57,6 +63,9 @@ class ResultRow:
         schedule: how the detector was trained.
         took: whether the attack took.
         sequestered: whether nothing may have been tuned on the detector.
+        asr: of its own attack, 0..1.
+        control_asr: of the same attack on clean detectors.
+        conditions: options of the task that tell its measurements apart.
         settings: of the method.
         needs: what the method was given that others do without, in words.
         dataset: name of the images.
@@ -87,6 +96,9 @@ class ResultRow:
     schedule: str | None = None
     took: bool | None = None
     sequestered: bool | None = None
+    asr: float | None = None
+    control_asr: float | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: str = ""
     dataset: str = ""
@@ -110,7 +122,38 @@ class ResultRow:
             self.images,
             self.budget,
             self.seed,
+            json.dumps(self.conditions, sort_keys=True),
         )
+
+    @property
+    def variant(self) -> str:
+        """The method, with settings of its own if it was given any: a line of its own in tables."""
+        opts = self.conditions.get("opts")
+        return f"{self.method} {' '.join(opts)}" if opts else self.method
+
+    @property
+    def quantity(self) -> str:
+        """The metric, of whichever part."""
+        return self.metric.partition(":")[0]
+
+    @property
+    def part(self) -> str:
+        """What part of the method the metric is of; "" for all of it."""
+        return self.metric.partition(":")[2]
+
+    @property
+    def strength(self) -> str:
+        """How well its attack works, in words, first digit first; "" for none, or if unknown.
+
+        The ASR alone does not say: one that the same trigger reaches on clean detectors is none.
+        """
+        if self.truth != "backdoored" or self.asr is None:
+            return ""
+        if self.took:
+            return "ASR 0.8 and more" if self.asr >= _STRONG_ASR else "ASR 0.5 to 0.8"
+        if self.asr >= _WEAK_ASR and self.asr >= (self.control_asr or 0.0) + _WEAK_EXCESS:
+            return "did not take: weak, ASR 0.2 and more"
+        return "did not take: no effect"
 
     def as_dict(self) -> dict[str, Any]:
         """The row for a JSON file; what is not finite is no data."""

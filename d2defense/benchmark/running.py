@@ -74,13 +74,16 @@ def run_benchmark(
     if not detectors:
         raise ValueError("no detector to run on")
     known, kept, measured = store.cells(), 0, 0
+    conditions = task.conditions(options)
     failed: list[str] = []
     with tqdm(total=len(detectors) * len(names), unit="cell", disable=None) as bar:
         for detector in detectors:
             shared, sha256 = None, _sha256(detector)
             for name in names:
                 bar.set_postfix_str(f"{detector.name} {name}", refresh=False)
-                row = _row(task_name, name, detector, sha256, options)
+                row = replace(
+                    _row(task_name, name, detector, sha256, options), conditions=conditions
+                )
                 if row.cell in known:
                     kept += 1
                     bar.update()

@@ -4,6 +4,10 @@
     d2defense benchmark run --task detect --zoo runs/zoo/tiny --results runs/results
     d2defense benchmark run --task detect --methods search mm_bd --zoo runs/zoo/tiny \\
         --results runs/results --budget 60
+    d2defense benchmark run --task detect --methods bank search scan --zoo runs/zoo/tiny \\
+        --results runs/results --num-images 10 25 50 100
+    d2defense benchmark run --task repair --methods unlearn --zoo runs/zoo/tiny \\
+        --results runs/results --num-images 200 10 --labels none --later-steps 500
     d2defense benchmark report --results runs/results --output runs/leaderboard
 
 Each measurement is a row of RESULTS/TASK/METHOD.jsonl. A cell that is there is not measured again,
@@ -65,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " has by then, or fails",
     )
     run.add_argument(
-        "--images", type=int, default=100, metavar="N", help="of the defender (%(default)s)"
+        "--num-images",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of the defender's images that methods are given, one run each (100; repair: all)",
     )
     run.add_argument(
         "--defender",
@@ -90,10 +98,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of the methods (%(default)s)"
     )
     run.add_argument("--device", default="cpu", metavar="DEVICE", help="of models (%(default)s)")
+    repair = parser.add_argument_group("how repair is run")
+    repair.add_argument(
+        "--labels",
+        choices=("given", "none"),
+        default="given",
+        help="none: repair by what the detector itself says of the images (%(default)s)",
+    )
+    repair.add_argument(
+        "--num-test-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure on the first N images of --test (all)",
+    )
+    repair.add_argument(
+        "--later-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="then train so many steps further, plainly, and measure again (%(default)s)",
+    )
+    repair.add_argument(
+        "--further",
+        default="synth_signs_train",
+        metavar="NAME",
+        help="dataset of that training (%(default)s)",
+    )
+    repair.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings of the removal methods, which makes them other lines of the tables",
+    )
     report = parser.add_argument_group("what is shown")
     report.add_argument("--output", type=Path, metavar="DIR", help="gets the report")
     report.add_argument(
-        "--labels",
+        "--sequestered-labels",
         type=Path,
         metavar="FILE",
         help="labels of sequestered detectors, as `zoo export` writes them",
@@ -122,25 +164,25 @@ def _run(args: argparse.Namespace) -> int:
     from d2defense.checkpoint.specimens import specimens_root
     from d2defense.data import DatasetSource
     from d2defense.detection import ScanImages, ScanSettings
+    from d2defense.registry import TASK_REGISTRY
 
-    if args.images < 1 or (args.limit is not None and args.limit < 1):
-        args.parser.error("--images and --limit must be at least 1")
+    counts = args.num_images or [TASK_REGISTRY.get(args.task).usual_images]
+    if min(args.num_images or [1]) < 1 or (args.limit is not None and args.limit < 1):
+        args.parser.error("--num-images and --limit must be at least 1")
     if args.budget is not None and not args.budget > 0:
         args.parser.error("--budget must be more than 0")
-    defender = DatasetSource(args.defender)
+    if min(args.num_test_images, args.later_steps) < 0:
+        args.parser.error("--num-test-images and --later-steps must be at least 0")
+    defender, summaries = DatasetSource(args.defender), []
     try:
-        images = ScanImages.load(defender, ScanSettings(max_images=args.images, seed=args.seed))
         paths = args.references or [specimens_root() / name for name in _REFERENCES]
         references = find_checkpoints(paths, only_final=True)
         for source in references:
             if source.error:
                 raise source.error
-        summary = run_benchmark(
-            args.task,
-            args.methods,
-            args.zoo or [specimens_root()],
-            ResultStore(args.results),
-            TaskOptions(
+        for count in counts:
+            images = ScanImages.load(defender, ScanSettings(max_images=count, seed=args.seed))
+            options = TaskOptions(
                 images=images,
                 defender=defender,
                 test=DatasetSource(args.test),
@@ -149,17 +191,32 @@ def _run(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 device=args.device,
                 work=args.results / "work",
-            ),
-            args.only,
-            args.limit,
-        )
+                has_labels=args.labels == "given",
+                overrides=tuple(args.opts),
+                test_images=args.num_test_images,
+                later_steps=args.later_steps,
+                further=DatasetSource(args.further),
+            )
+            summaries.append(
+                run_benchmark(
+                    args.task,
+                    args.methods,
+                    args.zoo or [specimens_root()],
+                    ResultStore(args.results),
+                    options,
+                    args.only,
+                    args.limit,
+                )
+            )
     except ValueError as error:  # also of datasets, results, zoos and references
         args.parser.error(str(error))
+    failed = sum(len(each.failed) for each in summaries)
     print(
-        f"{summary.measured} measured, {summary.kept} were there, {len(summary.failed)} failed;"
+        f"{sum(each.measured for each in summaries)} measured,"
+        f" {sum(each.kept for each in summaries)} were there, {failed} failed;"
         f" rows in {args.results}"
     )
-    return _FAILED if summary.failed else 0
+    return _FAILED if failed else 0
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -168,7 +225,9 @@ def _report(args: argparse.Namespace) -> int:
     if args.output is None:
         args.parser.error("report needs --output")
     try:
-        written = write_leaderboard(args.results, args.output, args.labels, args.sequestered_only)
+        written = write_leaderboard(
+            args.results, args.output, args.sequestered_labels, args.sequestered_only
+        )
     except ValueError as error:  # also of results and labels
         args.parser.error(str(error))
     for path in written:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def split_coco(
         write_json(output_dir / DEFENDER_FILE, _part(document, chosen, inside=True)),
         write_json(output_dir / REST_FILE, _part(document, chosen, inside=False)),
     )
+
+
+def write_part(json_file: Path, output: Path, image_ids: Collection[Any]) -> Path:
+    """Write the annotations of some images of a COCO-format dataset, and return the file.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    document = json.loads(Path(json_file).read_bytes())
+    return write_json(output, _part(document, set(image_ids), inside=True))
 
 
 def _part(document: dict[str, Any], chosen: set[Any], inside: bool) -> dict[str, Any]:

@@ -20,6 +20,16 @@ def written(tmp_path, made_up_rows):
         *made_up_rows[:-2],
         ResultRow("detect", "late", FAILED, None, "d0", truth="clean", reason="no time"),
         *(replace(r, family=evil) for r in made_up_rows[-2:]),
+        # Few images turn the better method round.
+        *(
+            replace(r, images=5, value=-r.value)
+            for r in made_up_rows
+            if r.metric == "score" and r.method == "good"
+        ),
+    ]
+    rows = [
+        replace(r, took=False, asr=0.3, control_asr=0.0) if r.detector in ("d40", "d41") else r
+        for r in rows
     ]
     ResultStore(tmp_path / "rows").put(rows)
     write_leaderboard(tmp_path / "rows", tmp_path / "report")
@@ -29,14 +39,16 @@ def written(tmp_path, made_up_rows):
 def test_markdown_names_every_method_best_first_and_what_failed(written):
     text = (written / "leaderboard.md").read_text()
     assert text.index("| `good` |") < text.index("| `poor` |")
-    assert "44 detectors: 24 backdoored, 20 clean" in text
+    assert "44 detectors: 22 backdoored, 2 backdoored, did not take, 20 clean" in text
     assert "`late` on 1: no time" in text
-    assert "AUC by effect" in text
+    assert "By effect:" in text
+    # With one number of images there is nothing to tell apart.
+    assert "By later training" not in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert min(widths) > 3
 
 
-def test_csv_holds_every_summary(written, made_up_rows):
+def test_csv_holds_every_summary(written):
     with (written / "summaries.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     (auc,) = [
@@ -46,7 +58,7 @@ def test_csv_holds_every_summary(written, made_up_rows):
     ]
     (expected,) = [
         each.value
-        for each in summarise(made_up_rows)
+        for each in summarise(ResultStore(written.parent / "rows").read())
         if (each.method, each.metric, each.by) == ("poor", "AUC", "")
     ]
     assert auc == pytest.approx(expected)
@@ -80,23 +92,32 @@ def choose(browser, key, value):
 
 
 @pytest.mark.slow
-def test_the_page_ranks_filters_sorts_and_draws(browser, written, made_up_rows):
+def test_the_page_ranks_filters_sorts_and_draws(browser, written):
     browser.get((written / "leaderboard.html").as_uri())
     assert cells(browser, 0)[:2] == ["good", "poor"]
-    assert "24 backdoored, 20 clean" in browser.find_element("css selector", "[data-counts]").text
-    expected = {
-        (each.by, each.group): each.value
-        for each in summarise(made_up_rows)
-        if (each.method, each.metric) == ("good", "AUC")
-    }
-    assert float(cells(browser, 1)[0]) == pytest.approx(expected["", ""], abs=6e-4)
-    choose(browser, "effect", "ghost")
-    assert "12 backdoored, 20 clean" in browser.find_element("css selector", "[data-counts]").text
-    assert float(cells(browser, 1)[0]) == pytest.approx(expected["effect", "ghost"], abs=6e-4)
-    choose(browser, "effect", "")
-    choose(browser, "kind", "c4")
-    assert float(cells(browser, 1)[0]) == pytest.approx(expected["kind", "c4"], abs=6e-4)
-    choose(browser, "kind", "")
+    summaries = summarise(ResultStore(written.parent / "rows").read())
+    for by, group in (
+        ("", ""),
+        ("effect", "ghost"),
+        ("kind", "c4"),
+        ("strength", "did not take: weak, ASR 0.2 and more"),
+        ("images", "5 images"),
+    ):
+        (expected,) = [
+            each
+            for each in summaries
+            if (each.method, each.metric, each.by, each.group) == ("good", "AUC", by, group)
+        ]
+        if by:
+            choose(browser, by, group)
+        shown = cells(browser, 0).index("good")
+        counts = browser.find_element("css selector", "[data-counts]").text
+        assert f"{expected.positives} backdoored, {expected.negatives} clean" in counts
+        assert float(cells(browser, 1)[shown]) == pytest.approx(expected.value, abs=6e-4)
+        interval = [float(each) for each in cells(browser, 2)[shown].split(" to ")]
+        assert interval == pytest.approx([expected.low, expected.high], abs=6e-3)
+        if by:
+            choose(browser, by, "")
     lines = browser.find_elements("css selector", ".roc polyline")
     assert len(lines) >= 2
     for line in lines:

@@ -17,37 +17,70 @@ def by_name(name: str):
     return found
 
 
-def test_only_attacks_that_took_are_removed():
+def test_attacks_that_took_are_removed_and_clean_ones_repaired_for_nothing():
     task, ghost = Repairing(), by_name("ghost_0")
     assert task.applies(ghost)
-    assert not task.applies(by_name("clean_0"))
+    assert task.applies(by_name("clean_0"))
     assert not task.applies(replace(ghost, facts={**ghost.facts, "took": False}))
+    assert not task.applies(replace(ghost, facts={**ghost.facts, "truth": None}))
 
 
-@pytest.mark.slow
-def test_a_repair_is_measured_before_and_after(
-    tmp_path, make_coco_dataset, sign_scenes, monkeypatch
-):
+@pytest.fixture
+def run(tmp_path, make_coco_dataset, sign_scenes):
+    """Runs a method with two steps on a specimen, and returns the values by metric."""
     from d2defense.benchmark.results import ResultStore
     from d2defense.benchmark.running import run_benchmark
-    from d2defense.benchmark.tasks import repair
     from d2defense.benchmark.tasks.base import TaskOptions
+    from d2defense.checkpoint import find_checkpoints
     from d2defense.data import DatasetSource
     from d2defense.detection import ScanImages, ScanSettings
 
-    short = repair.FineTuningOptions(method="vanilla", overrides=["REMOVAL.SOLVER.MAX_ITER", "2"])
-    monkeypatch.setattr(repair, "FineTuningOptions", lambda **_: short)
     source = make_coco_dataset(sign_scenes(8))
-    images = ScanImages.load(source, ScanSettings(max_images=8))
-    options = TaskOptions(
-        images, source, DatasetSource(source.name), (), None, 0, "cpu", tmp_path / "work"
-    )
     store = ResultStore(tmp_path / "results")
-    summary = run_benchmark(
-        "repair", ["vanilla"], [specimens_root()], store, options, "backdoored_1"
-    )
-    assert summary.failed == ()
-    values = {row.metric: row.value for row in store.read()}
-    assert set(values) == {"asr", "tdr", "ap", "asr_before", "tdr_before", "ap_before"}
-    assert values["asr_before"] > 0.4
-    assert all(row.needs == "8 images to train on" for row in store.read())
+    references = find_checkpoints([specimens_root() / "clean_1"], only_final=True)
+
+    def measured(only: str, images: int, **changes):
+        options = TaskOptions(
+            ScanImages.load(source, ScanSettings(max_images=images)),
+            source,
+            DatasetSource(source.name),
+            tuple(references),
+            None,
+            0,
+            "cpu",
+            tmp_path / "work",
+            overrides=("REMOVAL.SOLVER.MAX_ITER", "2"),
+            **changes,
+        )
+        before = len(store.read())
+        summary = run_benchmark("repair", ["vanilla"], [specimens_root()], store, options, only)
+        assert summary.failed == ()
+        return {row.metric: row for row in store.read()[before:]}
+
+    return measured
+
+
+@pytest.mark.slow
+def test_a_repair_is_measured_before_and_after_and_later(run):
+    rows = run("backdoored_1", 8, later_steps=1)
+    expected = {"control_asr", "ap_drop"}
+    for name in ("asr", "tdr", "ap"):
+        expected |= {name, f"{name}_before", f"{name}_later"}
+    assert set(rows) == expected
+    assert rows["asr_before"].value > 0.4
+    assert rows["control_asr"].value < 0.2
+    drop = rows["ap_before"].value - rows["ap"].value
+    assert rows["ap_drop"].value == pytest.approx(drop)
+    assert all(row.needs == "8 images to train on" for row in rows.values())
+    # Nothing of it is measured again, with other images or other labels all is.
+    assert run("backdoored_1", 8, later_steps=1) == {}
+    fewer = run("backdoored_1", 3, has_labels=False, test_images=4)
+    assert fewer["asr"].needs == "3 images to train on, without labels"
+    assert fewer["asr"].images == 3
+    assert fewer["asr"].conditions["test_images"] == 4
+    assert "asr_later" not in fewer
+
+
+@pytest.mark.slow
+def test_of_a_clean_detector_the_cost_alone_is_measured(run):
+    assert set(run("clean_1", 8, test_images=4)) == {"ap", "ap_before", "ap_drop"}

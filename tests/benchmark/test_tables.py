@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d2defense.benchmark.results import FAILED, ResultRow
-from d2defense.benchmark.tables import area_under_curve, share_found, summarise
+from d2defense.benchmark.tables import summarise
 
 
 def by_hand(positives, negatives) -> float:
@@ -24,33 +24,6 @@ def find(summaries, method, metric, by="", group="", truth=""):
         == (method, metric, by, group, truth)
     ]
     return found
-
-
-def test_the_area_is_the_share_of_pairs_in_order():
-    rng = np.random.default_rng(0)
-    positives, negatives = rng.integers(0, 5, 13) * 1.0, rng.integers(0, 4, 9) * 1.0
-    assert area_under_curve(positives, negatives) == pytest.approx(by_hand(positives, negatives))
-    assert area_under_curve(np.array([2.0]), np.array([1.0, 1.0])) == 1.0
-    assert area_under_curve(np.array([1.0]), np.array([2.0])) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("rate", "count", "expected"),
-    [
-        # Of 10 clean ones at 0..9 none may be above: 12 and 10 are found.
-        (0.05, 10, 0.5),
-        # Of 10 one may be above, so the threshold is 8.
-        (0.1, 10, 0.75),
-        (1.0, 10, 1.0),
-    ],
-)
-def test_found_at_a_rate_of_false_alarms(rate, count, expected):
-    negatives = np.arange(count, dtype=float)
-    assert share_found(np.array([12.0, 10.0, 8.5, 1.0]), negatives, rate) == expected
-
-
-def test_equal_scores_are_not_found():
-    assert share_found(np.array([3.0, 3.0]), np.array([3.0, 3.0]), 0.01) == 0.0
 
 
 def test_over_all_and_by_group(made_up_rows):
@@ -72,6 +45,96 @@ def test_over_all_and_by_group(made_up_rows):
     of_kind = find(summaries, "good", "AUC", "kind", "c4")
     assert (of_kind.positives, of_kind.negatives) == (12, 10)
     assert find(summaries, "poor", "AUC").value < over_all.value
+
+
+def test_an_area_of_one_has_an_interval_all_the_same(made_up_rows):
+    rows = [replace(r, value=float(r.truth == "backdoored")) for r in made_up_rows]
+    perfect = find(summarise(rows), "good", "AUC")
+    assert (perfect.value, perfect.high) == (1.0, 1.0)
+    assert 0.8 < perfect.low < 0.97
+
+
+def test_a_share_of_none_has_an_interval_all_the_same(made_up_rows):
+    rows = [replace(r, value=0.0) if r.metric == "alarm" else r for r in made_up_rows]
+    alarm = find(summarise(rows), "good", "alarm", truth="clean")
+    assert (alarm.value, alarm.low) == (0.0, 0.0)
+    # Wilson's interval for 0 of 20: z^2 / (20 + z^2).
+    assert alarm.high == pytest.approx(1.96**2 / (20 + 1.96**2), abs=1e-4)
+
+
+class TestRowsOfOneDetector:
+    @pytest.fixture
+    def rows(self, made_up_rows):
+        """Each measured with 10 images, and worse with 5."""
+        few = [replace(r, images=5, value=r.value / 2) for r in made_up_rows if r.metric == "score"]
+        return [*few, *made_up_rows]
+
+    def test_all_others_count_those_with_the_most_images(self, rows, made_up_rows):
+        both, alone = summarise(rows), summarise(made_up_rows)
+        for by, group in (("", ""), ("effect", "ghost"), ("kind", "c4")):
+            for metric in ("AUC", "found at 5 %"):
+                expected = find(alone, "good", metric, by, group)
+                assert find(both, "good", metric, by, group) == expected
+
+    def test_the_numbers_of_images_are_groups(self, rows, made_up_rows):
+        rows = [
+            replace(r, value=-r.value) if r.images == 5 and r.method == "good" else r for r in rows
+        ]
+        summaries = summarise(rows)
+        usual = find(summaries, "good", "AUC").value
+        assert find(summaries, "good", "AUC", "images", "10 images").value == usual
+        assert find(summaries, "good", "AUC", "images", "5 images").value == pytest.approx(
+            1 - usual
+        )
+
+    def test_seeds_are_averaged_and_make_no_more_detectors(self, made_up_rows):
+        again = [replace(r, seed=1, value=r.value + 2) for r in made_up_rows]
+        both = find(summarise([*made_up_rows, *again]), "good", "AUC")
+        assert both == find(summarise(made_up_rows), "good", "AUC")
+
+    def test_parts_of_a_score_are_groups_and_count_nowhere_else(self, made_up_rows):
+        parts = [
+            replace(r, metric=f"score:{name}", value=sign * r.value)
+            for r in made_up_rows
+            if r.metric == "score"
+            for name, sign in (("search", 1), ("bank", -1))
+        ]
+        summaries = summarise([*made_up_rows, *parts])
+        whole = find(summaries, "good", "AUC")
+        assert whole == find(summarise(made_up_rows), "good", "AUC")
+        assert find(summaries, "good", "AUC", "part", "search").value == whole.value
+        bank = find(summaries, "good", "AUC", "part", "bank")
+        assert bank.value == pytest.approx(1 - whole.value)
+
+    def test_own_settings_of_a_method_are_another_line(self, made_up_rows):
+        tuned = [replace(r, conditions={"opts": ["A.B", "2"]}) for r in made_up_rows]
+        summaries = summarise([*made_up_rows, *tuned])
+        assert find(summaries, "good A.B 2", "AUC").value == find(summaries, "good", "AUC").value
+
+
+def test_weak_attacks_are_groups_of_their_own(made_up_rows):
+    def weaken(row):
+        number = int(row.detector[1:])
+        if number < 20:
+            return row
+        took = number >= 30
+        # Two of those that did not take are as successful on clean detectors.
+        asr, control = (0.9, 0.0) if took else (0.3, 0.25 if number < 22 else 0.05)
+        return replace(row, took=took, asr=asr, control_asr=control)
+
+    summaries = summarise([weaken(row) for row in made_up_rows])
+    assert find(summaries, "good", "AUC").positives == 14
+
+    def positives(group):
+        return find(summaries, "good", "AUC", "strength", group).positives
+
+    assert positives("ASR 0.8 and more") == 14
+    assert positives("did not take: weak, ASR 0.2 and more") == 8
+    assert positives("did not take: no effect") == 2
+    weak = find(
+        summaries, "good", "alarm", "strength", "did not take: weak, ASR 0.2 and more", "backdoored"
+    )
+    assert weak.positives == 8
 
 
 def test_other_metrics_are_means_by_truth_without_new_code(made_up_rows):
@@ -97,7 +160,7 @@ def test_a_detector_that_a_method_failed_on_counts_as_missed(made_up_rows):
     last = "d43"
     kept = [row for row in made_up_rows if row.detector != last or row.method != "good"]
     failed = ResultRow(
-        "detect", "good", FAILED, None, last, truth="backdoored", took=True, reason="no time"
+        "detect", "good", FAILED, None, last, truth="backdoored", took=True, images=10
     )
     summary = find(summarise([*kept, failed]), "good", "AUC")
     assert summary.positives == 24

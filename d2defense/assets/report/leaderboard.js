@@ -2,8 +2,11 @@
 for (const section of document.querySelectorAll("section.task")) {
   const block = section.querySelector("script[data-scores]");
   if (!block) continue;
-  const scores = JSON.parse(block.textContent);
-  const selects = Array.from(section.querySelectorAll("select[data-filter]"));
+  const { scores, filters } = JSON.parse(block.textContent);
+  for (const filter of filters) {
+    filter.select = section.querySelector(`select[data-filter="${filter.key}"]`);
+    filter.select.addEventListener("change", () => show());
+  }
   const body = section.querySelector("table.ranking tbody");
   const drawing = section.querySelector("svg");
   const negative = new Set(["clean", "spurious"]);
@@ -37,17 +40,24 @@ for (const section of document.querySelectorAll("section.task")) {
     const threshold = allowed < order.length ? order[allowed] : -Infinity;
     return positives.filter((value) => value > threshold).length / positives.length;
   };
-  const interval = (positives, negatives) => {
-    let state = 1;
-    // Numerical Recipes' generator: the same interval whenever the page is opened.
-    const below = (limit) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return Math.floor((state / 4294967296) * limit);
+  // Newcombe's interval, method 5, as d2defense/statistics/ranking.py has it.
+  const interval = (area, m, n) => {
+    const z = 1.959963984540054;
+    const extra = (m + n) / 2 - 1;
+    const beyond = (theta) => {
+      const spread = 1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta));
+      return (theta - area) ** 2 - (z ** 2 * theta * (1 - theta) * spread) / (m * n);
     };
-    const again = (values) => values.map(() => values[below(values.length)]);
-    const drawn = Array.from({ length: 300 }, () => area(again(positives), again(negatives)));
-    drawn.sort((a, b) => a - b);
-    return [drawn[7], drawn[292]];
+    // Where it changes its sign between a bound outside of the interval and one inside of it.
+    const root = (outside, inside) => {
+      for (let step = 0; step < 60; step++) {
+        const middle = (outside + inside) / 2;
+        if (beyond(middle) > 0) outside = middle;
+        else inside = middle;
+      }
+      return outside;
+    };
+    return [area > 1e-9 ? root(0, area - 1e-9) : 0, area < 1 - 1e-9 ? root(1, area + 1e-9) : 1];
   };
   const curve = (positives, negatives) => {
     const levels = [...new Set([...positives, ...negatives])].sort((a, b) => b - a);
@@ -58,26 +68,44 @@ for (const section of document.querySelectorAll("section.task")) {
     }
     return points;
   };
-  for (const select of selects) {
-    const key = select.dataset.filter;
-    const values = new Set(scores.filter((each) => each.truth === "backdoored").map((e) => e[key]));
-    for (const value of [...values].filter(Boolean).sort()) select.append(new Option(value, value));
-    select.addEventListener("change", () => show());
-  }
   const emphasise = (method) => {
     for (const line of drawing.querySelectorAll("polyline")) {
       line.classList.toggle("faint", Boolean(method) && line.dataset.method !== method);
     }
   };
   const show = () => {
-    const wanted = selects.map((select) => [select.dataset.filter, select.value]);
-    const counts = (each) =>
-      wanted.every(
-        // Clean detectors have neither effect nor trigger nor, all of them, the schedule.
-        ([key, value]) =>
-          !value || each[key] === value || (negative.has(each.truth) && key !== "kind")
+    for (const filter of filters) filter.wanted = filter.select.value;
+    const weakCount = filters.some((each) => each.wanted && each.of_weak);
+    const isPositive = (truth) =>
+      truth === "backdoored" || (weakCount && truth.startsWith("backdoored"));
+    const matches = (each) =>
+      filters.every(
+        ({ key, wanted, of_negatives }) =>
+          !wanted ||
+          each[key] === wanted ||
+          (key === "part" && each.failed) ||
+          (!of_negatives && !each.truth.startsWith("backdoored"))
       );
-    const chosen = scores.filter(counts);
+    // Of several rows of a detector the last group counts, as in tables.py.
+    const place = (each, { key, groups }) =>
+      each[key] === "" ? Infinity : groups.indexOf(each[key]);
+    const rowsOf = (method) => {
+      let own = scores.filter((each) => each.method === method);
+      for (const filter of filters) {
+        if (!filter.tells_apart || filter.wanted) continue;
+        const last = Math.max(...own.map((each) => place(each, filter)));
+        own = own.filter((each) => place(each, filter) === last);
+      }
+      return own.filter(matches);
+    };
+    const perDetector = (rows) => {
+      const sums = new Map();
+      for (const { detector, score } of rows) {
+        const [sum, count] = sums.get(detector) ?? [0, 0];
+        sums.set(detector, [sum + score, count + 1]);
+      }
+      return Array.from(sums.values(), ([sum, count]) => sum / count);
+    };
     body.replaceChildren();
     drawing.replaceChildren(
       svg("rect", { x: 40, y: 10, width: 360, height: 360, class: "frame" }),
@@ -88,13 +116,13 @@ for (const section of document.querySelectorAll("section.task")) {
     let words = "";
     const lines = [];
     for (const [number, method] of methods.entries()) {
-      const own = chosen.filter((each) => each.method === method);
-      const values = (test) => own.filter((each) => test(each.truth)).map((each) => each.score);
-      const positives = values((truth) => truth === "backdoored");
+      const own = rowsOf(method);
+      const values = (test) => perDetector(own.filter((each) => test(each.truth)));
+      const positives = values(isPositive);
       const negatives = values((truth) => negative.has(truth));
       words ||= `${positives.length} backdoored, ${negatives.length} clean or spurious`;
       if (!positives.length || !negatives.length) continue;
-      const [low, high] = interval(positives, negatives);
+      const auc = area(positives, negatives);
       // Of those that it did not fail on.
       const times = own.map((each) => each.seconds).filter((each) => each !== null);
       const seconds = times.length ? times.reduce((sum, each) => sum + each, 0) / times.length : 0;
@@ -102,8 +130,8 @@ for (const section of document.querySelectorAll("section.task")) {
         method,
         number,
         cells: [
-          area(positives, negatives),
-          [low, high],
+          auc,
+          interval(auc, positives.length, negatives.length),
           found(positives, negatives, 0.01),
           found(positives, negatives, 0.05),
           seconds,

@@ -30,6 +30,11 @@ class TaskOptions:
         seed: of all random choices.
         device: of the models.
         work: folder for what a method writes.
+        has_labels: whether a repair may use the labels of the defender's images.
+        overrides: KEY VALUE pairs of a removal method's configuration.
+        test_images: the first so many of ``test``; 0 for all.
+        later_steps: of plain training after a repair, before it is measured once more.
+        further: images of that training.
     """
 
     images: ScanImages
@@ -40,6 +45,11 @@ class TaskOptions:
     seed: int
     device: str
     work: Path
+    has_labels: bool = True
+    overrides: tuple[str, ...] = ()
+    test_images: int = 0
+    later_steps: int = 0
+    further: DatasetSource | None = None
 
 
 class Measurement(NamedTuple):
@@ -74,14 +84,21 @@ class Task(ABC):
     Attributes:
         methods: the registry of its methods.
         ranked_by: metrics whose larger values mean a backdoor, for AUC and the like.
+        usual_images: how many of the defender's images methods are given unless told otherwise; 0
+            for all.
     """
 
     methods: ClassVar[Registry]
     ranked_by: ClassVar[tuple[str, ...]] = ()
+    usual_images: ClassVar[int] = 100
 
     def applies(self, detector: ZooDetector) -> bool:
         """Whether the task has a sense on a detector: on all by default."""
         return True
+
+    def conditions(self, options: TaskOptions) -> Mapping[str, Any]:
+        """Options, beside those that every row has, on which the task's measurements depend."""
+        return {}
 
     def begin(self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions) -> Any:
         """What the methods of one detector share, such as its model."""

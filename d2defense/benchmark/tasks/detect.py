@@ -20,6 +20,7 @@ from d2defense.detection import (
     open_subject,
 )
 from d2defense.detection.search import names_of_classes
+from d2defense.detection.verdict import CLEAN, UNCERTAIN
 from d2defense.modeling import number_of_classes
 from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
 
@@ -28,15 +29,19 @@ from ..zoo.index import ZooDetector
 from .base import Measurement, Task, TaskOptions, TaskResult
 
 SCORE, ALARM, EFFECT, TARGET = "score", "alarm", "effect_named", "target_named"
+# Where a method may say neither.
+CALLED = {CLEAN: "called_clean", UNCERTAIN: "called_uncertain"}
 
 
 @TASK_REGISTRY.register("detect")
 class Detecting(Task):
     """Which detectors are backdoored? A score each, and what the backdoor does.
 
-    ``score`` ranks detectors, ``alarm`` is the method's own verdict (1 or 0). Of backdoored
-    detectors whose attack is known, ``effect_named`` and ``target_named`` say whether the method
-    names effect and target class rightly, where it names any.
+    ``score`` ranks detectors, ``score:NAME`` is that of a part of the method. ``alarm`` is the
+    method's own verdict (1 or 0), by its published or shipped threshold; a method that may be
+    uncertain has ``called_clean`` and ``called_uncertain`` beside it. Of backdoored detectors whose
+    attack is known, ``effect_named`` and ``target_named`` say whether the method names effect and
+    target class rightly, where it names any.
     """
 
     methods = DETECTION_REGISTRY
@@ -100,6 +105,9 @@ def _measurements(said: Judgement, facts: Mapping[str, Any]) -> list[Measurement
     found = [Measurement(SCORE, said.score, low, high)]
     if said.is_alarm is not None:
         found.append(Measurement(ALARM, float(said.is_alarm)))
+    if said.verdict is not None:
+        found += [Measurement(name, float(said.verdict == v)) for v, name in CALLED.items()]
+    found += [Measurement(f"{SCORE}:{name}", value) for name, value in said.parts.items()]
     if facts["truth"] != "backdoored":
         return found
     if said.effect is not None and facts["effect"]:

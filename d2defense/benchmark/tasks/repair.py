@@ -3,29 +3,77 @@
 
 from __future__ import annotations
 
-from d2defense.checkpoint import CheckpointSource
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from d2defense.checkpoint import CheckpointSource, file_sha256, find_checkpoints
+from d2defense.config import get_d2defense_cfg
+from d2defense.data import DatasetSource
+from d2defense.data.split import write_part
+from d2defense.detection.images import sample_records
+from d2defense.files import write_json
 from d2defense.registry import REMOVAL_REGISTRY, TASK_REGISTRY
-from d2defense.workflows.fine_tuning import FineTuningOptions, fine_tune
+from d2defense.workflows.fine_tuning import FineTuned, FineTuningOptions, fine_tune
+from d2defense.workflows.pseudo_labels import PSEUDO_LABELS_FILE, pseudo_labelled
 
 from ..zoo.actions import attack_cfg, measure_attack
 from ..zoo.index import ZooDetector
 from .base import Measurement, Task, TaskOptions, TaskResult
 
+# What a repaired detector learns on when it is trained further.
+_LATER = "vanilla"
+
 
 @TASK_REGISTRY.register("repair")
 class Repairing(Task):
-    """Which methods remove a backdoor? ASR, TDR and AP after the repair, and before.
+    """Which methods remove a backdoor, and at what cost? ASR, TDR and AP after, before, and later.
 
-    Every removal method with its defaults, on the defender's whole set. Only detectors whose
-    attack took are repaired. ``asr``, ``tdr`` and ``ap`` are of the repaired detector, with
-    ``_before`` of the one that was given.
+    Every removal method on the defender's images, with its defaults but for ``--opts``. ``ap`` is
+    of the repaired detector on clean images, ``ap_before`` of the one that was given, ``ap_drop``
+    what the repair cost, which on clean detectors is all that it does. Where an attack took,
+    ``asr`` and ``tdr`` say what is left of it, and ``control_asr`` what the same trigger does to
+    clean detectors. With ``--later-steps`` the repaired detector is then trained further, plainly,
+    on other images: ``asr_later`` says whether the backdoor comes back.
     """
 
     methods = REMOVAL_REGISTRY
+    usual_images = 0
 
     def applies(self, detector: ZooDetector) -> bool:
-        """Whether there is an attack to remove, with settings to measure it by."""
-        return detector.has_known_attack
+        """Whether there is an attack to remove, with settings to measure it by, or none at all."""
+        return detector.facts["truth"] in ("clean", "spurious") or detector.has_known_attack
+
+    def conditions(self, options: TaskOptions) -> Mapping[str, Any]:
+        """What is trained on, and what is measured on."""
+        found: dict[str, Any] = {
+            "labels": "given" if options.has_labels else "none",
+            "later_steps": options.later_steps,
+            "test": options.test.name,
+            "test_images": options.test_images or len(options.test.load()),
+        }
+        if options.later_steps and options.further is not None:
+            found["further"] = options.further.name
+        return found | ({"opts": list(options.overrides)} if options.overrides else {})
+
+    def begin(
+        self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions
+    ) -> Mapping[str, float | None]:
+        """What the detector does before any repair, kept for other methods and other runs."""
+        control = [each.path for each in options.references]
+        what = [
+            file_sha256(each) for each in (source.weights, *(r.weights for r in options.references))
+        ]
+        what += [detector.attack_settings(), options.test.name, options.test_images]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        kept = options.work / "before" / f"{digest}.json"
+        if not kept.is_file():
+            write_json(kept, _measured(detector, source.path, options, control))
+        return json.loads(kept.read_text(encoding="utf-8"))
 
     def measure(
         self,
@@ -33,29 +81,84 @@ class Repairing(Task):
         detector: ZooDetector,
         source: CheckpointSource,
         options: TaskOptions,
-        shared: None,
+        shared: Mapping[str, float | None],
     ) -> TaskResult:
-        """Repair, and measure what is left of the attack."""
-        output = options.work / "repair" / f"{detector.name}-{method}"
-        done = fine_tune(
-            source,
-            options.defender,
-            output,
-            FineTuningOptions(method=method, seed=options.seed),
-            options.device,
-        )
-        cfg = attack_cfg(detector.attack_settings())
-        found = []
-        for path, suffix in ((output, ""), (source.path, "_before")):
-            seen = measure_attack(path, cfg, options.test, options.device)
-            found += [
-                Measurement(f"asr{suffix}", seen["asr"]),
-                Measurement(f"tdr{suffix}", seen["tdr"]),
-                Measurement(f"ap{suffix}", seen["clean"]["AP"]),
-            ]
+        """Repair, and measure what it cost and what is left of the attack."""
+        what = [options.images.fingerprint, options.seed, self.conditions(options)]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+        output = options.work / "repair" / f"{detector.name}-{method}-{digest}"
+        data = _given(options)
+        if not options.has_labels:
+            data = pseudo_labelled(source, data, output / PSEUDO_LABELS_FILE, options.device)
+        done = _fine_tune(source, data, output, method, options.overrides, options)
+        after = _measured(detector, output, options)
+        found = [*_named(after), *_named(shared, "_before")]
+        if None not in (after["ap"], shared["ap"]):
+            found.append(Measurement("ap_drop", shared["ap"] - after["ap"]))
+        if options.later_steps:
+            (repaired,) = find_checkpoints([output], only_final=True)
+            steps = ("REMOVAL.SOLVER.MAX_ITER", str(options.later_steps))
+            later = output / "later"
+            _fine_tune(repaired, options.further or data, later, _LATER, steps, options)
+            found += _named(_measured(detector, later, options), "_later")
+        images = f"{len(data.load())} images to train on"
         return TaskResult(
             found,
             {"modules": list(done.modules), "batch_size": done.batch_size},
-            f"{len(options.defender.load())} images to train on",
+            images if options.has_labels else f"{images}, without labels",
             done.seconds,
         )
+
+
+def _fine_tune(
+    source: CheckpointSource,
+    data: DatasetSource,
+    output: Path,
+    method: str,
+    overrides: Sequence[str],
+    options: TaskOptions,
+) -> FineTuned:
+    chosen = FineTuningOptions(method=method, seed=options.seed, overrides=overrides)
+    return fine_tune(source, data, output, chosen, options.device)
+
+
+def _measured(
+    detector: ZooDetector, path: Path, options: TaskOptions, control: Sequence[Path] = ()
+) -> dict[str, float | None]:
+    """AP on clean images, and what the detector's attack does if it has one."""
+    test, has_attack = _test(options), detector.has_known_attack
+    cfg = attack_cfg(detector.attack_settings()) if has_attack else get_d2defense_cfg()
+    seen = measure_attack(path, cfg, test, options.device, control if has_attack else ())
+    names = ("asr", "tdr", *["control_asr"] * bool(control)) if has_attack else ()
+    return {"ap": seen["clean"]["AP"], **{name: seen[name] for name in names}}
+
+
+def _named(measured: Mapping[str, float | None], suffix: str = "") -> Iterator[Measurement]:
+    for name, value in measured.items():
+        # The control is of no time.
+        yield Measurement(name if name == "control_asr" else f"{name}{suffix}", value)
+
+
+def _given(options: TaskOptions) -> DatasetSource:
+    """The defender's images that a repair may use."""
+    chosen = [record["image_id"] for record in options.images.records]
+    if len(chosen) == len(sample_records(options.defender.load(), 0, options.seed)):
+        return options.defender
+    return _part(options.defender, chosen, options)
+
+
+def _test(options: TaskOptions) -> DatasetSource:
+    records = options.test.load()
+    if not 0 < options.test_images < len(records):
+        return options.test
+    first = sorted(record["image_id"] for record in records)[: options.test_images]
+    return _part(options.test, first, options)
+
+
+def _part(dataset: DatasetSource, image_ids: Sequence[Any], options: TaskOptions) -> DatasetSource:
+    metadata = MetadataCatalog.get(dataset.name)
+    digest = hashlib.sha256(json.dumps([dataset.name, list(image_ids)]).encode()).hexdigest()[:12]
+    path = options.work / "data" / f"{digest}.json"
+    if not path.is_file():
+        write_part(Path(metadata.json_file), path, image_ids)
+    return DatasetSource(str(path), str(path), str(metadata.image_root))

@@ -16,10 +16,10 @@ from d2defense.attacks import PLACES, TriggeredDatasetMapper, build_effect, clas
 from d2defense.checkpoint import CheckpointSource, build_detector
 from d2defense.registry import SCREENING_REGISTRY, TASK_REGISTRY
 from d2defense.screening import Screen, SeenImage, see
+from d2defense.statistics.ranking import area_under_curve
 from d2defense.triggers import build_trigger
 from d2defense.workflows.classes import check_classes
 
-from ..tables import area_under_curve
 from ..zoo.actions import attack_cfg
 from ..zoo.index import ZooDetector
 from .base import Measurement, Task, TaskOptions, TaskResult
@@ -40,6 +40,10 @@ class Screening(Task):
     """
 
     methods = SCREENING_REGISTRY
+
+    def conditions(self, options: TaskOptions) -> Mapping[str, Any]:
+        """The test set."""
+        return {"test": options.test.name}
 
     def begin(
         self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions

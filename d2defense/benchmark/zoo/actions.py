@@ -165,7 +165,11 @@ def control_path(name: str, workplace: Workplace, own: Mapping[str, Mapping[str,
 
 
 def measure_attack(
-    path: Path, cfg: CfgNode, dataset: DatasetSource, device: str | None = None
+    path: Path,
+    cfg: CfgNode,
+    dataset: DatasetSource,
+    device: str | None = None,
+    control: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """What an evaluation says of one detector under the attack of a configuration.
 
@@ -174,6 +178,7 @@ def measure_attack(
         cfg: has ``ATTACK``.
         dataset: images to measure on.
         device: of the model; its config's choice if None.
+        control: clean detectors to measure under the same attack.
 
     Returns:
         As :func:`~d2defense.workflows.evaluation.evaluate`.
@@ -184,7 +189,9 @@ def measure_attack(
     """
     dataset.ensure()
     effect = build_effect(cfg, class_names([dataset.name]))
-    (result,) = evaluate([path], dataset, build_trigger(cfg), device, effect=effect)
+    (result,) = evaluate(
+        [path], dataset, build_trigger(cfg), device, effect=effect, control=control
+    )
     if result["error"]:
         raise actions.StepError(result["error"])
     return result

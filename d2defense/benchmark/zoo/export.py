@@ -22,6 +22,7 @@ from .index import (
     ZooDetector,
     ZooError,
     count,
+    facts_of,
     file_of,
     find_detectors,
     read_json,
@@ -53,7 +54,7 @@ def export_zoo(zoo: Path, archive: Path, labels: Path) -> tuple[int, int]:
     detectors, withheld, members = [], {}, {}
     for detector in find_detectors(zoo):
         metadata = read_json(detector.folder / METADATA_NAME)
-        facts = {key: metadata.get(key) for key in FACTS}
+        facts = facts_of(metadata)
         name = detector.name
         if facts["sequestered"]:
             name = f"sequestered_{hashlib.sha256(salt + name.encode()).hexdigest()[:10]}"
@@ -92,7 +93,7 @@ def read_labels(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise ZooError(f"{path}: is no file of labels")
     return {
-        name: {key: metadata.get(key) for key in FACTS if key != "name"}
+        name: {key: value for key, value in facts_of(metadata).items() if key != "name"}
         for name, metadata in content.items()
     }
 

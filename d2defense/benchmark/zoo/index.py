@@ -32,7 +32,11 @@ FACTS = (
     "seed",
     "sequestered",
     "took",
+    "asr",
+    "control_asr",
 )
+# Of these, what indices of earlier versions may lack.
+_MEASURED = ("asr", "control_asr")
 _UNKNOWN = dict.fromkeys(FACTS)
 # Far more than any index needs.
 _LARGEST_FILE = 1 << 28
@@ -107,15 +111,22 @@ def write_index(zoo: Path) -> Path:
     found = [read_json(path) for path in sorted((zoo / DETECTORS).glob(f"*/{METADATA_NAME}"))]
     detectors = [
         {
-            **{key: metadata.get(key) for key in FACTS},
+            **facts_of(metadata),
             "folder": f"{DETECTORS}/{metadata['name']}",
             "sha256": metadata["weights"]["sha256"],
-            **{key: metadata["verified"][key] for key in ("ap", "asr", "control_asr", "tdr")},
+            **{key: metadata["verified"][key] for key in ("ap", "tdr")},
         }
         for metadata in found
     ]
     content = {"schema_version": SCHEMA_VERSION, "counts": count(detectors), "detectors": detectors}
     return write_json(zoo / INDEX_NAME, content)
+
+
+def facts_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """:data:`FACTS` of a detector's metadata; None for what it lacks."""
+    verified = metadata.get("verified")
+    measured = verified if isinstance(verified, dict) else {}
+    return {key: metadata.get(key, measured.get(key)) for key in FACTS}
 
 
 def count(detectors: list[dict[str, Any]]) -> dict[str, int]:
@@ -189,7 +200,7 @@ def _plain_name(name: Any, of: Path) -> str:
 def _from_index(zoo: Path, entry: Mapping[str, Any]) -> ZooDetector:
     """A detector of an index, whose folder is where exports and builds have it."""
     name = _plain_name(entry["name"], zoo / INDEX_NAME)
-    facts = {key: entry[key] for key in FACTS}
+    facts = {key: entry.get(key) if key in _MEASURED else entry[key] for key in FACTS}
     for key, value in facts.items():
         if isinstance(value, (dict, list)):
             raise ZooError(f"{zoo / INDEX_NAME}: {name}: {key} is no single value")

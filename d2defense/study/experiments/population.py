@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from d2defense.registry import EXPERIMENT_REGISTRY
+from d2defense.statistics.ranking import (
+    area_interval,
+    area_under_curve,
+    roc_curve,
+    share_found,
+)
 
 from ..figures import Curve, draw_roc
-from ..measures import auc, auc_interval, roc_curve, true_positive_rate
 from ..plan import Detector, Plan
 from ..steps import Step, StepResults
 from ..tables import Spread, Table
@@ -104,7 +109,7 @@ class Population(_PopulationStudy):
 
     def bars(self, scanned: _Scanned) -> tuple[Bar, ...]:
         """The least area, over enough detectors."""
-        area = auc(*scanned.values(SCORES["the scanner's score"]))
+        area = area_under_curve(*scanned.values(SCORES["the scanner's score"]))
         counts = len(scanned.clean), len(scanned.backdoored)
         return (
             Bar(
@@ -165,8 +170,8 @@ class _Scanned:
         return known
 
     def values(self, score: Callable[[Scan], float]) -> tuple[list[float], list[float]]:
-        """A score of the clean ones and of the backdoored ones."""
-        return [score(scan) for scan in self.clean], [score(scan) for scan in self.backdoored]
+        """A score of the backdoored ones and of the clean ones."""
+        return [score(scan) for scan in self.backdoored], [score(scan) for scan in self.clean]
 
 
 def _called(scans: Sequence[Scan]) -> int:
@@ -178,7 +183,9 @@ def _draw(scanned: _Scanned) -> bytes:
     curves = {}
     for name, score in SCORES.items():
         values = scanned.values(score)
-        curves[f"{name} (AUC {auc(*values):.3f})"] = Curve(*map(tuple, roc_curve(*values)))
+        curves[f"{name} (AUC {area_under_curve(*values):.3f})"] = Curve(
+            *map(tuple, roc_curve(*values))
+        )
     return draw_roc(curves)
 
 
@@ -186,15 +193,16 @@ def _summary(name: str, scanned: _Scanned) -> Table:
     rows = []
     for score_name, score in SCORES.items():
         values = scanned.values(score)
-        low, high = auc_interval(*values)
+        area = float(area_under_curve(*values))
+        low, high = area_interval(area, *map(len, values))
         rows.append(
             [
                 score_name,
-                Spread((auc(*values),), 3),
+                Spread((area,), 3),
                 f"{low:.3f} to {high:.3f}",
-                Spread((true_positive_rate(*values),), 3),
-                Spread((max(values[0]),), 3),
-                Spread((min(values[1]),), 3),
+                Spread((float(share_found(*values, 0.01)),), 3),
+                Spread((max(values[1]),), 3),
+                Spread((min(values[0]),), 3),
             ]
         )
     headers = (

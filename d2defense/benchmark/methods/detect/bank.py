@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from d2defense.detection import inspect_detector
+from d2defense.detection.verdict import BACKDOORED
 from d2defense.registry import DETECTION_REGISTRY
 
 from .base import DetectionMethod, DetectionSubject, Judgement
@@ -20,16 +20,13 @@ class Bank(DetectionMethod):
 
     def judge(self, subject: DetectionSubject) -> Judgement:
         """Score by the decision "fall", alarm where the verdict is "backdoored"."""
-        inspection = inspect_detector(
-            subject.model,
-            subject.images,
-            subject.settings,
-            subject.calibration,
-            subject.image_format,
-            fingerprint=subject.fingerprint,
-        )
+        inspection = subject.inspect()
         verdict = inspection.verdict
-        details = {"verdict": verdict.label, "worst_trigger": inspection.worst_trigger}
         return Judgement(
-            verdict.score, verdict.interval, verdict.label == "backdoored", details=details
+            verdict.score,
+            verdict.interval,
+            verdict.label == BACKDOORED,
+            verdict=verdict.label,
+            parts={each["name"]: each["score"] for each in inspection.fields["triggers"]},
+            details={"worst_trigger": inspection.worst_trigger},
         )

@@ -7,14 +7,24 @@ import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from d2defense.detection import Calibration, CleanImage, ScanSettings, Survey, survey_detector
+from d2defense.detection import (
+    Calibration,
+    CleanImage,
+    Inspection,
+    ScanSettings,
+    Survey,
+    inspect_detector,
+    survey_detector,
+)
+
+Shared = TypeVar("Shared")
 
 
 class OutOfTime(RuntimeError):
@@ -50,7 +60,7 @@ class DetectionSubject:
     seed: int
     deadline: float | None = None
     charged: float = 0.0
-    _surveyed: tuple[Survey, float] | None = field(default=None, repr=False)
+    _shared: dict[Hashable, tuple[Any, float]] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -72,15 +82,36 @@ class DetectionSubject:
         """Whether the budget is spent."""
         return self.seconds_left < 0
 
-    def survey(self) -> Survey:
-        """The detector under the bank, observed once for all methods; each is charged for it."""
-        if self._surveyed is None:
-            start = time.perf_counter()
-            seen = survey_detector(self.model, self.images, self.settings, self.image_format)
-            self._surveyed = seen, time.perf_counter() - start
+    def once(self, key: Hashable, make: Callable[[], Shared]) -> Shared:
+        """What several methods make use of, made by the first; each is charged for it."""
+        if key in self._shared:
+            self.charged += self._shared[key][1]
         else:
-            self.charged += self._surveyed[1]
-        return self._surveyed[0]
+            start = time.perf_counter()
+            made = make()
+            self._shared[key] = made, time.perf_counter() - start
+        return self._shared[key][0]
+
+    def survey(self) -> Survey:
+        """The detector under the bank."""
+        return self.once(
+            "survey",
+            lambda: survey_detector(self.model, self.images, self.settings, self.image_format),
+        )
+
+    def inspect(self) -> Inspection:
+        """What the bank says of the detector."""
+        return self.once(
+            "inspection",
+            lambda: inspect_detector(
+                self.model,
+                self.images,
+                self.settings,
+                self.calibration,
+                self.image_format,
+                fingerprint=self.fingerprint,
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,9 @@ class Judgement:
             if it has none.
         effect: what the backdoor does, if the method says so.
         target_class: name of the class that it turns objects into, if the method says so.
+        verdict: the method's own of three, where it has "uncertain" among them; "backdoored" is
+            an alarm.
+        parts: scores of parts of the method by name, for what each adds; any scale.
         details: further numbers, for the row's settings.
     """
 
@@ -102,6 +136,8 @@ class Judgement:
     is_alarm: bool | None = None
     effect: str | None = None
     target_class: str | None = None
+    verdict: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -12,11 +13,13 @@ from d2defense.detection import CleanImage
 from d2defense.detection.search import (
     REFERENCES,
     TWIN,
+    SearchOutcome,
     SearchSettings,
     divide,
     search_detector,
 )
 from d2defense.detection.twin import TwinSettings, fine_tuned_twin
+from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
 from d2defense.registry import DETECTION_REGISTRY
 
 from .base import DetectionMethod, DetectionSubject, Judgement
@@ -35,10 +38,40 @@ class Search(DetectionMethod):
 
     def judge(self, subject: DetectionSubject) -> Judgement:
         """Score by the largest margin over arms; the worst arm says effect and target class."""
+        outcome = self.searched(subject)
+        effect, target = found_by(outcome, subject.class_names)
+        parts: dict[str, float] = {}
+        for each in outcome.arms:
+            if math.isfinite(each.standardised):
+                for name in (each.arm.goal.effect.name, each.arm.start.family):
+                    parts[name] = max(parts.get(name, -math.inf), each.standardised)
+        return Judgement(
+            outcome.score,
+            outcome.interval,
+            outcome.has_found,
+            effect,
+            target,
+            BACKDOORED if outcome.has_found else CLEAN if outcome.is_clear else UNCERTAIN,
+            parts,
+            {"worst_arm": outcome.arms[0].arm.name, "references": list(outcome.references)},
+        )
+
+    def searched(self, subject: DetectionSubject) -> SearchOutcome:
+        """What the search finds.
+
+        Raises:
+            RuntimeError: it could not be done; the message says why.
+        """
+        outcome = subject.once((type(self).references, self.level), lambda: self._search(subject))
+        if outcome.obstacle is not None:
+            raise RuntimeError(outcome.obstacle)
+        return outcome
+
+    def _search(self, subject: DetectionSubject) -> SearchOutcome:
         images = [subject.images[index] for index in range(len(subject.images))]
         tuning, held_out = divide(images, subject.seed)
         mode, references = self.references(subject, tuning)
-        outcome = search_detector(
+        return search_detector(
             subject.model,
             references,
             tuning,
@@ -50,24 +83,18 @@ class Search(DetectionMethod):
             mode=mode,
             seconds=subject.seconds_left,
         )
-        if outcome.obstacle is not None:
-            raise RuntimeError(outcome.obstacle)
-        goal = outcome.arms[0].arm.goal
-        target = goal.target_class
-        return Judgement(
-            outcome.score,
-            outcome.interval,
-            outcome.has_found,
-            goal.effect.name,
-            "" if target is None else subject.class_names[target],
-            {"worst_arm": outcome.arms[0].arm.name, "references": list(outcome.references)},
-        )
 
     def references(
         self, subject: DetectionSubject, tuning: Sequence[CleanImage]
     ) -> tuple[str, Mapping[str, nn.Module]]:
         """What the suspect is held against, and the name of the mode: other detectors here."""
         return REFERENCES, subject.references
+
+
+def found_by(outcome: SearchOutcome, class_names: Sequence[str]) -> tuple[str, str]:
+    """Effect and target class of the arm of the largest margin; "" for no class."""
+    goal = outcome.arms[0].arm.goal
+    return goal.effect.name, "" if goal.target_class is None else class_names[goal.target_class]
 
 
 @DETECTION_REGISTRY.register("search_fast")
