@@ -12,10 +12,9 @@ from d2defense.benchmark.tables import summarise
 INTRODUCTION = """\
 What `d2defense benchmark` has measured so far, from the rows in [benchmark/](benchmark/);
 [benchmark.md](benchmark.md) says what the columns mean, which methods these are, and how to add to
-them. **These are few detectors**: the intervals, by bootstrap over detectors, say how little is
-known, and with so few clean ones "found at 1 %" means with no false alarm at all. An interval
-without width only says that no resample of so few came out otherwise. Seconds are
-those of a machine that was busy with other work, and the calibration was that of version 2 of its
+them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
+"found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
+may have no width, which only says that no resample of so few came out otherwise. Seconds are those of a machine that was busy with other work, and the calibration was that of version 2 of its
 format. Methods that are missing here have not been run yet."""
 
 
