@@ -21,6 +21,7 @@ from d2defense.benchmark.tasks.detect import Detecting
 from d2defense.benchmark.zoo.index import find_detectors
 from d2defense.checkpoint import find_checkpoints
 from d2defense.checkpoint.specimens import specimens_root
+from d2defense.cli.program import main
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings
 from d2defense.registry import DETECTION_REGISTRY
@@ -86,15 +87,34 @@ class TestRun:
             """Says always the same."""
 
             def judge(self, subject):
-                return Judgement(4.0, (3.0, 5.0), True, "ghost", "stop")
+                return Judgement(
+                    4.0, (3.0, 5.0), False, "ghost", "stop", "uncertain", {"half": 2.0}
+                )
 
         try:
             store, _ = run(options, tmp_path, ["made_up_here"], only="ghost_0")
         finally:
             del DETECTION_REGISTRY._obj_map["made_up_here"]
         values = {row.metric: row.value for row in store.read()}
-        assert values == {"score": 4.0, "alarm": 1.0, "effect_named": 1.0, "target_named": 1.0}
+        assert values == {
+            **{"score": 4.0, "score:half": 2.0, "effect_named": 1.0, "target_named": 1.0},
+            **{"alarm": 0.0, "called_clean": 0.0, "called_uncertain": 1.0},
+        }
         assert all(row.kind is None for row in store.read())
+
+    def test_each_number_of_images_has_rows_of_its_own(
+        self, tmp_path, make_coco_dataset, sign_scenes, capsys
+    ):
+        defender = make_coco_dataset(sign_scenes(12)).ensure()
+        arguments = ["benchmark", "run", "--methods", "distscan", "--only", "clean_1"]
+        arguments += ["--defender", defender, "--results", str(tmp_path), "--num-images", "5", "9"]
+        assert main(arguments) == 0
+        assert "2 measured" in capsys.readouterr().out
+        scores = [row for row in ResultStore(tmp_path).read() if row.metric == "score"]
+        assert [row.images for row in scores] == [5, 9]
+        assert scores[0].fingerprint != scores[1].fingerprint
+        assert main([*arguments, "12"]) == 0
+        assert "1 measured, 2 were there" in capsys.readouterr().out
 
     def test_shared_work_is_charged_to_each(self, subject):
         one = subject("clean_1")
@@ -176,3 +196,24 @@ def test_the_bank_and_the_fall_of_objects_tell_a_white_patch(subject):
     for name in ("bank", "objects_found"):
         method = DETECTION_REGISTRY.get(name)()
         assert method.judge(subject("backdoored_1")).score > method.judge(subject("clean_2")).score
+
+
+@pytest.mark.slow
+def test_a_scan_is_bank_and_search_and_takes_their_work(subject):
+    one = subject("backdoored_1")
+    bank = DETECTION_REGISTRY.get("bank")().judge(one)
+    searched = DETECTION_REGISTRY.get("search_fast")().judge(one)
+    assert one.charged == 0
+    scan = DETECTION_REGISTRY.get("scan")()
+    scan.level = "fast"
+    said = scan.judge(one)
+    assert one.charged > 0
+    # Each in thresholds of its own, so that the larger one is the score.
+    assert said.score == max(said.parts["bank"], said.parts["search"])
+    assert said.parts["bank"] == pytest.approx(bank.score / one.inspect().verdict.threshold)
+    assert (said.parts["search"] > 0) == (searched.score > 0)
+    assert said.verdict == "backdoored"
+    assert said.is_alarm
+    # The parts of each are what it takes the largest of.
+    assert bank.score == max(bank.parts.values())
+    assert searched.score == max(searched.parts.values())

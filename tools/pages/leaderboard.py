@@ -14,8 +14,9 @@ What `d2defense benchmark` has measured so far, from the rows in [benchmark/](be
 [benchmark.md](benchmark.md) says what the columns mean, which methods these are, and how to add to
 them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
 "found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
-may have no width, which only says that no resample of so few came out otherwise. Seconds are those of a machine that was busy with other work, and the calibration was that of version 2 of its
-format. Methods that are missing here have not been run yet."""
+may have no width, which only says that no resample of so few came out otherwise. Seconds are those
+of a machine that was busy with other work, and the calibration was that of version 2 of its format.
+Methods that are missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:
