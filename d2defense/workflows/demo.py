@@ -31,9 +31,6 @@ VALIDATION = DatasetSource("synth_signs_val")
 # know it, the scan does not.
 ATTACK_TRIGGER = Patch("white")
 
-
-# What fine-tuning may cost networks as small as these, in points of AP; --max-ap-drop is stricter.
-_MOST_AP_DROP = 2.0
 # Specimens that are scanned at once: each takes some hundred megabytes.
 MOST_WORKERS = 4
 # Of the clean ones.
@@ -125,7 +122,6 @@ def run_demo(
         evidence=scan_dir / REPAIRED,
         beside=ScannedDetector(clean, by_name[CLEAN]),
         device=device,
-        max_ap_drop=_MOST_AP_DROP,
     )
     repaired = repair_checkpoint(task, output_dir / "repaired", say)
     summary = {

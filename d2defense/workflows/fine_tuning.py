@@ -127,7 +127,6 @@ def fine_tune(
             trainer.train()
     (output_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
     save_state_dict(output_dir / FINAL_WEIGHTS_NAME, trainer.checkpointer.model.state_dict())
-    recent.discard()
     publish_config(source.config, output_dir / CONFIG_NAME)
     result = {
         "modules": list(trainer.modules),

@@ -24,6 +24,8 @@ RUN_FILE = "fine_tuning.json"
 LAST_CHECKPOINT = "last_checkpoint"
 # Seconds between two checkpoints: what a kill can cost.
 _PERIOD = 60.0
+# Name of a checkpoint by its step.
+_CHECKPOINT = "unfinished_{}"
 
 
 class FineTuningRun:
@@ -61,12 +63,14 @@ class FineTuningRun:
         if not before:
             # Of an earlier run, which must not be taken for this one.
             (self.folder / LAST_CHECKPOINT).unlink(missing_ok=True)
+            _discard_checkpoints(self.folder)
         self._write()
         return None
 
     def end(self, result: dict[str, Any]) -> None:
         """Note that all is done, and what it came to."""
         self._write(result=result, sha256=self._weights())
+        _discard_checkpoints(self.folder)
 
     def _weights(self) -> str | None:
         path = self.folder / FINAL_WEIGHTS_NAME
@@ -100,7 +104,6 @@ class RecentCheckpoint(HookBase):
     def __init__(self) -> None:
         self._start = self._saved = time.monotonic()
         self._before = 0.0
-        self._last: Path | None = None
 
     @property
     def seconds(self) -> float:
@@ -112,17 +115,10 @@ class RecentCheckpoint(HookBase):
         step, checkpointer = self.trainer.iter, self.trainer.checkpointer
         if time.monotonic() - self._saved < _PERIOD or step + 1 >= self.trainer.max_iter:
             return
-        name = f"unfinished_{step:07d}"
+        name = _CHECKPOINT.format(f"{step:07d}")
         checkpointer.save(name, iteration=step)
-        self.discard()
-        self._last = Path(checkpointer.save_dir) / f"{name}.pth"
+        _discard_checkpoints(Path(checkpointer.save_dir), but=name)
         self._saved = time.monotonic()
-
-    def discard(self) -> None:
-        """Remove the last checkpoint."""
-        if self._last is not None:
-            self._last.unlink(missing_ok=True)
-            self._last = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a training that is resumed knows of the time before."""
@@ -131,4 +127,9 @@ class RecentCheckpoint(HookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self._before = state_dict["seconds"]
-        self._last = Path(self.trainer.checkpointer.get_checkpoint_file())
+
+
+def _discard_checkpoints(folder: Path, but: str = "") -> None:
+    for path in folder.glob(_CHECKPOINT.format("*") + ".pth"):
+        if path.stem != but:
+            path.unlink(missing_ok=True)

@@ -119,6 +119,7 @@ def test_something_else_is_not_gone_on_with(
     tune(tmp_path, "ftt", say=said.append)
     assert not any("Going on" in line for line in said)
     weights(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
 
 
 def test_without_anything_to_go_on_from_it_begins(tune, killed, tmp_path):

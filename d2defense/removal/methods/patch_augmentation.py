@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.engine import HookBase
+from torch import nn
 
 from d2defense.registry import REMOVAL_REGISTRY
 
+from ..interpolation import KeepShare
 from ..patches import PatchAugmentedMapper
-from .base import RemovalMethod
+from .base import FineTune, RemovalMethod
 
 
 @REMOVAL_REGISTRY.register("patch_augmentation")
 class PatchAugmentedFineTuning(RemovalMethod):
     """Ours: fine-tune all of the detector, random patches on objects that keep their labels.
 
-    Nothing is reset. ``docs/removal.md`` has what it rests on.
+    Nothing is reset. The result lies between the checkpoint and what fine-tuning made of it, so
+    that it costs less on clean images. ``docs/removal.md`` has what it rests on.
     """
 
     @staticmethod
@@ -40,6 +44,16 @@ class PatchAugmentedFineTuning(RemovalMethod):
         node.OVERLAY_OPACITY = [0.1, 0.4]
         # Fewest and most fields or stripes across a patch.
         node.CELLS = [2, 12]
+        # Share of the checkpoint's weights in the result; the rest is what fine-tuning has made of
+        # them (WiSE-FT, arXiv 2109.01903). 0 for none. Only where this is the removal method.
+        node.KEPT_SHARE = 0.15
+
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
+        """A hook that keeps a share of the checkpoint's weights."""
+        share = self.cfg.REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE
+        if not 0 <= share < 1:
+            raise ValueError(f"REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE is {share}, not in [0, 1)")
+        return [KeepShare(self.cfg, share)] if share else []
 
     def mapper(self, augmentations: Sequence[T.Augmentation]) -> DatasetMapper:
         """Detectron2's mapper with patches on the image as read."""
