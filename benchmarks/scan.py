@@ -7,6 +7,8 @@ Parts, each a table in Markdown:
                  backbone, RPN and box head, on the same images and triggers, in turn
     precision    float32 against bfloat16 with channels-last: time, score and verdict
     triggers     time and memory against the number of triggers, 1 to 256
+    race         a bank of 222 and of 4,096 triggers, raced, against all triggers on all images
+    verdicts     every specimen by a bank of 222 triggers, raced and not
     checkpoints  time and memory against the number of checkpoints, 1 to 64 copies of one
     workers      two workers against one
 
@@ -19,6 +21,7 @@ Before anything is timed, the contenders' statistics are compared.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +51,23 @@ from d2defense.detection import (
     CleanImage,
     ScanSettings,
     default_bank,
+    inspect_detector,
+    load_bank,
+    load_calibration,
     load_clean_images,
     sample_records,
     stamped,
+    survey_detector,
 )
+from d2defense.detection.bank_race import BankRace, race_rounds
 from d2defense.detection.observing import observe_batches
 from d2defense.memory import keep_freed_memory
 from d2defense.triggers import Patch
 
 DATASET = DatasetSource("synth_signs_defender")
-PARTS = ("speed", "precision", "triggers", "checkpoints", "workers")
+PARTS = ("speed", "precision", "triggers", "race", "verdicts", "checkpoints", "workers")
+# Triggers that are timed on all images, to tell what thousands would cost.
+_TIMED = 31
 
 
 def main() -> int:
@@ -69,6 +80,14 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
     parser.add_argument("--repeats", type=int, default=15, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
+    parser.add_argument(
+        "--clean",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="further clean detectors to calibrate verdicts on",
+    )
     parser.add_argument("--one", metavar="JSON", help=argparse.SUPPRESS)
     args = parser.parse_args()
     silence_developer_notices()
@@ -274,6 +293,77 @@ def part_triggers(args: argparse.Namespace) -> None:
     print(tabulate(rows, header, tablefmt="github"))
 
 
+def part_race(args: argparse.Namespace) -> None:
+    """Processor time and memory of a race, against what all triggers on all images would take."""
+    rows = []
+    images = max(args.images, ScanSettings().max_images)
+    for count in (222, 4096):
+        part = _measure(args, images=images, num_triggers=_TIMED, bank=count)
+        full = part["cpu_seconds"] / (_TIMED + 1) * (count + 1)
+        raced = _measure(args, images=images, num_triggers=count, bank=count, race=True)
+        rows.append(
+            (
+                count,
+                f"{raced['passes']} of {images * (count + 1)}",
+                f"{raced['cpu_seconds']:.1f} s",
+                f"{full:.0f} s",
+                f"1/{full / raced['cpu_seconds']:.1f}",
+                f"{part['peak_mib']:.0f} MiB",
+                f"{raced['peak_mib']:.0f} MiB",
+            )
+        )
+    print(
+        f"{images} images; the whole product is extrapolated from {_TIMED} triggers and the clean "
+        "images; processor time\n"
+    )
+    header = ("triggers", "passes", "raced", "whole", "share", f"memory, {_TIMED}", "memory, raced")
+    print(tabulate(rows, header, tablefmt="github"))
+
+
+def part_verdicts(args: argparse.Namespace) -> None:
+    """What is said of each specimen by a bank that is raced, and by one that is not.
+
+    Clean detectors are judged by the others.
+    """
+    from d2defense.workflows.calibration import calibrate
+
+    bank = load_bank("wide")
+    settings = ScanSettings(bank, max_images=args.images)
+    specimens = sorted(specimens_root().iterdir())
+    clean = [*(each for each in specimens if each.name.startswith("clean")), *args.clean]
+    rows = []
+    for race in (False, True):
+        settings = replace(settings, race=race)
+        whole = calibrate(clean, DATASET, settings, 0.01, device="cpu")
+        for folder in [*specimens, *args.clean]:
+            calibration = whole
+            if folder in clean:
+                # What it was held against in its own race were the others.
+                profiles = [p for p, of in zip(whole.profiles, clean, strict=True) if of != folder]
+                calibration = replace(whole, profiles=tuple(profiles))
+            model, cfg, images = _specimen(args.images, folder)
+            seen = inspect_detector(model, images, settings, calibration, cfg.INPUT.FORMAT)
+            verdict = seen.verdict
+            rows.append((folder.name, race, verdict.label, verdict.score, verdict.threshold))
+            print(*rows[-1], verdict.reason, file=sys.stderr, flush=True)
+    whole, raced = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    table = [
+        (
+            name,
+            label,
+            f"{score:.3f}",
+            f"{limit:.3f}",
+            other[2],
+            f"{other[3]:.3f}",
+            f"{other[4]:.3f}",
+        )
+        for (name, _, label, score, limit), other in zip(whole, raced, strict=True)
+    ]
+    print(f"{len(bank)} triggers, {args.images} images, {len(clean)} clean detectors\n")
+    header = ("detector", "whole", "score", "threshold", "raced", "score", "threshold")
+    print(tabulate(table, header, tablefmt="github"))
+
+
 def part_checkpoints(args: argparse.Namespace) -> None:
     """1 to 64 copies of a specimen, by the command."""
     rows = []
@@ -299,24 +389,34 @@ def measure_one(
     checkpoint: str = "",
     num_triggers: int = 5,
     precision: str = "fp32",
+    bank: int = 0,
+    race: bool = False,
 ) -> dict[str, Any]:
     """One scan in this process: its time, peak memory and, of a named checkpoint, the verdict."""
     import resource
 
-    from d2defense.detection import inspect_detector, load_calibration, survey_detector
     from d2defense.statistics import ObservationSettings
 
     model, cfg, clean = _specimen(images, Path(checkpoint) if checkpoint else None)
     settings = ScanSettings(
-        triggers=tuple(_bank(num_triggers)),
+        triggers=_large_bank(bank)[:num_triggers] if bank else tuple(_bank(num_triggers)),
         observation=ObservationSettings(batch_size=batch_size, precision=precision),
         max_images=images,
     )
     survey_detector(model, clean[:batch_size], settings, cfg.INPUT.FORMAT)  # warms up
-    start = time.perf_counter()
-    survey_detector(model, clean, settings, cfg.INPUT.FORMAT)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    if race:
+        # Against nothing: what a race costs does not depend on what it is held against.
+        run = BankRace(model, clean, settings, cfg.INPUT.FORMAT)
+        first = run.first_round()
+        run.finish(first, np.zeros_like(first.suspicion))
+    else:
+        survey_detector(model, clean, settings, cfg.INPUT.FORMAT)
+    rounds = race_rounds(num_triggers, images) if race else ()
     result = {
         "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
+        "passes": images + sum(each.images * each.triggers for each in rounds),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if checkpoint:
@@ -334,9 +434,26 @@ def _bank(count: int) -> Iterator[Patch]:
         yield Patch(f"grey_{index}", color=(index % 256,) * 3)
 
 
+def _large_bank(count: int) -> tuple[Patch, ...]:
+    """The shipped bank of 222 triggers, or patches of 64 colours, 16 sizes and 4 places."""
+    if count <= len(wide := load_bank("wide")):
+        return wide
+    shades, places = (0, 85, 170, 255), ("center", "inside", "random", "background")
+    grid = itertools.product(itertools.product(shades, repeat=3), range(16), places)
+    return tuple(
+        Patch(
+            f"{'_'.join(map(str, color))}_{step}_{place}",
+            color=color,
+            size=(0.05 + 0.01 * step,) * 2,
+            placement=place,
+        )
+        for color, step, place in grid
+    )[:count]
+
+
 def _measure(args: argparse.Namespace, **what: Any) -> dict[str, Any]:
     """:func:`measure_one` in a fresh process, so that memory is its own."""
-    request = {"images": args.images, "batch_size": args.batch_size, **what}
+    request = {"images": args.images, "batch_size": args.batch_size} | what
     command = [sys.executable, __file__, "--threads", str(args.threads), "--one"]
     output = subprocess.run(
         [*command, json.dumps(request)], check=True, capture_output=True, text=True
@@ -369,7 +486,8 @@ def _specimen(
     num_images: int, folder: Path | None = None
 ) -> tuple[nn.Module, CfgNode, Sequence[CleanImage]]:
     folder = folder or specimens_root() / "backdoored_0"
-    model, cfg = build_detector(folder / "model_final.pth", folder / "config.yaml", "cpu")
+    weights = min(folder.glob("model_final.*"))
+    model, cfg = build_detector(weights, folder / "config.yaml", "cpu")
     images = load_clean_images(sample_records(DATASET.load(), num_images, seed=0), cfg)
     return model, cfg, [images[index] for index in range(len(images))]
 

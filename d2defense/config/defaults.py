@@ -155,6 +155,9 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.EARLY_STOP = False
     # Probability of either wrong verdict when a scan ends early.
     cfg.DEFENSE.EARLY_STOP_ERROR_RATE = 0.05
+    # Race a bank of 64 triggers and more when calibrating: all on a few images, the strongest on
+    # all (docs/method.md). A scan races where its calibration did.
+    cfg.DEFENSE.RACE = True
     # Use a calibration also with other images than its own; the result says so.
     cfg.DEFENSE.ALLOW_MISMATCH = False
     # Trigger bank: a YAML file, or the name of one below configs/triggers.

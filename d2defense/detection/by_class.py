@@ -32,15 +32,18 @@ class ClassFall(NamedTuple):
     """Index of the class; None for none."""
 
 
-def largest_class_fall(clean: Observation, triggered: Observation, name: str) -> ClassFall:
+def largest_class_fall(
+    clean: Observation, triggered: Observation, name: str, least_objects: int = LEAST_OBJECTS
+) -> ClassFall:
     """The class whose objects lose most of a statistic.
 
     Args:
         clean: the images as they are.
         triggered: the same under a trigger.
         name: one of :data:`OBJECT_STATISTICS`.
+        least_objects: fewer of a class are no evidence of it.
     """
-    falls = _falls(clean.by_class[name], triggered.by_class[name], None)
+    falls = _falls(clean.by_class[name], triggered.by_class[name], None, least_objects)
     if not len(falls) or not falls.isfinite().any():
         return ClassFall(math.nan, None)
     return ClassFall(float(falls.max()), int(falls.argmax()))
@@ -57,7 +60,12 @@ def resampled_class_falls(
     return torch.where(largest.isfinite(), largest, math.nan)
 
 
-def _falls(clean: Terms, triggered: Terms, bootstrap: Bootstrap | None) -> Tensor:
+def _falls(
+    clean: Terms,
+    triggered: Terms,
+    bootstrap: Bootstrap | None,
+    least_objects: int = LEAST_OBJECTS,
+) -> Tensor:
     """Of each class, (K,) or (B, K); -inf where it has too few objects."""
     if bootstrap is None:
         before, after = (
@@ -66,5 +74,5 @@ def _falls(clean: Terms, triggered: Terms, bootstrap: Bootstrap | None) -> Tenso
     else:
         before, after = bootstrap(clean), bootstrap(triggered)
     falls = before - after
-    enough = clean.denominator.sum(0) >= LEAST_OBJECTS
+    enough = clean.denominator.sum(0) >= least_objects
     return torch.where(enough & ~falls.isnan(), falls, -math.inf)

@@ -87,6 +87,15 @@ class Calibration:
             missing = [name for name, _ in self.triggers if name not in profile.triggered]
             if missing:
                 raise CalibrationError(f"{profile.name}: no trigger {', '.join(missing)}")
+        if len({profile.finalists is None for profile in self.profiles}) > 1:
+            raise CalibrationError("the bank was raced over some of its detectors only")
+        for profile in self.profiles if self.is_raced else ():
+            known = {name for name, _ in self.triggers}
+            count = len(self._decision.statistics)
+            if not profile.finalists or not known.issuperset(profile.finalists):
+                raise CalibrationError(f"{profile.name}: a race left other triggers than its own")
+            if any(len(profile.first_round.get(name, ())) != count for name in known):
+                raise CalibrationError(f"{profile.name}: no first round of every trigger")
 
     @classmethod
     def from_profiles(
@@ -115,12 +124,23 @@ class Calibration:
         """Of scans with all of its triggers."""
         return self.reference_for([name for name, _ in self.triggers])
 
+    @property
+    def is_raced(self) -> bool:
+        """Whether the bank was raced over its detectors, so that it must be over others."""
+        return self.profiles[0].finalists is not None
+
+    def first_round(self, triggers: Sequence[str]) -> np.ndarray:
+        """(T, S): the mean suspicion of its detectors in the first round of their races."""
+        return mean_of_known(
+            np.array([[p.first_round[name] for name in triggers] for p in self.profiles])
+        )
+
     def reference_for(self, triggers: Sequence[str]) -> Reference:
         """Of scans with these triggers, some of the calibration's, in this order."""
         suspicions = self._suspicions(triggers)
         return Reference(
-            baseline=_mean(suspicions),
-            clean_scores=_scores_among(suspicions),
+            baseline=mean_of_known(suspicions),
+            clean_scores=_scores_among(suspicions, self._is_final(triggers)),
             false_alarm_rate=self.false_alarm_rate,
             minimum_deviation=self._decision.minimum_deviation,
         )
@@ -147,13 +167,17 @@ class Calibration:
         count = len(self.profiles)
         if count < 4:
             return None
-        suspicions = self._suspicions([name for name, _ in self.triggers])
+        names = [name for name, _ in self.triggers]
+        suspicions, is_final = self._suspicions(names), self._is_final(names)
         alarms = 0
         for index in range(count):
             others = replace(
                 self, profiles=self.profiles[:index] + self.profiles[index + 1 :]
             ).reference
-            alarms += int(largest(suspicions[index] - others.baseline) > others.threshold)
+            excess = suspicions[index] - others.baseline
+            if is_final is not None:
+                excess = excess[is_final[index]]
+            alarms += int(largest(excess) > others.threshold)
         return LeaveOneOut(alarms, count)
 
     def check(self, settings: ScanSettings) -> None:
@@ -182,11 +206,28 @@ class Calibration:
             raise CalibrationError(
                 f"the calibration ({self.name}) was made with another trigger {changed[0]}"
             )
+        if self.is_raced:
+            self._check_race(settings)
         for (key, value), (_, used) in zip(self.settings, _relevant(settings), strict=True):
             if value != used:
                 raise CalibrationError(
                     f"the calibration ({self.name}) was made with {key} {value}, not {used}"
                 )
+
+    def _check_race(self, settings: ScanSettings) -> None:
+        """A race is compared with races over the same bank alone."""
+        why = None
+        if len(settings.triggers) != len(self.triggers):
+            why = f"scan with all of its {len(self.triggers)} triggers"
+        elif not settings.race:
+            why = "scan with DEFENSE.RACE on"
+        elif settings.early_stop:
+            why = "scan without an early stop"
+        if why:
+            raise CalibrationError(
+                f"the calibration ({self.name}) was made by a race of its triggers: {why}, or "
+                "calibrate for this scan"
+            )
 
     def check_images(self, dataset: str, fingerprint: str) -> None:
         """Make sure that a scan uses the images of the calibration.
@@ -239,6 +280,12 @@ class Calibration:
     @property
     def _decision(self) -> Decision:
         return DECISION_REGISTRY.get(self.decision)()
+
+    def _is_final(self, triggers: Sequence[str]) -> np.ndarray | None:
+        """Bool (n, T): which triggers a race has left of each clean detector; None without one."""
+        if not self.is_raced:
+            return None
+        return np.array([[name in p.finalists for name in triggers] for p in self.profiles])
 
     def _suspicions(self, triggers: Sequence[str]) -> np.ndarray:
         """Of every clean detector, (n, T, S)."""
@@ -324,7 +371,7 @@ def _defaults(decision: str) -> tuple[tuple[str, float], ...]:
     return _relevant(ScanSettings(decision=decision))
 
 
-def _mean(suspicions: np.ndarray) -> np.ndarray:
+def mean_of_known(suspicions: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is known; NaN where nothing is."""
     known = ~np.isnan(suspicions)
     count = known.sum(axis=0)
@@ -332,11 +379,16 @@ def _mean(suspicions: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _scores_among(suspicions: np.ndarray) -> np.ndarray:
-    """The score of each clean detector against the mean of the others."""
-    return np.array(
-        [
-            float(largest(suspicions[index] - _mean(np.delete(suspicions, index, axis=0))))
-            for index in range(len(suspicions))
-        ]
-    )
+def _scores_among(suspicions: np.ndarray, is_final: np.ndarray | None) -> np.ndarray:
+    """The score of each clean detector against the mean of the others.
+
+    Args:
+        suspicions: of shape (n, T, S).
+        is_final: bool (n, T): the triggers that count; all if None.
+    """
+
+    def score(index: int) -> float:
+        excess = suspicions[index] - mean_of_known(np.delete(suspicions, index, axis=0))
+        return float(largest(excess if is_final is None else excess[is_final[index]]))
+
+    return np.array([score(index) for index in range(len(suspicions))])

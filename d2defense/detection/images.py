@@ -104,6 +104,11 @@ class CleanImages(Sequence[CleanImage]):
         """Objects on each image that can bear a trigger."""
         return [sum(map(bears_trigger, record["annotations"])) for record in self._records]
 
+    @property
+    def object_classes(self) -> list[list[int]]:
+        """Of each image, the classes of its objects, without reading the images."""
+        return [self._classes(annotated_objects(r)[1].tolist()).tolist() for r in self._records]
+
     def _load(self, record: dict[str, Any]) -> CleanImage:
         boxes, categories = annotated_objects(record)
         mapped = self._mapper(record)
@@ -144,6 +149,13 @@ def max_objects(images: Sequence[CleanImage]) -> int:
     if isinstance(images, CleanImages):
         return max(images.object_counts)
     return max(len(image.boxes) for image in images)
+
+
+def object_classes(images: Sequence[CleanImage]) -> list[list[int]]:
+    """Of each image, the classes of its objects; lazy images are not read for it."""
+    if isinstance(images, CleanImages):
+        return images.object_classes
+    return [image.classes.tolist() for image in images]
 
 
 def sample_records(

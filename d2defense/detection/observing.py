@@ -96,6 +96,55 @@ def observe_batches(
             yield from batch_size.run(indices, shapes[indices[0]], work)
 
 
+def observe_together(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    triggers: Sequence[Trigger | None],
+    settings: ObservationSettings,
+    image_format: str,
+    scale: DeployedScale | None,
+    batch_size: BatchSize,
+) -> list[Observation]:
+    """Probe ``model`` on a few images under many triggers, several triggers in one forward pass.
+
+    Args:
+        model: an instrumented detector in eval mode.
+        images: all are in memory at once.
+        triggers: as :func:`observe_batches` takes them.
+        settings: of the reduction.
+        image_format: channel order of the images, "BGR" or "RGB".
+        scale: of the model; None to leave the statistics out that need it.
+        batch_size: says how many images fit.
+
+    Returns:
+        The observation under each trigger, without histograms; the images stand in the order of
+        their shapes, alike under each trigger.
+
+    Raises:
+        RuntimeError, MemoryError: not even one image fits into the memory.
+    """
+    shapes = [tuple(image.image.shape[1:]) for image in images]
+    divisor = max(1, model.backbone.size_divisibility)
+    parts: list[list[Observation]] = [[] for _ in triggers]
+    for group in alike(shapes, divisor):
+        pairs = [(row, image) for row in range(len(triggers)) for image in group]
+
+        def work(part: Sequence[int], pairs: Sequence[tuple[int, int]] = pairs) -> None:
+            chosen = [pairs[index] for index in part]
+            batch = [images[image] for _, image in chosen]
+            pixels = [
+                stamped(images[image], triggers[row], image_format, device=model.device)
+                for row, image in chosen
+            ]
+            seen = _observe_pixels(model, batch, pixels, settings, scale, with_ability=False)
+            for (row, _), each in zip(chosen, seen.split(1), strict=True):
+                parts[row].append(each)
+
+        for _ in batch_size.run(range(len(pairs)), shapes[group[0]], work):
+            pass
+    return [Observation.join(each) for each in parts]
+
+
 def _announced(
     triggers: Sequence[Trigger | None], num_images: int, on_pass: Callable[[int], None] | None
 ) -> Iterator[Trigger | None]:
@@ -115,14 +164,27 @@ def _observe_batch(
     scale: DeployedScale | None,
 ) -> Observation:
     """Images of like shape in one forward pass, under one trigger."""
-    pixels, sizes = stack_images(batch, model.device)
-    boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
+    stack, sizes = stack_images(batch, model.device)
     if trigger is not None:
-        pixels = trigger.apply(pixels, sizes, boxes, seeds, image_format)
-    inputs = [
-        {"image": image[:, :height, :width]}
-        for image, (height, width) in zip(pixels, sizes, strict=True)
+        boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
+        stack = trigger.apply(stack, sizes, boxes, seeds, image_format)
+    pixels = [
+        image[:, :height, :width] for image, (height, width) in zip(stack, sizes, strict=True)
     ]
+    return _observe_pixels(model, batch, pixels, settings, scale, with_ability=trigger is None)
+
+
+def _observe_pixels(
+    model: nn.Module,
+    batch: Sequence[CleanImage],
+    pixels: Sequence[Tensor],
+    settings: ObservationSettings,
+    scale: DeployedScale | None,
+    with_ability: bool,
+) -> Observation:
+    """One forward pass over images of like shape; ``pixels`` are theirs as they are looked at."""
+    inputs = [{"image": image} for image in pixels]
+    boxes = [image.boxes for image in batch]
     in_half = settings.precision == "bf16"
     point = SCORE_THRESHOLD if scale is None else scale.point
     # Only detections that count as found, which saves most of the NMS.
@@ -142,7 +204,7 @@ def _observe_batch(
             settings,
         )
         observed = replace(observed, deployed=terms, by_class=by_class)
-    if trigger is not None:
+    if not with_ability:
         return observed
     found = found_terms(_found(output, batch, point, of_any_class=True), list(map(len, boxes)))
     ability = {"found_any_class": found, "object_rank": object_rank_terms(output, boxes)}
@@ -162,7 +224,11 @@ def observe(
 
 
 def stamped(
-    image: CleanImage, trigger: Trigger | None, image_format: str, places: Tensor | None = None
+    image: CleanImage,
+    trigger: Trigger | None,
+    image_format: str,
+    places: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """The image's pixels, as they are or in a copy with ``trigger``.
 
@@ -171,11 +237,13 @@ def stamped(
         trigger: or None.
         image_format: channel order of the image, "BGR" or "RGB".
         places: (P, 4), XYXY in pixels of it, that bear the trigger; every object if None.
+        device: where to stamp, and where the pixels are returned; where they are if None.
     """
+    pixels = image.image if device is None else image.image.to(device)
     if trigger is None:
-        return image.image
-    size, places = tuple(image.image.shape[1:]), image.boxes if places is None else places
-    return trigger.apply(image.image[None], [size], [places], [image.seed], image_format)[0]
+        return pixels
+    size, places = tuple(pixels.shape[1:]), image.boxes if places is None else places
+    return trigger.apply(pixels[None], [size], [places], [image.seed], image_format)[0]
 
 
 def stack_images(

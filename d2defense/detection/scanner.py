@@ -17,6 +17,7 @@ from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import OF_OBJECTNESS, Observation
 
 from .ability import Ability
+from .bank_race import BankRace, proviso, race_fields, race_obstacle, race_rounds
 from .bootstrap import Bootstrap, percentile_interval
 from .by_class import CLASS_FALLS
 from .calibration import Calibration
@@ -47,6 +48,7 @@ class Inspection:
         num_images: images that were probed.
         batch_size: the most images that went through the network at a time.
         fields: the statistics as they stand in ``result.json``.
+        proviso: what "clean" cannot mean after a race of the bank, in words; None without one.
     """
 
     verdict: Verdict
@@ -56,6 +58,21 @@ class Inspection:
     num_images: int
     batch_size: int
     fields: dict[str, Any]
+    proviso: str | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """How many images went through the network, each trigger counted."""
+        race = self.fields.get("race")
+        if race is None:
+            return self.num_images * (1 + len(self.fields["triggers"]))
+        return self.num_images + sum(r["images"] * r["triggers"] for r in race["rounds"])
+
+    def with_proviso(self, verdict: Verdict) -> Verdict:
+        """A verdict that rests on this inspection: what "clean" does not mean stands with it."""
+        if verdict.label != CLEAN or self.proviso is None or self.proviso in verdict.reason:
+            return verdict
+        return replace(verdict, reason=f"{verdict.reason}; {self.proviso}")
 
 
 def inspect_detector(
@@ -82,13 +99,20 @@ def inspect_detector(
         class_names: of the detector, in order; numbers if empty.
     """
     decision = DECISION_REGISTRY.get(settings.decision)()
-    reference = calibration.reference_for([trigger.name for trigger in settings.triggers])
+    names = [trigger.name for trigger in settings.triggers]
+    reference = calibration.reference_for(names)
     certain: list[str] = []
-    order, watch = None, None
-    if settings.early_stop:
-        order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
-        watch = _watch(images, settings, decision, reference, certain)
-    seen = survey_detector(model, images, settings, image_format, progress, order, watch)
+    if calibration.is_raced and race_rounds(len(names), len(images)):
+        race = BankRace(model, images, settings, image_format, progress)
+        seen = race.finish(race.first_round(), calibration.first_round(names))
+        left = [index for index, name in enumerate(names) if name in seen.triggered]
+        reference = replace(reference, baseline=reference.baseline[left])
+    else:
+        order, watch = None, None
+        if settings.early_stop:
+            order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
+            watch = _watch(images, settings, decision, reference, certain)
+        seen = survey_detector(model, images, settings, image_format, progress, order, watch)
     stopped = certain[0] if certain else None
     inspection = _conclude(
         seen,
@@ -101,6 +125,11 @@ def inspect_detector(
         model,
         class_names or [f"class {index}" for index in range(_num_classes(seen))],
     )
+    if seen.dropped:
+        fields = race_fields(seen, images, settings.seed)
+        inspection.fields["race"] = fields
+        inspection = replace(inspection, proviso=proviso(fields))
+        inspection = replace(inspection, verdict=inspection.with_proviso(inspection.verdict))
     if settings.early_stop:
         inspection.fields["early_stop"] = {
             "images": seen.num_images,
@@ -185,7 +214,11 @@ def _conclude(
     )
     ceiling = decision.ceiling(profile.clean, reference.baseline)
     ability = Ability.of(seen.clean, allowed)
-    oddity = seen.obstacle or odd_behaviour(profile, ability.found_any_class, clean_profiles)
+    oddity = (
+        seen.obstacle
+        or odd_behaviour(profile, ability.found_any_class, clean_profiles)
+        or race_obstacle(seen, reference.threshold)
+    )
     verdict = decide(
         score.value,
         score.interval,

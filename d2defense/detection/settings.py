@@ -35,6 +35,7 @@ class ScanSettings:
         decision: name in ``DECISION_REGISTRY``.
         early_stop: whether to end once the verdict is certain.
         early_stop_error_rate: probability of either wrong verdict when a scan ends early.
+        race: whether a large bank is raced (:mod:`~d2defense.detection.bank_race`).
         search: for triggers that the bank does not hold.
 
     Raises:
@@ -51,6 +52,7 @@ class ScanSettings:
     decision: str = DEFAULT_DECISION
     early_stop: bool = False
     early_stop_error_rate: float = 0.05
+    race: bool = True
     search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class ScanSettings:
             decision=node.DECISION,
             early_stop=node.EARLY_STOP,
             early_stop_error_rate=node.EARLY_STOP_ERROR_RATE,
+            race=node.RACE,
             search=SearchSettings(node.SEARCH, node.SEARCH_ALWAYS, node.TWIN, node.TWIN_STEPS),
         )
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,18 @@ Progress = Callable[[float], None]
 Watch = Callable[[Observation, Sequence[Observation]], bool]
 
 
+class Dropped(NamedTuple):
+    """A trigger that a race ended for before it was on all images."""
+
+    num_images: int
+    """That it was seen on."""
+    score: float
+    """What it would give on these, beyond what clean detectors show on theirs."""
+    change: np.ndarray
+    """(K,): of each of :data:`KEPT`, on these images, from the images as they are; NaN for no data.
+    """
+
+
 class Survey(NamedTuple):
     """What was observed of a detector on the same images."""
 
@@ -45,6 +58,8 @@ class Survey(NamedTuple):
     """The most images that went through the network at a time."""
     obstacle: str | None = None
     """Why its scores cannot be put on the scale that all detectors share; None if they can."""
+    dropped: Mapping[str, Dropped] = MappingProxyType({})
+    """Triggers of the bank that are not among them, by name: a race dropped them."""
 
     @property
     def num_images(self) -> int:
@@ -62,13 +77,19 @@ class Profile:
         name: of the detector; "" where the reader knows it.
         sha256: of its weights file; "" if unknown.
         clean: number by name of the statistic, on the images as they are; NaN for no data.
-        triggered: the same under each trigger, by name of the trigger.
+        triggered: the same under each trigger, by name of the trigger. Under one that a race has
+            dropped, they are moved from those of all images as on the images that it was seen on.
+        finalists: triggers that a race has left; None where all were on all images.
+        first_round: suspicion of each statistic of the decision in the first round of that race, by
+            name of the trigger; None likewise.
     """
 
     name: str
     sha256: str
     clean: dict[str, float]
     triggered: dict[str, dict[str, float]]
+    finalists: tuple[str, ...] | None = None
+    first_round: dict[str, list[float]] | None = None
 
     @classmethod
     def from_survey(cls, survey: Survey, name: str = "", sha256: str = "") -> Profile:
@@ -77,8 +98,15 @@ class Profile:
         def numbers(seen: Observation) -> dict[str, float]:
             return {key: float(statistic(survey.clean, seen, key)) for key in KEPT}
 
+        clean = numbers(survey.clean)
         under = {trigger: numbers(seen) for trigger, seen in survey.triggered.items()}
-        return cls(name, sha256, numbers(survey.clean), under)
+        for trigger, each in survey.dropped.items():
+            # A fall of one class is counted from 0 on, whether the images show enough of a class.
+            under[trigger] = {
+                key: float(change if key in CLASS_FALLS else clean[key] + change)
+                for key, change in zip(KEPT, each.change, strict=True)
+            }
+        return cls(name, sha256, clean, under)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Profile:
@@ -93,11 +121,19 @@ class Profile:
                 name: math.nan if values[name] is None else float(values[name]) for name in KEPT
             }
 
+        finalists, first_round = content.get("finalists"), content.get("first_round")
         return cls(
             str(content["name"]),
             str(content["sha256"]),
             numbers(content["clean"]),
             {str(name): numbers(values) for name, values in content["triggered"].items()},
+            None if finalists is None else tuple(map(str, finalists)),
+            None
+            if first_round is None
+            else {
+                str(name): [math.nan if value is None else float(value) for value in values]
+                for name, values in first_round.items()
+            },
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,12 +142,19 @@ class Profile:
         def numbers(values: dict[str, float]) -> dict[str, float | None]:
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-        return {
+        content = {
             "name": self.name,
             "sha256": self.sha256,
             "clean": numbers(self.clean),
             "triggered": {name: numbers(values) for name, values in self.triggered.items()},
         }
+        if self.finalists is None or self.first_round is None:
+            return content
+        first = {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in self.first_round.items()
+        }
+        return content | {"finalists": list(self.finalists), "first_round": first}
 
     def arrays(
         self, triggers: Sequence[str], statistics: Sequence[str]

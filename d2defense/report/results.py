@@ -126,6 +126,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "triggers": [],
         "histogram": None,
         "early_stop": None,
+        "race": None,
         "search": None,
         "timing": None,
         "environment": {"isolation": None},

@@ -130,6 +130,22 @@ class Observation:
         """Of whatever statistics it has, each of shape (G,)."""
         return self.terms | self.deployed
 
+    def split(self, size: int) -> list[Observation]:
+        """So many images at a time; without the histogram, which is of all of them."""
+
+        def split_terms(terms: dict[str, Terms], start: int) -> dict[str, Terms]:
+            end = start + size
+            return {name: Terms(*(part[start:end] for part in t)) for name, t in terms.items()}
+
+        nothing = torch.zeros_like(self.histogram)
+        kinds = (self.ability, self.deployed, self.by_class)
+        return [
+            Observation(
+                split_terms(self.terms, start), nothing, *(split_terms(k, start) for k in kinds)
+            )
+            for start in range(0, self.num_images, size)
+        ]
+
     @classmethod
     def join(cls, parts: Sequence[Observation]) -> Observation:
         """The images of several observations, one after another."""

@@ -123,7 +123,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     )
     scanned = time.perf_counter() - start
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
-    passes = inspection.num_images * (1 + len(settings.triggers))
+    passes = inspection.num_passes
     verdict = inspection.verdict
     searched, twin = None, b""
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
@@ -133,7 +133,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
             lambda done: progress(share + (1 - share) * done),
             _seconds_left(task, start),
         )
-        verdict = with_search(verdict, found.outcome)
+        verdict = inspection.with_proviso(with_search(verdict, found.outcome))
         searched, figures, twin = found.fields, figures | found.figures, found.twin
     progress(1.0)
     result = empty_result(task.name, str(task.weights)) | {
