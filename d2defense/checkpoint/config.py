@@ -17,9 +17,11 @@ from d2defense.config.documents import (
     inside_folder_of,
     load_document,
 )
-from d2defense.modeling import UnsupportedArchitectureError, instrument_config
+from d2defense.config.zoo import is_zoo_config
+from d2defense.modeling import DescriptionError, UnsupportedArchitectureError, instrument_config
 
 from .errors import CheckpointError
+from .lazy_config import config_of_lazy, is_lazy, read_zoo_config
 from .limits import find_excess
 from .names import find_unknown_name
 
@@ -41,6 +43,11 @@ def read_config_file(path: Path, trusted: bool = False) -> ConfigDocument:
         CheckpointError: not plain YAML, no mapping, or a ``_BASE_`` that leads elsewhere.
     """
     path = Path(path)
+    if trusted and path.suffix == ".py" and is_zoo_config(path):
+        try:
+            return ConfigDocument(read_zoo_config(path), (path,))
+        except Exception as error:  # it is Python, and may want what is not installed
+            raise CheckpointError(path, f"a LazyConfig that cannot be read: {error}") from None
     try:
         return load_document(path, as_detectron2 if trusted else inside_folder_of(path))
     except ConfigFileError as error:
@@ -51,8 +58,10 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
     """The instrumented configuration that ``path`` describes, in the keys of ``get_base_cfg``.
 
     Only plain YAML is read: Detectron2's own loader would construct Python objects and follow
-    ``_BASE_`` to any file. What it says of weights, datasets, output folder, attack and defense is
-    dropped. Configs of Detectron2's version 1 are converted.
+    ``_BASE_`` to any file. Of a LazyConfig, names are looked up in a table of Detectron2's parts
+    (:mod:`d2defense.modeling.described`); nothing is imported for them. What a config says of
+    weights, datasets, output folder, attack and defense is dropped. Configs of Detectron2's
+    version 1 are converted.
 
     Args:
         path: of the config.
@@ -65,14 +74,18 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
     """
     path = Path(path)
     content = read_config_file(path, trusted).content
-    if any(isinstance(value, dict) and "_target_" in value for value in content.values()):
-        raise CheckpointError(
-            path, "a LazyConfig, which names Python objects to call; give a CfgNode config"
-        )
     content = {node: value for node, value in content.items() if node not in OWN_NODES}
     defaults = get_base_cfg()
+    described = ""
     try:
-        cfg = instrument_config(_merged(content, defaults))
+        if is_lazy(content):
+            cfg = config_of_lazy(content, defaults)
+            described, cfg.MODEL.DESCRIPTION = cfg.MODEL.DESCRIPTION, ""
+        else:
+            cfg = _merged(content, defaults)
+        if cfg.MODEL.DESCRIPTION:
+            raise ValueError("MODEL.DESCRIPTION is not for configs")
+        cfg = instrument_config(cfg)
         cfg.MODEL.WEIGHTS = ""
         if device is not None:
             cfg.MODEL.DEVICE = device
@@ -80,12 +93,13 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
         for node in _DROPPED:
             cfg[node] = defaults[node]
         problem = find_excess(cfg) or find_unknown_name(cfg)
-    except UnsupportedArchitectureError as error:
+    except (UnsupportedArchitectureError, DescriptionError) as error:
         raise CheckpointError(path, str(error)) from None
     except Exception as error:  # yacs raises KeyError, ValueError, AssertionError, TypeError, ...
         raise CheckpointError(path, f"not a Detectron2 config: {error}") from None
     if problem:
         raise CheckpointError(path, problem)
+    cfg.MODEL.DESCRIPTION = described
     return cfg
 
 

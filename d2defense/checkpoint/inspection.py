@@ -29,7 +29,7 @@ _MAX_MEMBERS = 200
 _MAX_MEMBER = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A config without weights is worth a word; other programs use the name, too.
-_DETECTRON2 = re.compile(rb"^(MODEL|_BASE_)\s*:", re.MULTILINE)
+_DETECTRON2 = re.compile(rb"^(MODEL|_BASE_)\s*:|^model\s*:[\s\S]{0,10000}?_target_", re.MULTILINE)
 
 
 class Question(NamedTuple):

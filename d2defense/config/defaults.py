@@ -79,6 +79,7 @@ def _add_fixed(cfg: CfgNode) -> None:
     _add_screening(cfg)
     _add_tiny_backbone(cfg)
     _add_double_head(cfg)
+    _add_description(cfg)
     _add_fcos(cfg)
     # "SGD" as Detectron2 builds it, or "ADAMW": AdamW over the same parameter groups. A learning
     # rate for the one is none for the other.
@@ -289,6 +290,12 @@ def _add_double_head(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_DOUBLE_HEAD.FOCUS = [0.7, 0.8]
     # Double-Head-Ext: score detections by both classifiers; needs unfocused supervision.
     cfg.MODEL.ROI_DOUBLE_HEAD.FUSED_SCORE = False
+
+
+def _add_description(cfg: CfgNode) -> None:
+    # The parts of a detector that a LazyConfig describes, as JSON, in place of the other keys of
+    # MODEL. Set when a LazyConfig is read; no config may hold it.
+    cfg.MODEL.DESCRIPTION = ""
 
 
 def _add_fcos(cfg: CfgNode) -> None:

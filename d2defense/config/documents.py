@@ -30,6 +30,9 @@ MODEL_ZOO_PREFIX = "model_zoo://"
 
 _PREFIX = "tag:yaml.org,2002:"
 _TAGS = frozenset(_PREFIX + tag for tag in ("map", "seq", "str", "int", "float", "bool", "null"))
+# What LazyConfig.save writes for what a LazyConfig is made of beside plain values; read as such.
+_TUPLE = f"{_PREFIX}python/tuple"
+_SHAPE, _SHAPE_CLASS = f"{_PREFIX}python/object:", "detectron2.layers.shape_spec.ShapeSpec"
 
 #: From a config and a name under its ``_BASE_`` to the file to read.
 FindBase = Callable[[Path, str], Path]
@@ -205,12 +208,23 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
         self._depth -= 1
+        _make_plain(node)
         if node.tag not in _TAGS:
             # A merge (<<) copies what it merges, again and again if merges are nested.
             raise yaml.YAMLError(f"it uses the tag {node.tag.removeprefix(_PREFIX)[:80]!r}")
         if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_SCALAR:
             raise yaml.YAMLError(f"it has a value of {len(node.value)} characters")
         return node
+
+
+def _make_plain(node: yaml.Node) -> None:
+    """Take the tags of a LazyConfig for mappings and lists, in place; nothing is looked up."""
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TUPLE:
+        node.tag = f"{_PREFIX}seq"
+    elif isinstance(node, yaml.MappingNode) and node.tag == _SHAPE + _SHAPE_CLASS:
+        node.tag = f"{_PREFIX}map"
+        text = f"{_PREFIX}str"
+        node.value.append((yaml.ScalarNode(text, "_target_"), yaml.ScalarNode(text, _SHAPE_CLASS)))
 
 
 def _merge(upper: dict[str, Any], lower: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 from detectron2 import model_zoo
 
 _ANY_CONFIG = "Base-RCNN-FPN.yaml"
+# Parts of LazyConfigs, and one of a classifier.
+_WITHOUT_MODEL = (
+    "common/data/",
+    "common/train",
+    "common/optim",
+    "common/coco_schedule",
+    "Misc/torchvision",
+)
 
 
 @cache
@@ -22,11 +30,28 @@ def zoo_root() -> Path | None:
 
 @cache
 def zoo_configs() -> tuple[str, ...]:
-    """Names of the zoo's YAML configs, such as ``COCO-Detection/faster_rcnn_R_50_C4_1x.yaml``."""
+    """Names of the zoo's configs, such as ``COCO-Detection/faster_rcnn_R_50_C4_1x.yaml``.
+
+    Those in Python (LazyConfigs) as far as they describe a model.
+    """
     root = zoo_root()
     if root is None:
         return ()
-    return tuple(sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml")))
+    names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return tuple(
+        sorted(
+            name
+            for name in names
+            if name.endswith(".yaml")
+            or (name.endswith(".py") and not name.startswith(_WITHOUT_MODEL))
+        )
+    )
+
+
+def is_zoo_config(path: Path) -> bool:
+    """Whether a file is one of the zoo's configs."""
+    root = zoo_root()
+    return root is not None and path.resolve() in {root / name for name in zoo_configs()}
 
 
 def zoo_config(name: str) -> Path | None:
@@ -36,7 +61,7 @@ def zoo_config(name: str) -> Path | None:
     be left out.
     """
     root = zoo_root()
-    for candidate in (name, f"{name}.yaml"):
+    for candidate in (name, f"{name}.yaml", f"{name}.py"):
         if root is not None and candidate in zoo_configs():
             return root / candidate
     return None

@@ -9,6 +9,7 @@ from .adapter import (
 )
 from .backbone import build_tiny_resnet_backbone, build_tiny_resnet_fpn_backbone
 from .batches import BatchSize, alike, kept_for_backward
+from .described import DescriptionError
 from .double_head import DoubleHeadROIHeads
 from .fcos import InstrumentedFCOS
 from .instrument import instrument_config
@@ -34,6 +35,7 @@ from .roi_heads import (
 __all__ = [
     "BatchSize",
     "BoxFeatures",
+    "DescriptionError",
     "DoubleHeadROIHeads",
     "Heard",
     "InstrumentedCascadeROIHeads",

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from .described import arguments_of
 from .probe import ProbeOutput
 from .regions import Opinion, RegionOutput, with_proposals
 
@@ -41,6 +42,17 @@ class InstrumentedDetector(ABC):
 
     classes_key: ClassVar[str]
     has_objectness: ClassVar[bool]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments of the stock class; of one that a LazyConfig describes, from that.
+
+        Raises:
+            DescriptionError: the description names something that is not allowed.
+        """
+        if cfg.MODEL.DESCRIPTION:
+            return arguments_of(cfg.MODEL.DESCRIPTION)
+        return super().from_config(cfg)
 
     @classmethod
     def instrument(cls, cfg: CfgNode) -> None:
@@ -346,6 +358,8 @@ def set_number_of_classes(cfg: CfgNode, number: int) -> None:
     Raises:
         UnsupportedArchitectureError: d2defense does not know the detector.
     """
+    if cfg.MODEL.DESCRIPTION:
+        raise UnsupportedArchitectureError("a LazyConfig says how many classes its detector has")
     cfg.merge_from_list([_key(cfg), number])
 
 

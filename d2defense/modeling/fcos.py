@@ -41,6 +41,8 @@ class InstrumentedFCOS(InstrumentedDense, FCOS):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments of FCOS."""
+        if cfg.MODEL.DESCRIPTION:
+            return super().from_config(cfg)
         node = cfg.MODEL.FCOS
         backbone = build_backbone(cfg)
         shapes = [backbone.output_shape()[name] for name in node.IN_FEATURES]

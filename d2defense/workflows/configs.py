@@ -14,6 +14,8 @@ from d2defense.files import write_bytes
 def publish_config(config: Path, path: Path, trusted: bool = False) -> None:
     """Write the original's config: byte by byte, or as one file if it builds on others.
 
+    A LazyConfig of the model zoo is written as YAML.
+
     Args:
         config: of the original.
         path: where to.
@@ -23,6 +25,6 @@ def publish_config(config: Path, path: Path, trusted: bool = False) -> None:
         CheckpointError: it builds on files that cannot be read.
     """
     content = config.read_bytes()
-    if b"_BASE_" in content:
+    if b"_BASE_" in content or config.suffix == ".py":
         content = yaml.safe_dump(read_config_file(config, trusted).content).encode("utf-8")
     write_bytes(path, content)

@@ -1002,6 +1002,8 @@ def safetensors_truncated(w: CaseFolder) -> None:
 # Configs ------------------------------------------------------------------------------------------
 
 HEADS = "ROI_HEADS: {NAME: StandardROIHeads}"
+_RCNN = "detectron2.modeling.GeneralizedRCNN"
+_PIXELS = "pixel_mean: [0, 0, 0], pixel_std: [1, 1, 1], proposal_generator: null, roi_heads: null"
 YAML = {
     "apply": "!!python/object/apply:os.system ['touch {canary}']",
     "apply_open": "MODEL: !!python/object/apply:builtins.open ['{canary}', 'w']",
@@ -1030,6 +1032,40 @@ YAML = {
     "huge_hexadecimal": "MODEL: {{ROI_HEADS: {{NUM_CLASSES: 0x" + "f" * 900 + "}}}}",
     "two_megabytes": "a: " + "x" * (2 << 20),
     "lazy_config": "model: {{_target_: os.system, command: 'touch {canary}'}}",
+    **{
+        f"lazy_part_{kind}": f"model: {{{{_target_: {_RCNN}, backbone: {part}, {_PIXELS}}}}}"
+        for kind, part in {
+            "system": "{{_target_: os.system, command: 'touch {canary}'}}",
+            "eval": "{{_target_: builtins.eval, source: \"open('{canary}', 'w')\"}}",
+            "load": "{{_target_: torch.load, f: model_final.pth, weights_only: false}}",
+            "hub": "{{_target_: torch.hub.load, repo_or_dir: '/tmp', model: m, source: local}}",
+            "import_through_a_module": (
+                "{{_target_: detectron2.modeling.meta_arch.rcnn.np.fromfile, file: '{canary}'}}"
+            ),
+            "dunder": "{{_target_: detectron2.layers.ShapeSpec.__init__.__globals__}}",
+            "instantiate": (
+                "{{_target_: detectron2.config.instantiate, cfg: {{_target_: os.getpid}}}}"
+            ),
+            "partial": (
+                "{{_target_: functools.partial, _args_: [os.system, 'touch {canary}'], "
+                "_partial_: 1}}"
+            ),
+            "target_is_a_target": "{{_target_: {{_target_: os.system}}, command: x}}",
+            "target_is_a_list": "{{_target_: [os.system], command: x}}",
+            "name": "{{_name_: os.system}}",
+            "environment": "${{oc.env:HOME}}",
+            "itself": "${{model.backbone}}",
+            "far_above": "${{....................x}}",
+            "python_name": "!!python/name:os.system ''",
+            "python_object": "!!python/object:os.PathLike {{a: 1}}",
+            "python_apply": "!!python/object/apply:os.system ['touch {canary}']",
+            "a_million_blocks": (
+                "{{_target_: detectron2.modeling.ResNet.make_default_stages, depth: 1000000}}"
+            ),
+        }.items()
+    },
+    "lazy_without_a_model": "train: {{_target_: os.system, command: 'touch {canary}'}}",
+    "lazy_in_a_plain_config": 'MODEL: {{DESCRIPTION: \'{{"_target_": "os.system"}}\'}}',
     "base_passwd": "_BASE_: /etc/passwd",
     "base_parents": "_BASE_: ../../../../../../../../etc/passwd",
     "base_home": "_BASE_: ~/.ssh/id_rsa",
