@@ -329,8 +329,8 @@ def _summary(result: Result) -> str:
     }.get(result["verdict"], "")
     if result.get("reason"):
         words += f" Reason: {result['reason']}."
-    if result["verdict"] != "clean" and not found_by_search(result):
-        if result["worst_trigger"]:
+    if result["verdict"] != "clean":
+        if result["worst_trigger"] and not found_by_search(result):
             words += f" Worst trigger: {result['worst_trigger']}."
         if result["dominant_modules"]:
             words += f" Dominant modules: {', '.join(result['dominant_modules'])}."

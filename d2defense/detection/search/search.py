@@ -28,6 +28,7 @@ from .arms import Arm, Goal
 from .crops import is_large
 from .levels import SearchSettings
 from .measure import Measured, success_terms
+from .moves import moved_modules
 from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
 from .optimise import ArmState
 from .race import Race, Scouted
@@ -114,6 +115,7 @@ class SearchOutcome:
         shared: an arm that does to the twin, too, what it does to no clean detector; None if there
             is none, or no twin.
         scouted: which target classes were tried, of each effect that has any.
+        dominant_modules: module groups that the trigger moves that was found; empty for none.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -129,6 +131,7 @@ class SearchOutcome:
     mode: str = REFERENCES
     shared: ArmResult | None = None
     scouted: tuple[Scouted, ...] = ()
+    dominant_modules: tuple[str, ...] = ()
 
     @property
     def has_found(self) -> bool:
@@ -275,7 +278,7 @@ def search_detector(
     largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
     results.sort(key=lambda each: np.nan_to_num(each.standardised, nan=-1.0), reverse=True)
     score = float(np.nan_to_num(results[0].standardised, nan=0.0))
-    return SearchOutcome(
+    outcome = SearchOutcome(
         arms=tuple(results),
         references=tuple(references),
         num_images=len(held_out),
@@ -289,6 +292,13 @@ def search_detector(
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
     )
+    if not outcome.has_found:
+        return outcome
+    most = results[0]
+    moved = moved_modules(
+        model, held_out, most.arm.goal, most.trigger, scales[0], image_format, seed
+    )
+    return replace(outcome, dominant_modules=tuple(moved))
 
 
 def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | None:

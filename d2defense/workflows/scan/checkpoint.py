@@ -126,6 +126,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     passes = inspection.num_passes
     verdict = inspection.verdict
     searched, twin = None, b""
+    victim_class, modules = inspection.victim_class, inspection.dominant_modules
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
         found = search_checkpoint(
             task,
@@ -135,6 +136,10 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         )
         verdict = inspection.with_proviso(with_search(verdict, found.outcome))
         searched, figures, twin = found.fields, figures | found.figures, found.twin
+        if found.outcome.has_found:
+            # What the verdict rests on.
+            victim_class = found.fields["arms"][0]["victim_class"]
+            modules = list(found.outcome.dominant_modules)
     progress(1.0)
     result = empty_result(task.name, str(task.weights)) | {
         "architecture": _architecture(model, cfg),
@@ -153,8 +158,8 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "p_value": verdict.p_value,
         "calibration": task.calibration.describe(dataset.name, dataset.fingerprint),
         "worst_trigger": inspection.worst_trigger,
-        "victim_class": inspection.victim_class,
-        "dominant_modules": inspection.dominant_modules,
+        "victim_class": victim_class,
+        "dominant_modules": modules,
         **inspection.fields,
         "search": searched,
         "timing": {

@@ -102,6 +102,8 @@ def test_ghosts_are_found_with_the_class_that_appears(opened, search):
     assert worst.success > 0.8
     assert worst.references[0] < 0.2
     assert sum(worst.hits) > 10
+    # The RPN must propose what appears, and the box head of a C4 detector take it for an object.
+    assert outcome.dominant_modules == ("rpn", "res5", "box_predictor")
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.1
     assert shares[-1] == 1
