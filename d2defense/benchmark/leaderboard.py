@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from d2defense.files import write_text
 from d2defense.registry import TASK_REGISTRY
 from d2defense.report.html import write_page
+from d2defense.study.results import FAILED, ResultRow, ResultStore
 from d2defense.text import DASH
 
-from .results import FAILED, ResultRow, ResultStore
 from .tables import GROUPINGS, Summary, group_order, grouped, summarise, truth_of
 from .zoo.export import read_labels
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 import d2defense
 from d2defense.checkpoint import CheckpointSource, file_sha256, find_checkpoints
 from d2defense.registry import TASK_REGISTRY
+from d2defense.study.results import FAILED, ResultRow, ResultStore
 from d2defense.text import printable
 
-from .results import FAILED, ResultRow, ResultStore
 from .tasks.base import TaskOptions
 from .zoo.index import ZooDetector, find_detectors
 

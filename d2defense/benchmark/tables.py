@@ -19,8 +19,7 @@ from d2defense.statistics.ranking import (
     share_found,
     share_interval,
 )
-
-from .results import FAILED, ResultRow
+from d2defense.study.results import FAILED, ResultRow
 
 _FALSE_ALARM_RATES = (0.01, 0.05)
 _SAMPLES = 1000

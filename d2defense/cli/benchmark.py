@@ -157,7 +157,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from d2defense.benchmark.results import ResultStore
     from d2defense.benchmark.running import run_benchmark
     from d2defense.benchmark.tasks.base import TaskOptions
     from d2defense.checkpoint import find_checkpoints
@@ -165,6 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     from d2defense.data import DatasetSource
     from d2defense.detection import ScanImages, ScanSettings
     from d2defense.registry import TASK_REGISTRY
+    from d2defense.study.results import ResultStore
 
     counts = args.num_images or [TASK_REGISTRY.get(args.task).usual_images]
     if min(args.num_images or [1]) < 1 or (args.limit is not None and args.limit < 1):

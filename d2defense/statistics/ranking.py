@@ -33,7 +33,9 @@ def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray
         Array of shape (...).
     """
     first, second = np.asarray(positives)[..., :, None], np.asarray(negatives)[..., None, :]
-    return (first > second).mean(axis=(-2, -1)) + (first == second).mean(axis=(-2, -1)) / 2
+    axes = (-2, -1)
+    wins = (first > second).sum(axis=axes) + (first == second).sum(axis=axes) / 2
+    return wins / (first.shape[-2] * second.shape[-1])
 
 
 def area_interval(

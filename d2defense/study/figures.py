@@ -20,6 +20,12 @@ class Curve(NamedTuple):
     x: tuple[float, ...]
     y: tuple[float, ...]
 
+    @classmethod
+    def of(cls, points: Mapping[float, float | None]) -> Curve:
+        """Of those that were measured."""
+        known = {x: y for x, y in points.items() if y is not None}
+        return cls(tuple(known), tuple(known.values()))
+
 
 def draw_curves(
     curves: Mapping[str, Curve],

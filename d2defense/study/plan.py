@@ -13,6 +13,7 @@ from d2defense.config import get_d2defense_cfg, merge_overrides
 
 from .profiles import Attack, DatasetSpec, DetectorKind, Pairs, StudyProfile
 from .repairs import COMPARED, Repair
+from .rows import ORIGINAL
 from .steps import Step
 
 PAPER_ATTACK = Attack("oda", "the paper's")
@@ -40,6 +41,18 @@ class Detector:
         kind = self.kind.name if self.kind else "photos"
         what = self.attack.name if self.attack else "control" if self.fine_tuned else "clean"
         return f"{kind}_{what}_{self.seed}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What rows say of it."""
+        return {
+            "detector": self.name,
+            "kind": self.kind.name if self.kind else "photos",
+            "truth": "backdoored" if self.attack else "clean",
+            "attack": self.attack.name if self.attack else "",
+            "schedule": "fine_tune" if self.fine_tuned else "scratch",
+            "seed": self.seed,
+        }
 
     @property
     def trigger(self) -> Pairs:
@@ -200,7 +213,8 @@ class Plan:
             "overrides": [*pairs, *self.profile.training_opts, "DATASETS.TEST", "()"],
             "data": data or [],
         }
-        return Step(f"train/{detector.name}", "train", arguments, needs or {})
+        name = f"train/{detector.name}"
+        return Step(name, "train", arguments, needs or {}, facts=detector.facts)
 
     def scan(self, detector: Detector) -> Step:
         """The scan of a detector."""
@@ -210,6 +224,7 @@ class Plan:
             "scan",
             {"dataset": dataset, "settings": []},
             {"model": self.detector(detector), **needs},
+            facts=detector.facts,
         )
 
     def repair(self, detector: Detector, repair: Repair, images: int | None = None) -> Step:
@@ -238,7 +253,8 @@ class Plan:
             "seed": detector.seed,
             "keep_every": self._keep_every(detector, repair, images),
         }
-        return Step(f"repair/{name}", "repair", arguments, needs)
+        facts = self._repaired_facts(detector, repair, images)
+        return Step(f"repair/{name}", "repair", arguments, needs, facts=facts)
 
     def measure(self, detector: Detector, trigger: Pairs | None = None, label: str = "") -> Step:
         """The evaluation of a detector.
@@ -254,6 +270,7 @@ class Plan:
             self.detector(detector),
             detector,
             detector.trigger if trigger is None else trigger,
+            detector.facts | {"method": ORIGINAL},
         )
 
     def measure_repaired(
@@ -277,6 +294,7 @@ class Plan:
             self.repair(detector, repair, images),
             detector,
             detector.trigger,
+            self._repaired_facts(detector, repair, images),
             "" if iteration is None else f"model_{iteration - 1:07d}.pth",
         )
 
@@ -292,8 +310,22 @@ class Plan:
         models = {label: self.detector(detector) for label, detector in detectors.items()}
         return Step("heatmaps", "heatmaps", arguments, models | needs)
 
+    def _repaired_facts(
+        self, detector: Detector, repair: Repair, images: int | None
+    ) -> dict[str, Any]:
+        """What rows say of a repaired detector; how many the photos are is not known here."""
+        own = 0 if detector.kind is None else self.profile.defender_images
+        given = own if images is None else images
+        return detector.facts | {"method": repair.name, "images": given}
+
     def _evaluation(
-        self, name: str, model: Step, detector: Detector, trigger: Pairs, weights: str = ""
+        self,
+        name: str,
+        model: Step,
+        detector: Detector,
+        trigger: Pairs,
+        facts: dict[str, Any],
+        weights: str = "",
     ) -> Step:
         of_photos = detector.kind is None
         test = self.profile.photos.dataset("test") if of_photos else self.profile.test
@@ -301,7 +333,7 @@ class Plan:
         arguments = {"dataset": dataset, "trigger": list(trigger)}
         if weights:
             arguments["weights"] = weights
-        return Step(name, "evaluate", arguments, {"model": model, **needs})
+        return Step(name, "evaluate", arguments, {"model": model, **needs}, facts=facts)
 
     def _schedule(self, detector: Detector, repair: Repair) -> Pairs:
         """KEY VALUE pairs of a repair's schedule."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from d2defense.environment import library_versions
@@ -12,7 +12,8 @@ from d2defense.registry import EXPERIMENT_REGISTRY
 
 from .experiments.base import Bar, Section
 from .plan import Plan
-from .steps import Step, StepResults, in_order
+from .rows import SECONDS, StudyRows
+from .steps import Step, in_order
 from .tables import Table
 
 STUDY_REPORT_FILE = "report.md"
@@ -24,7 +25,8 @@ def write_report(
     """Write tables and figures of what results there are.
 
     Args:
-        folder: of the study; gets ``report.md``, ``tables/*.csv`` and ``figures/*.png``.
+        folder: of the study; gets ``report.md``, ``tables/*.csv``, ``figures/*.png``, and the rows
+            that these are of as ``rows/ACTION/METHOD.jsonl``.
         plan: of the study.
         names: of the experiments.
         failed: one line for each step that failed.
@@ -33,17 +35,13 @@ def write_report(
     Returns:
         The path of the report, and what the results are held to.
     """
-    results = StepResults(folder)
-    sections = []
-    wanted: list[Step] = []
-    for name in names:
-        one = EXPERIMENT_REGISTRY.get(name)()
-        steps = one.steps(plan)
-        if steps:
-            wanted += steps
-            sections.append(one.report(plan, results))
+    experiments = [EXPERIMENT_REGISTRY.get(name)() for name in names]
+    steps = {one: one.steps(plan) for one in experiments}
+    wanted = [step for of_one in steps.values() for step in of_one]
+    rows = StudyRows.read(folder, wanted)
+    sections = [one.report(plan, rows) for one in experiments if steps[one]]
     bars = [bar for section in sections for bar in section.bars]
-    missing = [step.name for step in in_order(wanted) if results.get(step) is None]
+    missing = _missing(rows, wanted)
     parts = [f"# Study: {plan.profile.name}\n\n    {command}\n"]
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     parts.append(f"Made with {versions}.\n")
@@ -54,7 +52,7 @@ def write_report(
         parts.append(f"## Bars\n\n{bars_table(bars).markdown()}")
     for section in sections:
         parts.append(_section(folder, section))
-    parts.append(_times(results, wanted))
+    parts.append(_times(rows, wanted))
     return write_text(folder / STUDY_REPORT_FILE, "\n".join(parts)), bars
 
 
@@ -79,16 +77,24 @@ def bars_table(bars: Sequence[Bar]) -> Table:
     return Table("bars", "What the results are held to", ("what", "bar", "measured", ""), rows)
 
 
-def _times(results: StepResults, wanted: Sequence[Step]) -> str:
+def _missing(rows: StudyRows, wanted: Iterable[Step]) -> set[str]:
+    """Names of steps that have no rows and are wanted, or needed by such."""
+    found: set[str] = set()
+    for step in wanted:
+        if not rows.has(step):
+            found |= {step.name, *_missing(rows, step.needs.values())}
+    return found
+
+
+def _times(rows: StudyRows, wanted: Sequence[Step]) -> str:
     """How long the steps took, summed by action."""
     seconds: dict[str, list[float]] = {}
     for step in in_order(wanted):
-        record = results.record(step)
-        if record:
-            seconds.setdefault(step.action, []).append(record["seconds"])
-    rows = [
+        if rows.has(step):
+            seconds.setdefault(step.action, []).append(rows.value(step, SECONDS))
+    cells = [
         [action, str(len(times)), f"{sum(times) / 60:.1f}", f"{sum(times) / len(times):.0f}"]
         for action, times in seconds.items()
     ]
     headers = ("action", "steps", "minutes in all", "seconds each")
-    return f"## Time\n\n{Table('time', 'Of one worker', headers, rows).markdown()}"
+    return f"## Time\n\n{Table('time', 'Of one worker', headers, cells).markdown()}"

@@ -26,6 +26,8 @@ class Step:
         arguments: of the action, as JSON has them. Paths are relative to the study's folder.
         needs: steps whose results the action is given, by the name of its parameter.
         unkeyed: further arguments, which may change without making the result stale.
+        facts: what the rows of its result repeat, by fields of
+            :class:`~d2defense.study.results.ResultRow`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Step:
     arguments: dict[str, Any]
     needs: Mapping[str, Step] = field(default_factory=dict)
     unkeyed: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2defense.benchmark.results import ResultRow
+from d2defense.study.results import ResultRow
 
 
 @pytest.fixture

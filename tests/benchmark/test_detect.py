@@ -14,7 +14,6 @@ from d2defense.benchmark.methods.detect.base import DetectionMethod, Judgement, 
 from d2defense.benchmark.methods.detect.mm_bd import _p_value
 from d2defense.benchmark.methods.detect.odscan import _polygon
 from d2defense.benchmark.methods.detect.stamps import blend
-from d2defense.benchmark.results import FAILED, ResultStore
 from d2defense.benchmark.running import run_benchmark
 from d2defense.benchmark.tasks.base import TaskOptions
 from d2defense.benchmark.tasks.detect import Detecting
@@ -25,6 +24,7 @@ from d2defense.cli.program import main
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings
 from d2defense.registry import DETECTION_REGISTRY
+from d2defense.study.results import FAILED, ResultStore
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from d2defense.benchmark.leaderboard import write_leaderboard
-from d2defense.benchmark.results import FAILED, ResultRow, ResultStore
 from d2defense.benchmark.tables import summarise
+from d2defense.study.results import FAILED, ResultRow, ResultStore
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ def test_attacks_that_took_are_removed_and_clean_ones_repaired_for_nothing():
 @pytest.fixture
 def run(tmp_path, make_coco_dataset, sign_scenes):
     """Runs a method with two steps on a specimen, and returns the values by metric."""
-    from d2defense.benchmark.results import ResultStore
     from d2defense.benchmark.running import run_benchmark
     from d2defense.benchmark.tasks.base import TaskOptions
     from d2defense.checkpoint import find_checkpoints
     from d2defense.data import DatasetSource
     from d2defense.detection import ScanImages, ScanSettings
+    from d2defense.study.results import ResultStore
 
     source = make_coco_dataset(sign_scenes(8))
     store = ResultStore(tmp_path / "results")

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from d2defense.benchmark.results import FAILED, ResultRow, ResultsError, ResultStore
 from d2defense.benchmark.zoo.index import FACTS
+from d2defense.study.results import FAILED, ResultRow, ResultsError, ResultStore
 
 
 def row(**changes) -> ResultRow:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from d2defense.benchmark.results import ResultStore
 from d2defense.benchmark.running import run_benchmark
 from d2defense.benchmark.tasks.base import TaskOptions
 from d2defense.checkpoint.specimens import specimens_root
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings
+from d2defense.study.results import ResultStore
 
 
 @pytest.fixture

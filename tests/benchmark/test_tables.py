@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from d2defense.benchmark.results import FAILED, ResultRow
 from d2defense.benchmark.tables import summarise
+from d2defense.study.results import FAILED, ResultRow
 
 
 def by_hand(positives, negatives) -> float:

@@ -9,11 +9,11 @@ import pytest
 
 from d2defense.evaluation import AP_METRICS
 from d2defense.registry import EXPERIMENT_REGISTRY
-from d2defense.study.experiments.table1 import Table1
-from d2defense.study.experiments.table2 import Table2
+from d2defense.study.experiments.base import Section
 from d2defense.study.plan import Plan
 from d2defense.study.profiles import TINY, Photos
 from d2defense.study.repairs import RENEWAL, VANILLA, resetting
+from d2defense.study.rows import StudyRows
 from d2defense.study.steps import StepResults
 
 
@@ -35,6 +35,12 @@ def plan() -> Plan:
     return Plan(replace(TINY, detectors=TINY.detectors[:1]))
 
 
+def report(name: str, plan: Plan, folder: Path) -> Section:
+    """What an experiment makes of the results in a folder."""
+    experiment = EXPERIMENT_REGISTRY.get(name)()
+    return experiment.report(plan, StudyRows.read(folder, experiment.steps(plan)))
+
+
 def test_table1_judges_by_what_the_other_clean_detectors_do(plan: Plan, tmp_path: Path) -> None:
     results = StepResults(tmp_path)
     pairs = list(plan.pairs())
@@ -43,7 +49,7 @@ def test_table1_judges_by_what_the_other_clean_detectors_do(plan: Plan, tmp_path
         # The attack of the last seed fails.
         found = (0.2, 0.3, 0.9)[index]
         results.put(plan.measure(backdoored), evaluation(found, gap=0.6), 0)
-    section = Table1().report(plan, results)
+    section = report("table1", plan, tmp_path)
     _, decisions = section.tables
     by_gap = decisions.headers.index("by gap")
     assert [row[by_gap] for row in decisions.rows] == ["0/3", "3/3"]
@@ -60,7 +66,7 @@ def test_table2_compares_what_repairs_give_back(plan: Plan, tmp_path: Path) -> N
         for repair, found, ap in ((VANILLA, 0.6, 85.0), (RENEWAL, 0.96, 82.0)):
             step = plan.measure_repaired(backdoored, repair)
             results.put(step, evaluation(found, ap=ap), 0)
-    bars = {bar.what.partition(",")[0]: bar for bar in Table2().report(plan, results).bars}
+    bars = {bar.what.partition(",")[0]: bar for bar in report("table2", plan, tmp_path).bars}
     assert bars["recovered by the paper's renewal"].measured == "0.950"
     assert bars["recovered by the paper's renewal"].met
     assert bars["the same over vanilla's"].measured == "1.900"
@@ -77,7 +83,7 @@ def test_module_study_names_what_the_scan_identified(plan: Plan, tmp_path: Path)
     for repair, found in ((VANILLA, 0.4), (resetting(("rpn",)), 0.6), (RENEWAL, 0.8)):
         results.put(plan.measure_repaired(backdoored, repair), evaluation(found), 0)
 
-    (table,) = EXPERIMENT_REGISTRY.get("modules")().report(plan, results).tables
+    (table,) = report("modules", plan, tmp_path).tables
 
     shares = {row[1]: row[table.headers.index("recovered")].mean for row in table.rows}
     assert shares["nothing (vanilla)"] == pytest.approx(0.25)
@@ -118,7 +124,7 @@ def test_population_ranks_what_works_and_lists_the_rest(tmp_path: Path) -> None:
         results.put(plan.scan(detector), scan(score), 0)
         results.put(plan.measure(detector), evaluation(0.9 if score < 0.1 else 0.1), 0)
 
-    section = study.report(plan, results)
+    section = report("photos_population", plan, tmp_path)
 
     assert section.failed_attacks == (attacked[-1].name,)
     assert "5 of the backdoored and 0 of the clean" in section.text

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2defense.benchmark.leaderboard import leaderboard_markdown
-from d2defense.benchmark.results import ResultStore
 from d2defense.benchmark.tables import summarise
+from d2defense.study.results import ResultStore
 
 INTRODUCTION = """\
 What `d2defense benchmark` has measured so far, from the rows in [benchmark/](benchmark/);

@@ -64,16 +64,17 @@ class Repairing(Task):
         self, detector: ZooDetector, source: CheckpointSource, options: TaskOptions
     ) -> Mapping[str, float | None]:
         """What the detector does before any repair, kept for other methods and other runs."""
-        control = [each.path for each in options.references]
-        what = [
-            file_sha256(each) for each in (source.weights, *(r.weights for r in options.references))
-        ]
+        known = detector.facts["control_asr"]
+        control = options.references if known is None else ()
+        what: list[Any] = [file_sha256(each.weights) for each in (source, *control)]
         what += [detector.attack_settings(), options.test.name, options.test_images]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         kept = options.work / "before" / f"{digest}.json"
         if not kept.is_file():
-            write_json(kept, _measured(detector, source.path, options, control))
-        return json.loads(kept.read_text(encoding="utf-8"))
+            paths = [each.path for each in control]
+            write_json(kept, _measured(detector, source.path, options, paths))
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return found if known is None or "asr" not in found else found | {"control_asr": known}
 
     def measure(
         self,

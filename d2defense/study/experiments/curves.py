@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..figures import Curve, draw_curves
-from ..measures import recovered
 from ..plan import Plan
 from ..repairs import OURS, RENEWAL, Repair
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Experiment, Section
+from ..rows import StudyRows
+from ..steps import Step
+from .base import Column, Experiment, Line, Section, pivot
 
 FOLLOWED = (RENEWAL, OURS)
+_COLUMNS = (
+    Column("recovered", "recovered"),
+    Column("ASR after", "asr"),
+    Column("AP, clean", "AP:clean", 1),
+)
 
 
 @EXPERIMENT_REGISTRY.register("curves")
@@ -27,46 +31,30 @@ class Curves(Experiment):
 
     def steps(self, plan: Plan) -> list[Step]:
         """Repairs of one backdoored detector."""
-        clean, backdoored = plan.of_kind(plan.main_kind)[0]
-        return [
-            plan.measure(clean),
-            plan.measure(backdoored),
-            *(
-                measured(plan, repair, value)
-                for values, measured in _axes(plan)
-                for repair in FOLLOWED
-                for value in values
-            ),
+        repaired = [
+            measured(plan, repair, value)
+            for _, _, values, measured in _axes(plan)
+            for repair in FOLLOWED
+            for value in values
         ]
+        return [*map(plan.measure, plan.of_kind(plan.main_kind)[0]), *repaired]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """Two figures, and their numbers."""
         clean, backdoored = plan.of_kind(plan.main_kind)[0]
-        reference, before = (results.get(plan.measure(d)) for d in (clean, backdoored))
         tables, figures = [], {}
-        for (values, measured), (name, label) in zip(
-            _axes(plan),
-            (("images", "images of the defender's set"), ("steps", "steps")),
-            strict=True,
-        ):
-            curves, rows = {}, []
+        for name, label, values, measured in _axes(plan):
+            curves, lines = {}, []
             for repair in FOLLOWED:
-                after = {value: results.get(measured(plan, repair, value)) for value in values}
-                shares = {v: recovered(before, e, reference) for v, e in after.items()}
-                known = {v: share for v, share in shares.items() if share is not None}
-                curves[repair.title] = Curve(tuple(known), tuple(known.values()))
-                rows += [
-                    [
-                        repair.title,
-                        str(value),
-                        Spread.of([shares[value]]),
-                        Spread.of([after[value] and after[value]["asr"]]),
-                        Spread.of([after[value] and after[value]["clean"]["AP"]], 1),
-                    ]
-                    for value in values
-                ]
-            headers = ("repair", label, "recovered", "ASR after", "AP, clean")
-            tables.append(Table(f"curves_{name}", f"Recovered against {label}", headers, rows))
+                steps = {value: measured(plan, repair, value) for value in values}
+                for step in steps.values():
+                    rows.compare(plan.measure(clean), plan.measure(backdoored), step)
+                lines += [Line((repair.title, str(v)), [step]) for v, step in steps.items()]
+                curves[repair.title] = Curve.of(
+                    {value: rows.value(step, "recovered") for value, step in steps.items()}
+                )
+            title, heads = f"Recovered against {label}", ("repair", label)
+            tables.append(pivot(f"curves_{name}", title, heads, _COLUMNS, lines, rows))
             figures[f"curves_{name}"] = draw_curves(curves, label, "recovered", (0, 1.1), True)
         return Section(
             self.title,
@@ -78,9 +66,14 @@ class Curves(Experiment):
         )
 
 
-def _axes(plan: Plan) -> list[tuple[Sequence[int], Callable[[Plan, Repair, int], Step]]]:
-    """The values of each axis, and the measurement at one of them."""
-    return [(plan.profile.sizes, _with_images), (plan.profile.steps, _with_steps)]
+def _axes(
+    plan: Plan,
+) -> list[tuple[str, str, Sequence[int], Callable[[Plan, Repair, int], Step]]]:
+    """Name and label of each axis, its values, and the measurement at one of them."""
+    return [
+        ("images", "images of the defender's set", plan.profile.sizes, _with_images),
+        ("steps", "steps", plan.profile.steps, _with_steps),
+    ]
 
 
 def _with_images(plan: Plan, repair: Repair, images: int) -> Step:

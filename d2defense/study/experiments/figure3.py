@@ -7,7 +7,8 @@ from d2defense.registry import EXPERIMENT_REGISTRY
 from d2defense.report.figures import draw_histograms
 
 from ..plan import Plan
-from ..steps import Step, StepResults
+from ..rows import StudyRows
+from ..steps import Step
 from .base import Experiment, Section
 
 
@@ -27,25 +28,24 @@ class Figure3(Experiment):
             plan.scan(backdoored),
         ]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
-        """The two figures."""
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
+        """The two figures; the first is drawn by its step."""
         clean, backdoored = plan.of_kind(plan.main_kind)[0]
         figures = {}
-        scans = {"clean": results.get(plan.scan(clean))}
-        scans["backdoored"] = results.get(plan.scan(backdoored))
-        maps = results.get(plan.heatmaps(clean=clean, backdoored=backdoored))
-        if maps:
-            (path,) = maps["files"]
-            figures["figure3_heatmaps"] = (results.folder / path).read_bytes()
-        if all(scans.values()):
-            panels = {
-                f"{nature} detector": {
-                    "clean images": scan["histogram"]["clean"],
-                    f"{scan['worst_trigger']} patch": scan["histogram"]["triggered"],
+        maps = rows.content(plan.heatmaps(clean=clean, backdoored=backdoored))
+        if maps is not None:
+            figures["figure3_heatmaps"] = maps
+        panels, edges = {}, None
+        for nature, detector in (("clean", clean), ("backdoored", backdoored)):
+            histogram = rows.setting(plan.scan(detector), "histogram")
+            if histogram:
+                worst = rows.setting(plan.scan(detector), "worst_trigger")
+                edges = histogram["edges"]
+                panels[f"{nature} detector"] = {
+                    "clean images": histogram["clean"],
+                    f"{worst} patch": histogram["triggered"],
                 }
-                for nature, scan in scans.items()
-            }
-            edges = scans["clean"]["histogram"]["edges"]
+        if len(panels) == 2:
             figures["figure3_histograms"] = draw_histograms(
                 edges, panels, "Inconsistency of the proposals"
             )

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..figures import Curve, draw_curves
-from ..measures import found
 from ..plan import Plan
-from ..repairs import COMPARED
-from ..steps import Step, StepResults
-from ..tables import MISSING, Spread, Table
-from .base import Experiment, Section
+from ..repairs import COMPARED, Repair
+from ..rows import CONDITIONS, StudyRows
+from ..steps import Step
+from .base import Column, Experiment, Line, Section, pivot
+
+_COLUMNS = (
+    *(Column(f"AP, {condition}", f"AP:{condition}", 1) for condition in CONDITIONS),
+    Column("objects found, triggered", "objects_found:triggered"),
+)
 
 
 @EXPERIMENT_REGISTRY.register("figure4")
@@ -26,56 +29,34 @@ class Figure4(Experiment):
 
     def steps(self, plan: Plan) -> list[Step]:
         """One backdoored detector, measured before, during and after each repair."""
-        backdoored = plan.followed
-        return [plan.measure(backdoored)] + [
-            plan.measure_repaired(backdoored, repair, iteration=iteration)
-            for repair in COMPARED
-            for iteration in (*plan.figure_points(repair), None)
-        ]
+        return [step for repair in COMPARED for _, step in _points(plan, repair)]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """The figure and its numbers."""
-        backdoored = plan.followed
-        curves, rows = {}, []
+        curves, lines = {}, []
         for repair in COMPARED:
-            measured = {0: results.get(plan.measure(backdoored))}
-            last = plan.last_iteration(backdoored, repair)
-            for iteration in (*plan.figure_points(repair), None):
-                step = plan.measure_repaired(backdoored, repair, iteration=iteration)
-                measured[iteration or last] = results.get(step)
-            known = {at: value for at, value in measured.items() if value and _has_ap(value)}
-            for condition in ("clean", "triggered"):
-                curves[f"{repair.title}, {condition}"] = Curve(
-                    tuple(known), tuple(value[condition]["AP"] for value in known.values())
+            points = list(_points(plan, repair))
+            lines += [Line((repair.title, str(at)), [step]) for at, step in points]
+            for condition in CONDITIONS:
+                metric = f"AP:{condition}"
+                curves[f"{repair.title}, {condition}"] = Curve.of(
+                    {at: rows.value(step, metric) for at, step in points}
                 )
-            rows += [
-                [
-                    repair.title,
-                    str(at),
-                    *(
-                        Spread.of([value and value[condition]["AP"]], 1)
-                        for condition in ("clean", "triggered")
-                    ),
-                    Spread.of([found(value)]) if value else MISSING,
-                ]
-                for at, value in measured.items()
-            ]
+        heads, title = ("repair", "step"), "AP after so many steps"
         return Section(
             self.title,
-            f"{plan.main_kind.title}, seed {backdoored.seed}, one run each; the learning rate "
+            f"{plan.main_kind.title}, seed {plan.followed.seed}, one run each; the learning rate "
             "falls to zero along the way. One epoch of the defender's set is its number of images "
             "divided by those of a step.",
-            (
-                Table(
-                    "figure4",
-                    "AP after so many steps",
-                    ("repair", "step", "AP, clean", "AP, triggered", "objects found, triggered"),
-                    rows,
-                ),
-            ),
+            (pivot("figure4", title, heads, _COLUMNS, lines, rows),),
             {"figure4": draw_curves(curves, "fine-tuning step", "AP", (0, 100))},
         )
 
 
-def _has_ap(evaluation: Mapping[str, Any]) -> bool:
-    return all(evaluation[condition]["AP"] is not None for condition in ("clean", "triggered"))
+def _points(plan: Plan, repair: Repair) -> Iterator[tuple[int, Step]]:
+    """After how many steps of fine-tuning the detector is measured, and by what."""
+    yield 0, plan.measure(plan.followed)
+    for at in plan.figure_points(repair):
+        yield at, plan.measure_repaired(plan.followed, repair, iteration=at)
+    last = plan.last_iteration(plan.followed, repair)
+    yield last, plan.measure_repaired(plan.followed, repair)

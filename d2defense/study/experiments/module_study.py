@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from d2defense.registry import EXPERIMENT_REGISTRY
 
-from ..measures import recovered
 from ..plan import Plan
 from ..profiles import DetectorKind
 from ..repairs import RENEWAL, VANILLA, Repair, resetting
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Experiment, Section
+from ..rows import StudyRows
+from ..steps import Step
+from .base import Column, Experiment, Line, Section, pivot
+
+_COLUMNS = (
+    Column("recovered", "recovered"),
+    Column("ASR after", "asr"),
+    Column("AP, clean", "AP:clean", 1),
+)
 
 
 @EXPERIMENT_REGISTRY.register("modules")
@@ -27,52 +32,29 @@ class ModuleStudy(Experiment):
         for kind in _kinds(plan):
             clean, backdoored = plan.of_kind(kind)[0]
             steps += [plan.measure(clean), plan.measure(backdoored)]
-            steps += [plan.measure_repaired(backdoored, repair) for repair in _repairs(kind.groups)]
+            steps += [plan.measure_repaired(backdoored, repair) for repair in _repairs(kind)]
         return steps
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row a kind and set of modules."""
-        rows = []
+        lines = []
         for kind in _kinds(plan):
-            clean, backdoored = plan.of_kind(kind)[0]
-            renewed = results.get(plan.repair(backdoored, RENEWAL))
+            clean, bad = plan.of_kind(kind)[0]
+            named = rows.setting(plan.repair(bad, RENEWAL), "modules")
             titles = {
                 VANILLA: "nothing (vanilla)",
-                RENEWAL: f"as identified: {', '.join(renewed['modules'])}"
-                if renewed
-                else "as identified",
+                RENEWAL: "as identified" + (f": {', '.join(named)}" if named else ""),
             }
-            for repair in _repairs(kind.groups):
-                after = results.get(plan.measure_repaired(backdoored, repair))
-                rows.append(
-                    [
-                        kind.title,
-                        titles.get(repair, repair.title),
-                        Spread.of(
-                            [
-                                recovered(
-                                    results.get(plan.measure(backdoored)),
-                                    after,
-                                    results.get(plan.measure(clean)),
-                                )
-                            ]
-                        ),
-                        Spread.of([after and after["asr"]]),
-                        Spread.of([after and after["clean"]["AP"]], 1),
-                    ]
-                )
+            for repair in _repairs(kind):
+                after = plan.measure_repaired(bad, repair)
+                rows.compare(plan.measure(clean), plan.measure(bad), after)
+                lines.append(Line((kind.title, titles.get(repair, repair.title)), [after]))
+        heads, title = ("detector", "reset"), "Reset of each module group"
         return Section(
             self.title,
             f"Seed {plan.profile.seeds[0]}, one run each. Identified: the set that the scan of "
             "the backdoored detector names; this is the paper's renewal.",
-            (
-                Table(
-                    "modules",
-                    "Reset of each module group",
-                    ("detector", "reset", "recovered", "ASR after", "AP, clean"),
-                    rows,
-                ),
-            ),
+            (pivot("modules", title, heads, _COLUMNS, lines, rows),),
         )
 
 
@@ -80,5 +62,5 @@ def _kinds(plan: Plan) -> list[DetectorKind]:
     return [kind for kind in plan.profile.detectors if kind.groups]
 
 
-def _repairs(groups: tuple[tuple[str, ...], ...]) -> list[Repair]:
-    return [VANILLA, *(resetting(modules) for modules in groups), RENEWAL]
+def _repairs(kind: DetectorKind) -> list[Repair]:
+    return [VANILLA, *(resetting(modules) for modules in kind.groups), RENEWAL]

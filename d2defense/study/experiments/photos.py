@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from d2defense.registry import EXPERIMENT_REGISTRY
 
-from ..measures import found, recovered
 from ..plan import Plan
-from ..repairs import COMPARED, FAST_VANILLA
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Bar, Experiment, Section
+from ..repairs import COMPARED, FAST_VANILLA, OURS
+from ..rows import CONDITIONS, StudyRows
+from ..steps import Step
+from .base import Bar, Column, Experiment, Line, Section, pivot
 
 REPAIRS = (*COMPARED, FAST_VANILLA)
 LEAST_RECOVERED = 0.9
+_COLUMNS = (
+    *(Column(f"{n}, {part}", f"{n}:{part}", 1) for part in CONDITIONS for n in ("AP", "AP50")),
+    *(Column(f"objects found, {part}", f"objects_found:{part}", 3) for part in CONDITIONS),
+    Column("ASR", "asr", 3),
+    Column("recovered", "recovered"),
+)
 
 
 @EXPERIMENT_REGISTRY.register("photos")
@@ -32,58 +37,25 @@ class PhotosRepair(Experiment):
             steps += [plan.measure_repaired(backdoored, repair) for repair in REPAIRS]
         return steps
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row a detector."""
-        rows, bars = [], []
-        for clean, backdoored in plan.photos:
-            reference, before = (
-                results.get(plan.measure(clean)),
-                results.get(plan.measure(backdoored)),
-            )
-            rows.append(_row("clean detector", reference, None))
-            rows.append(_row("original", before, None))
+        lines, bars = [], []
+        for clean, bad in plan.photos:
+            reference, before = plan.measure(clean), plan.measure(bad)
+            lines += [Line(("clean detector",), [reference]), Line(("original",), [before])]
             for repair in REPAIRS:
-                after = results.get(plan.measure_repaired(backdoored, repair))
-                share = recovered(before, after, reference)
-                rows.append(_row(repair.title, after, share))
-                if repair.name == "ours":
-                    bars.append(
-                        Bar(
-                            f"recovered by ours, photos, seed {backdoored.seed}",
-                            f"at least {LEAST_RECOVERED}",
-                            "not measured" if share is None else f"{share:.2f}",
-                            None if share is None else share >= LEAST_RECOVERED,
-                        )
-                    )
-        headers = (
-            "detector",
-            "AP, clean",
-            "AP50, clean",
-            "AP, triggered",
-            "AP50, triggered",
-            "objects found, clean",
-            "objects found, triggered",
-            "ASR",
-            "recovered",
-        )
+                after = plan.measure_repaired(bad, repair)
+                rows.compare(reference, before, after)
+                lines.append(Line((repair.title,), [after]))
+            share = rows.value(plan.measure_repaired(bad, OURS), "recovered")
+            what = f"recovered by ours, photos, seed {bad.seed}"
+            text = "" if share is None else f"{share:.2f}"
+            bars.append(Bar.at_least(what, LEAST_RECOVERED, share, text))
+        table = pivot("photos", "Repairs", ("detector",), _COLUMNS, lines, rows)
         return Section(
             self.title,
             "Detectors of the photos, trained from scratch on the training part, repaired with "
             "the validation part and measured on the test part.",
-            (Table("photos", "Repairs", headers, rows),) if rows else (),
+            (table,) if lines else (),
             bars=tuple(bars),
         )
-
-
-def _row(name: str, evaluation: dict | None, share: float | None) -> list:
-    return [
-        name,
-        *(
-            Spread.of([evaluation and evaluation[condition][metric]], 1)
-            for condition in ("clean", "triggered")
-            for metric in ("AP", "AP50")
-        ),
-        *(Spread.of([found(evaluation, condition)], 3) for condition in ("clean", "triggered")),
-        Spread.of([evaluation and evaluation["asr"]], 3),
-        Spread.of([share]),
-    ]

@@ -4,48 +4,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from d2defense.registry import EXPERIMENT_REGISTRY
-from d2defense.statistics.ranking import (
-    area_interval,
-    area_under_curve,
-    roc_curve,
-    share_found,
-)
+from d2defense.statistics.ranking import area_interval, area_under_curve, roc_curve, share_found
 
 from ..figures import Curve, draw_roc
 from ..plan import Detector, Plan
-from ..steps import Step, StepResults
+from ..rows import StudyRows
+from ..steps import Step
 from ..tables import Spread, Table
-from .base import Bar, Experiment, Section
+from .base import Bar, Column, Experiment, Line, Section, failed_attacks, pivot
 
 LEAST_AUC, LEAST_MODELS = 0.97, 16
-
-Scan = Mapping[str, Any]
-
-
-def _largest(statistic: str, field: str, sign: int = 1) -> Callable[[Scan], float]:
-    """The largest of a statistic over the bank's triggers."""
-
-    def score(scan: Scan) -> float:
-        values = [trigger["statistics"][statistic][field] for trigger in scan["triggers"]]
-        known = [sign * value for value in values if value is not None]
-        return max(known) if known else 0.0
-
-    return score
-
-
 # Each goes up under an attack. tau as the paper uses it, itself; the others by their change.
-SCORES: dict[str, Callable[[Scan], float]] = {
-    "the scanner's score": lambda scan: scan["score"],
-    "tau (paper)": _largest("tau", "triggered"),
-    "rise of confident d": _largest("confident_d", "change"),
-    "rise of gap": _largest("gap", "change"),
-    "fall of objects found": _largest("objects_found", "change", -1),
-}
+SCORES = (
+    Column("the scanner's score", "score", 3),
+    Column("tau (paper)", "tau:triggered", 3),
+    Column("rise of confident d", "confident_d:rise", 3),
+    Column("rise of gap", "gap:rise", 3),
+    Column("fall of objects found", "objects_found:fall", 3),
+)
 
 
 class _PopulationStudy(Experiment):
@@ -57,8 +37,8 @@ class _PopulationStudy(Experiment):
     def detectors(self, plan: Plan) -> list[Detector]:
         """The population."""
 
-    def bars(self, scanned: _Scanned) -> tuple[Bar, ...]:
-        """What it is held to, where there are detectors of either nature."""
+    def bars(self, area: float, counts: tuple[int, int]) -> tuple[Bar, ...]:
+        """What the scanner's area over so many detectors is held to."""
         return ()
 
     def steps(self, plan: Plan) -> list[Step]:
@@ -67,30 +47,44 @@ class _PopulationStudy(Experiment):
         attacked = [detector for detector in detectors if detector.attack]
         return [*map(plan.scan, detectors), *map(plan.measure, attacked)]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """ROC curves with their areas, and every detector's scores."""
-        scanned = _Scanned.of(self.detectors(plan), plan, results)
+        known = [d for d in self.detectors(plan) if all(map(rows.has, _steps(plan, d)))]
+        clean = [plan.scan(d) for d in known if not d.attack]
+        took = [d for d in known if d.attack and rows.row(plan.measure(d)).took]
+        backdoored = list(map(plan.scan, took))
         tables: list[Table] = []
         figures, bars = {}, ()
-        if scanned.clean and scanned.backdoored:
-            tables.append(_summary(self.name, scanned))
-            figures[f"{self.name}_roc"] = _draw(scanned)
-            bars = self.bars(scanned)
-        headers = ("detector", "nature", "ASR", "verdict", "worst trigger", *SCORES)
-        tables.append(Table(f"{self.name}_scores", "Every detector", headers, scanned.rows))
+        if clean and backdoored:
+            tables.append(_summary(self.name, rows, backdoored, clean))
+            figures[f"{self.name}_roc"] = _draw(rows, backdoored, clean)
+            area = float(area_under_curve(*_values(rows, "score", backdoored, clean)))
+            bars = self.bars(area, (len(clean), len(backdoored)))
+        heads = ("detector", "nature", "ASR", "verdict", "worst trigger")
+        tables.append(
+            pivot(
+                f"{self.name}_scores",
+                "Every detector",
+                heads,
+                SCORES,
+                (Line(list(_names(plan, rows, d)), [plan.scan(d)]) for d in known),
+                rows,
+            )
+        )
+        called = [sum(rows.value(s, "alarm") for s in scans) for scans in (backdoored, clean)]
         return Section(
             self.title,
-            f"{len(scanned.clean)} clean and {len(scanned.backdoored)} backdoored detectors, "
+            f"{len(clean)} clean and {len(backdoored)} backdoored detectors, "
             "scanned with the "
             "default bank, which does not know the trigger, and the shipped calibration, which "
             "none of them was used for. The verdict is backdoored for "
-            f"{_called(scanned.backdoored)} of the backdoored and {_called(scanned.clean)} of the "
+            f"{called[0]:.0f} of the backdoored and {called[1]:.0f} of the "
             "clean ones. An area's interval is Newcombe's at 95 %. Attacks that did not take (ASR "
             "below one half) are listed and not counted.",
             tuple(tables),
             figures,
             bars,
-            tuple(scanned.failed),
+            failed_attacks(rows, (plan.measure(d) for d in known if d.attack)),
         )
 
 
@@ -107,14 +101,12 @@ class Population(_PopulationStudy):
         attacked = [backdoored for _, backdoored in (*plan.variants, *plan.unseen)]
         return [*(d for pair in plan.pairs() for d in pair), *plan.controls, *attacked]
 
-    def bars(self, scanned: _Scanned) -> tuple[Bar, ...]:
+    def bars(self, area: float, counts: tuple[int, int]) -> tuple[Bar, ...]:
         """The least area, over enough detectors."""
-        area = area_under_curve(*scanned.values(SCORES["the scanner's score"]))
-        counts = len(scanned.clean), len(scanned.backdoored)
+        what = f"AUC of the scanner's score over at least {LEAST_MODELS} clean and as many"
         return (
             Bar(
-                f"AUC of the scanner's score over at least {LEAST_MODELS} clean and as many "
-                "backdoored",
+                f"{what} backdoored",
                 f"at least {LEAST_AUC}",
                 f"{area:.3f} over {counts[0]} and {counts[1]}",
                 area >= LEAST_AUC if min(counts) >= LEAST_MODELS else None,
@@ -135,76 +127,36 @@ class PhotoPopulation(_PopulationStudy):
         return plan.photo_population
 
 
-@dataclass(frozen=True)
-class _Scanned:
-    """What is known of some detectors.
-
-    Attributes:
-        clean: scans of clean ones.
-        backdoored: of those whose attack took.
-        failed: names of the others.
-        rows: of the table of all.
-    """
-
-    clean: list[Scan] = field(default_factory=list)
-    backdoored: list[Scan] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    rows: list[list[Any]] = field(default_factory=list)
-
-    @staticmethod
-    def of(detectors: Sequence[Detector], plan: Plan, results: StepResults) -> _Scanned:
-        """Those of the detectors whose results are there."""
-        known = _Scanned()
-        for detector in detectors:
-            scan = results.get(plan.scan(detector))
-            measured = results.get(plan.measure(detector)) if detector.attack else None
-            if scan is None or (detector.attack and measured is None):
-                continue
-            if not detector.attack:
-                known.clean.append(scan)
-            elif measured["attack_took"]:
-                known.backdoored.append(scan)
-            else:
-                known.failed.append(detector.name)
-            known.rows.append(_row(detector, scan, measured))
-        return known
-
-    def values(self, score: Callable[[Scan], float]) -> tuple[list[float], list[float]]:
-        """A score of the backdoored ones and of the clean ones."""
-        return [score(scan) for scan in self.backdoored], [score(scan) for scan in self.clean]
+def _steps(plan: Plan, detector: Detector) -> list[Step]:
+    """What must be known of a detector that counts."""
+    return [plan.scan(detector), *([plan.measure(detector)] if detector.attack else [])]
 
 
-def _called(scans: Sequence[Scan]) -> int:
-    return sum(scan["verdict"] == "backdoored" for scan in scans)
+def _values(rows: StudyRows, metric: str, *groups: Sequence[Step]) -> list[list[float]]:
+    return [[rows.value(step, metric) for step in group] for group in groups]
 
 
-def _draw(scanned: _Scanned) -> bytes:
+def _draw(rows: StudyRows, backdoored: Sequence[Step], clean: Sequence[Step]) -> bytes:
     """A ROC curve a score; its area is in the legend, since curves may hide one another."""
     curves = {}
-    for name, score in SCORES.items():
-        values = scanned.values(score)
-        curves[f"{name} (AUC {area_under_curve(*values):.3f})"] = Curve(
-            *map(tuple, roc_curve(*values))
-        )
+    for score in SCORES:
+        values = _values(rows, score.metric, backdoored, clean)
+        area = float(area_under_curve(*values))
+        curves[f"{score.head} (AUC {area:.3f})"] = Curve(*map(tuple, roc_curve(*values)))
     return draw_roc(curves)
 
 
-def _summary(name: str, scanned: _Scanned) -> Table:
-    rows = []
-    for score_name, score in SCORES.items():
-        values = scanned.values(score)
+def _summary(
+    name: str, rows: StudyRows, backdoored: Sequence[Step], clean: Sequence[Step]
+) -> Table:
+    cells = []
+    for score in SCORES:
+        values = _values(rows, score.metric, backdoored, clean)
         area = float(area_under_curve(*values))
         low, high = area_interval(area, *map(len, values))
-        rows.append(
-            [
-                score_name,
-                Spread((area,), 3),
-                f"{low:.3f} to {high:.3f}",
-                Spread((float(share_found(*values, 0.01)),), 3),
-                Spread((max(values[1]),), 3),
-                Spread((min(values[0]),), 3),
-            ]
-        )
+        numbers = area, float(share_found(*values, 0.01)), max(values[1]), min(values[0])
+        shown = [Spread((number,), 3) for number in numbers]
+        cells.append([score.head, shown[0], f"{low:.3f} to {high:.3f}", *shown[1:]])
     headers = (
         "score",
         "AUC",
@@ -213,18 +165,14 @@ def _summary(name: str, scanned: _Scanned) -> Table:
         "highest clean",
         "lowest backdoored",
     )
-    return Table(name, "Clean against backdoored", headers, rows)
+    return Table(name, "Clean against backdoored", headers, cells)
 
 
-def _row(detector: Detector, scan: Scan, measured: Mapping[str, Any] | None) -> list[Any]:
+def _names(plan: Plan, rows: StudyRows, detector: Detector) -> Iterator[str | Spread]:
+    """What a detector's line says before its scores."""
     nature = detector.attack.title if detector.attack else "clean"
-    if detector.fine_tuned:
-        nature += ", fine-tuned"
-    return [
-        detector.name,
-        nature,
-        Spread.of([measured and measured["asr"]]),
-        scan["verdict"],
-        scan["worst_trigger"],
-        *(Spread((score(scan),), 3) for score in SCORES.values()),
-    ]
+    yield detector.name
+    yield nature + (", fine-tuned" if detector.fine_tuned else "")
+    yield Spread.of([rows.value(plan.measure(detector), "asr") if detector.attack else None])
+    yield rows.setting(plan.scan(detector), "verdict")
+    yield rows.setting(plan.scan(detector), "worst_trigger")

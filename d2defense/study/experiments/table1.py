@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,17 +11,18 @@ from d2defense.detection.calibration import Reference
 from d2defense.registry import EXPERIMENT_REGISTRY
 
 from ..plan import Detector, Plan
-from ..steps import Step, StepResults
-from ..tables import MISSING, Spread, Table
-from .base import Bar, Experiment, Section, statistic
+from ..rows import CONDITIONS, StudyRows
+from ..steps import Step
+from ..tables import MISSING, Table
+from .base import Bar, Column, Experiment, Line, Section, failed_attacks, pivot, spread
 
-STATISTICS = ("tau", "tau_all", "gap")
-TITLES = {"tau": "tau (topk)", "tau_all": "tau (all)", "gap": "gap"}
+STATISTICS = {"tau": "tau (topk)", "tau_all": "tau (all)", "gap": "gap"}
 # Least deviation of clean detectors that a judgment threshold assumes: what few of them show of it
 # is too small.
 LEAST_DEVIATION = 0.02
 FALSE_ALARM_RATE = 0.01
 LEAST_ASR = 0.6
+_HEADS = ("detector", "nature")
 
 
 @EXPERIMENT_REGISTRY.register("table1")
@@ -33,45 +34,22 @@ class Table1(Experiment):
 
     def steps(self, plan: Plan) -> list[Step]:
         """Every detector, measured with the paper's trigger, and its scan."""
-        detectors = _detectors(plan)
-        return [step for d in detectors for step in (plan.measure(d), plan.scan(d))]
+        return [step for d in _detectors(plan) for step in (plan.measure(d), plan.scan(d))]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row a kind of detector and nature."""
-        detectors = _detectors(plan)
-        seen = {d: results.get(plan.measure(d)) for d in detectors}
-        scans = {d: results.get(plan.scan(d)) for d in detectors}
-        judged = {
-            name: _judged(detectors, {d: statistic(seen[d], "triggered", name) for d in detectors})
-            for name in STATISTICS
+        groups = list(_groups(plan))
+        columns = [Column("ASR", "asr")] + [
+            Column(f"{title}, {condition}", f"{name}:{condition}")
+            for name, title in STATISTICS.items()
+            for condition in CONDITIONS
+        ]
+        lines = [Line(names, map(plan.measure, group)) for names, group in groups]
+        asr = {
+            names[0]: spread(rows, map(plan.measure, group), "asr")
+            for names, group in groups
+            if group[0].attack
         }
-        rows, decisions, attacked = [], [], []
-        for kind in plan.profile.detectors:
-            pairs = plan.of_kind(kind)
-            for nature, group in (
-                ("clean", [clean for clean, _ in pairs]),
-                ("backdoored", [backdoored for _, backdoored in pairs]),
-            ):
-                shown = [
-                    Spread.of(statistic(seen[d], condition, name) for d in group)
-                    for name in STATISTICS
-                    for condition in ("clean", "triggered")
-                ]
-                asr = Spread.of((seen[d] and seen[d]["asr"]) for d in group)
-                rows.append([kind.title, nature, asr, *shown])
-                verdicts = [scans[d] and scans[d]["verdict"] for d in group]
-                decisions.append(
-                    [
-                        kind.title,
-                        nature,
-                        *(_count([judged[name].get(d) for d in group]) for name in STATISTICS),
-                        _count([v and v == "backdoored" for v in verdicts]),
-                        Spread.of((scans[d] and scans[d]["score"]) for d in group),
-                    ]
-                )
-                if nature == "backdoored":
-                    attacked.append((kind.title, asr))
-        columns = [f"{TITLES[name]}, {c}" for name in STATISTICS for c in ("clean", "triggered")]
         return Section(
             self.title,
             "Statistics on the test images, clean and with the paper's trigger on every object; "
@@ -80,32 +58,14 @@ class Table1(Experiment):
             "kinds set at 1 % false alarms. The scanner does not know the trigger and has its "
             "threshold from the shipped calibration.",
             (
-                Table("table1", "Statistics", ("detector", "nature", "ASR", *columns), rows),
-                Table(
-                    "table1_decisions",
-                    "Called backdoored",
-                    (
-                        "detector",
-                        "nature",
-                        *(f"by {TITLES[name]}" for name in STATISTICS),
-                        "by the scanner",
-                        "the scanner's score",
-                    ),
-                    decisions,
-                ),
+                pivot("table1", "Statistics", _HEADS, columns, lines, rows),
+                _decisions(plan, rows, groups),
             ),
             bars=tuple(
-                Bar(
-                    f"ASR before, {title}",
-                    f"at least {LEAST_ASR}",
-                    str(asr),
-                    None if asr.mean is None else asr.mean >= LEAST_ASR,
-                )
-                for title, asr in attacked
+                Bar.at_least(f"ASR before, {title}", LEAST_ASR, value.mean, str(value))
+                for title, value in asr.items()
             ),
-            failed_attacks=tuple(
-                d.name for d in detectors if d.attack and seen[d] and not seen[d]["attack_took"]
-            ),
+            failed_attacks=failed_attacks(rows, map(plan.measure, _detectors(plan))),
         )
 
 
@@ -113,20 +73,41 @@ def _detectors(plan: Plan) -> list[Detector]:
     return [detector for pair in plan.pairs() for detector in pair]
 
 
-def _judged(
-    detectors: Sequence[Detector], values: dict[Detector, float | None]
-) -> dict[Detector, bool]:
+def _groups(plan: Plan) -> Iterator[tuple[tuple[str, str], list[Detector]]]:
+    for kind in plan.profile.detectors:
+        for nature, group in zip(
+            ("clean", "backdoored"), zip(*plan.of_kind(kind), strict=True), strict=True
+        ):
+            yield (kind.title, nature), list(group)
+
+
+def _decisions(
+    plan: Plan, rows: StudyRows, groups: list[tuple[tuple[str, str], list[Detector]]]
+) -> Table:
+    judged = [_judged(plan, rows, name) for name in STATISTICS]
+    judged.append({d: rows.value(plan.scan(d), "alarm") for d in _detectors(plan)})
+    cells = []
+    for names, group in groups:
+        counts = [_count([verdicts.get(d) for d in group]) for verdicts in judged]
+        cells.append([*names, *counts, spread(rows, map(plan.scan, group), "score")])
+    by = [f"by {title}" for title in STATISTICS.values()]
+    heads = (*_HEADS, *by, "by the scanner", "the scanner's score")
+    return Table("table1_decisions", "Called backdoored", heads, cells)
+
+
+def _judged(plan: Plan, rows: StudyRows, name: str) -> dict[Detector, float]:
     """Whether each detector lies above the threshold of the clean ones other than itself."""
+    values = {d: rows.value(plan.measure(d), f"{name}:triggered") for d in _detectors(plan)}
     known = {d: value for d, value in values.items() if value is not None}
     verdicts = {}
     for detector, value in known.items():
         others = [v for d, v in known.items() if not d.attack and d != detector]
         if len(others) > 1:
             clean = Reference(np.empty((0, 0)), np.array(others), FALSE_ALARM_RATE, LEAST_DEVIATION)
-            verdicts[detector] = value > clean.threshold
+            verdicts[detector] = float(value > clean.threshold)
     return verdicts
 
 
-def _count(verdicts: Sequence[bool | None]) -> str:
+def _count(verdicts: list[float | None]) -> str:
     known = [verdict for verdict in verdicts if verdict is not None]
-    return f"{sum(known)}/{len(known)}" if known else MISSING
+    return f"{sum(known):.0f}/{len(known)}" if known else MISSING

@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from d2defense.evaluation import AP_METRICS
 from d2defense.registry import EXPERIMENT_REGISTRY
 
-from ..measures import found, recovered
 from ..plan import Detector, Plan
+from ..profiles import DetectorKind
 from ..repairs import BASELINES, COMPARED, OURS, RENEWAL, VANILLA, Repair
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Bar, Experiment, Section
+from ..rows import CONDITIONS, StudyRows
+from ..steps import Step
+from .base import Bar, Column, Experiment, Line, Section, pivot, spread
 
 RENEWAL_SHARE, OURS_SHARE, OVER_VANILLA, CLEAN_DROP = 0.85, 0.95, 1.5, 2.0
+_PRECISION = (
+    *(Column(name, name, 1) for name in AP_METRICS),
+    Column("objects found", "objects_found", 3),
+)
+_RECOVERY = (
+    Column("recovered", "recovered"),
+    Column("ASR after", "asr"),
+    Column("objects found, clean images", "objects_found:clean"),
+    Column("fall of clean AP", "ap_drop", 1),
+)
 
 
 @EXPERIMENT_REGISTRY.register("table2")
@@ -30,44 +39,27 @@ class Table2(Experiment):
         """Every pair of detectors and every repair, measured with the paper's trigger."""
         steps = [plan.measure(d) for pair in plan.pairs() for d in pair]
         for repair in (*COMPARED, *BASELINES):
-            steps += [plan.measure_repaired(d, repair) for d in _attacked(plan, repair)]
+            steps += [plan.measure_repaired(d, repair) for _, d in _pairs(plan, repair)]
         return steps
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row a kind of detector, method and condition."""
-        rows, shares, bars = [], [], []
-        for kind in plan.profile.detectors:
-            pairs = plan.of_kind(kind)
-            clean = {b.seed: results.get(plan.measure(c)) for c, b in pairs}
-            before = {b.seed: results.get(plan.measure(b)) for _, b in pairs}
-            rows += _rows(kind.title, "clean detector", list(clean.values()))
-            rows += _rows(kind.title, "original", list(before.values()))
-            recoveries: dict[Repair, Spread] = {}
-            drops: dict[Repair, Spread] = {}
-            for repair in (*COMPARED, *BASELINES):
-                after = {
-                    b.seed: results.get(plan.measure_repaired(b, repair))
-                    for b in _attacked(plan, repair)
-                    if b.kind is kind
-                }
-                rows += _rows(kind.title, repair.title, list(after.values()))
-                recoveries[repair] = Spread.of(
-                    recovered(before[seed], value, clean[seed]) for seed, value in after.items()
-                )
-                drops[repair] = Spread.of(
-                    (_drop(before[seed], value) for seed, value in after.items()), 1
-                )
-                shares.append(
-                    [
-                        kind.title,
-                        repair.title,
-                        recoveries[repair],
-                        Spread.of(value and value["asr"] for value in after.values()),
-                        Spread.of(found(value, "clean") for value in after.values()),
-                        drops[repair],
-                    ]
-                )
-            bars += _bars(kind.title, recoveries, drops)
+        for repair in (*COMPARED, *BASELINES):
+            for clean, bad in _pairs(plan, repair):
+                after = plan.measure_repaired(bad, repair)
+                rows.compare(plan.measure(clean), plan.measure(bad), after)
+        lines = [line for kind in plan.profile.detectors for line in _lines(plan, kind)]
+        conditions = [
+            Line((*names, condition), steps, condition)
+            for names, steps in lines
+            for condition in CONDITIONS
+        ]
+        repaired = [
+            Line((kind.title, repair.title), _repaired(plan, kind, repair))
+            for kind in plan.profile.detectors
+            for repair in (*COMPARED, *BASELINES)
+        ]
+        heads = ("detector", "method")
         return Section(
             self.title,
             "Average precision on the test images, clean and with the paper's trigger on every "
@@ -78,79 +70,44 @@ class Table2(Experiment):
             f"The baselines {', '.join(r.title for r in BASELINES)} are measured on the first "
             "seed only.",
             (
-                Table(
-                    "table2",
-                    "Average precision",
-                    ("detector", "method", "images", *AP_METRICS, "objects found"),
-                    rows,
+                pivot(
+                    "table2", "Average precision", (*heads, "images"), _PRECISION, conditions, rows
                 ),
-                Table(
-                    "table2_recovery",
-                    "What is recovered",
-                    (
-                        "detector",
-                        "method",
-                        "recovered",
-                        "ASR after",
-                        "objects found, clean images",
-                        "fall of clean AP",
-                    ),
-                    shares,
-                ),
+                pivot("table2_recovery", "What is recovered", heads, _RECOVERY, repaired, rows),
             ),
-            bars=tuple(bars),
+            bars=tuple(bar for kind in plan.profile.detectors for bar in _bars(plan, rows, kind)),
         )
 
 
-def _attacked(plan: Plan, repair: Repair) -> list[Detector]:
-    """The backdoored detectors that a method is tried on."""
+def _pairs(plan: Plan, repair: Repair) -> list[tuple[Detector, Detector]]:
+    """The pairs whose backdoored detectors a method is tried on."""
     seeds = plan.profile.seeds[:1] if repair in BASELINES else plan.profile.seeds
-    return [attacked for _, attacked in plan.pairs() if attacked.seed in seeds]
+    return [pair for pair in plan.pairs() if pair[1].seed in seeds]
 
 
-def _rows(kind: str, method: str, evaluations: Sequence[Any]) -> list[list[Any]]:
-    return [
-        [
-            kind,
-            method,
-            condition,
-            *(Spread.of((e and e[condition][name] for e in evaluations), 1) for name in AP_METRICS),
-            Spread.of((found(e, condition) for e in evaluations), 3),
-        ]
-        for condition in ("clean", "triggered")
-    ]
+def _repaired(plan: Plan, kind: DetectorKind, repair: Repair) -> list[Step]:
+    pairs = _pairs(plan, repair)
+    return [plan.measure_repaired(bad, repair) for _, bad in pairs if bad.kind is kind]
 
 
-def _drop(before: Any, after: Any) -> float | None:
-    if not (before and after):
-        return None
-    start, end = before["clean"]["AP"], after["clean"]["AP"]
-    return None if start is None or end is None else start - end
+def _lines(plan: Plan, kind: DetectorKind) -> Iterator[tuple[tuple[str, str], list[Step]]]:
+    for name, detectors in zip(
+        ("clean detector", "original"), zip(*plan.of_kind(kind), strict=True), strict=True
+    ):
+        yield (kind.title, name), [plan.measure(detector) for detector in detectors]
+    for repair in (*COMPARED, *BASELINES):
+        yield (kind.title, repair.title), _repaired(plan, kind, repair)
 
 
-def _bars(kind: str, recoveries: dict[Repair, Spread], drops: dict[Repair, Spread]) -> list[Bar]:
-    renewal, ours, vanilla = (recoveries[repair].mean for repair in (RENEWAL, OURS, VANILLA))
+def _bars(plan: Plan, rows: StudyRows, kind: DetectorKind) -> Iterator[Bar]:
+    def mean(repair: Repair) -> float | None:
+        return spread(rows, _repaired(plan, kind, repair), "recovered").mean
+
+    renewal, vanilla, title = mean(RENEWAL), mean(VANILLA), kind.title
     ratio = renewal / vanilla if renewal is not None and vanilla else None
-    return [
-        _at_least(f"recovered by the paper's renewal, {kind}", RENEWAL_SHARE, renewal),
-        _at_least(f"the same over vanilla's, {kind}", OVER_VANILLA, ratio),
-        _at_least(f"recovered by ours, {kind}", OURS_SHARE, ours),
-        *(
-            Bar(
-                f"fall of clean AP by {name}, {kind}",
-                f"at most {CLEAN_DROP}",
-                str(drops[repair]),
-                None if drops[repair].mean is None else drops[repair].mean <= CLEAN_DROP,
-            )
-            for name, repair in (("the paper's renewal", RENEWAL), ("ours", OURS))
-        ),
-    ]
-
-
-def _at_least(what: str, least: float, value: float | None) -> Bar:
-    return Bar(
-        what,
-        f"at least {least}",
-        "not measured" if value is None else f"{value:.3f}",
-        None if value is None else value >= least,
-    )
+    yield Bar.at_least(f"recovered by the paper's renewal, {title}", RENEWAL_SHARE, renewal)
+    yield Bar.at_least(f"the same over vanilla's, {title}", OVER_VANILLA, ratio)
+    yield Bar.at_least(f"recovered by ours, {title}", OURS_SHARE, mean(OURS))
+    for name, repair in (("the paper's renewal", RENEWAL), ("ours", OURS)):
+        drop = spread(rows, _repaired(plan, kind, repair), "ap_drop", 1)
+        yield Bar.at_most(f"fall of clean AP by {name}, {title}", CLEAN_DROP, drop)

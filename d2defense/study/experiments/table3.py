@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from d2defense.registry import EXPERIMENT_REGISTRY
 
-from ..measures import found, recovered
 from ..plan import Plan
 from ..repairs import (
     FAST_VANILLA,
@@ -17,17 +14,23 @@ from ..repairs import (
     RENEWAL,
     RENEWAL_WITH_PATCHES,
 )
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Experiment, Section
+from ..rows import CONDITIONS, StudyRows
+from ..steps import Step
+from .base import Column, Experiment, Line, Section, pivot
 
-ROWS = (
-    PLAIN_RENEWAL,
-    PHOTOMETRIC_RENEWAL,
-    replace(RENEWAL, title="+ random flip (the paper's renewal)"),
-    replace(RENEWAL_WITH_PATCHES, title="+ patch augmentation"),
-    replace(FAST_VANILLA, title="no reset, all at the training's rate"),
-    replace(OURS, title="the same + patch augmentation (ours)"),
+_REPAIRS = {
+    PLAIN_RENEWAL.title: PLAIN_RENEWAL,
+    PHOTOMETRIC_RENEWAL.title: PHOTOMETRIC_RENEWAL,
+    "+ random flip (the paper's renewal)": RENEWAL,
+    "+ patch augmentation": RENEWAL_WITH_PATCHES,
+    "no reset, all at the training's rate": FAST_VANILLA,
+    "the same + patch augmentation (ours)": OURS,
+}
+_COLUMNS = (
+    *(Column(f"{n}, {part}", f"{n}:{part}", 1) for part in CONDITIONS for n in ("AP", "AP50")),
+    Column("objects found, triggered", "objects_found:triggered"),
+    Column("ASR", "asr"),
+    Column("recovered", "recovered"),
 )
 
 
@@ -42,51 +45,21 @@ class Table3(Experiment):
         """The repairs of the backdoored detectors of one kind."""
         pairs = plan.of_kind(plan.main_kind)
         steps = [plan.measure(detector) for pair in pairs for detector in pair]
-        return steps + [plan.measure_repaired(b, repair) for repair in ROWS for _, b in pairs]
+        repairs = _REPAIRS.values()
+        return steps + [plan.measure_repaired(b, repair) for repair in repairs for _, b in pairs]
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row an augmentation."""
-        pairs = plan.of_kind(plan.main_kind)
-        rows = []
-        for repair in ROWS:
-            after = {b: results.get(plan.measure_repaired(b, repair)) for _, b in pairs}
-            rows.append(
-                [
-                    repair.title,
-                    *(
-                        Spread.of((e and e[condition][name] for e in after.values()), 1)
-                        for condition in ("clean", "triggered")
-                        for name in ("AP", "AP50")
-                    ),
-                    Spread.of(found(e) for e in after.values()),
-                    Spread.of(e and e["asr"] for e in after.values()),
-                    Spread.of(
-                        recovered(
-                            results.get(plan.measure(b)), after[b], results.get(plan.measure(c))
-                        )
-                        for c, b in pairs
-                    ),
-                ]
-            )
+        lines = []
+        for title, repair in _REPAIRS.items():
+            pairs = plan.of_kind(plan.main_kind)
+            for clean, bad in pairs:
+                after = plan.measure_repaired(bad, repair)
+                rows.compare(plan.measure(clean), plan.measure(bad), after)
+            lines.append(Line((title,), [plan.measure_repaired(bad, repair) for _, bad in pairs]))
         return Section(
             self.title,
             f"Repairs of {plan.main_kind.title}. Each of the first four rows adds to the one above "
             "it; the last two have the schedule of `d2defense repair`.",
-            (
-                Table(
-                    "table3",
-                    "Augmentations",
-                    (
-                        "repair",
-                        "AP, clean",
-                        "AP50, clean",
-                        "AP, triggered",
-                        "AP50, triggered",
-                        "objects found, triggered",
-                        "ASR",
-                        "recovered",
-                    ),
-                    rows,
-                ),
-            ),
+            (pivot("table3", "Augmentations", ("repair",), _COLUMNS, lines, rows),),
         )

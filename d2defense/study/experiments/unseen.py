@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from d2defense.registry import EXPERIMENT_REGISTRY
 
-from ..measures import found, recovered
-from ..plan import Plan
+from ..plan import Detector, Plan
 from ..repairs import FAST_VANILLA, OURS, RENEWAL
-from ..steps import Step, StepResults
-from ..tables import Spread, Table
-from .base import Experiment, Section
+from ..rows import StudyRows
+from ..steps import Step
+from .base import Column, Experiment, Line, Section, failed_attacks, pivot
 
 # The first says what the patches of the last add.
 REPAIRS = (FAST_VANILLA, RENEWAL, OURS)
+_COLUMNS = (
+    Column("objects found, triggered", "objects_found:triggered"),
+    Column("ASR", "asr"),
+    Column("recovered", "recovered"),
+    Column("AP, clean", "AP:clean", 1),
+)
 
 
 @EXPERIMENT_REGISTRY.register("unseen")
@@ -26,67 +31,40 @@ class UnseenTriggers(Experiment):
     def steps(self, plan: Plan) -> list[Step]:
         """A detector an attack, its repairs, and a clean detector under the same trigger."""
         steps = []
-        for clean, backdoored in plan.unseen:
-            steps += [
-                plan.measure(clean, backdoored.trigger, backdoored.attack.name),
-                plan.measure(backdoored),
-                plan.scan(backdoored),
-            ]
-            steps += [plan.measure_repaired(backdoored, repair) for repair in REPAIRS]
+        for clean, bad in plan.unseen:
+            steps += [_reference(plan, clean, bad), plan.measure(bad), plan.scan(bad)]
+            steps += [plan.measure_repaired(bad, repair) for repair in REPAIRS]
         return steps
 
-    def report(self, plan: Plan, results: StepResults) -> Section:
+    def report(self, plan: Plan, rows: StudyRows) -> Section:
         """One row an attack and repair."""
-        rows, failed = [], []
-        for clean, backdoored in plan.unseen:
-            reference = results.get(plan.measure(clean, backdoored.trigger, backdoored.attack.name))
-            before = results.get(plan.measure(backdoored))
-            scan = results.get(plan.scan(backdoored))
-            if before and not before["attack_took"]:
-                failed.append(backdoored.name)
-            title = backdoored.attack.title
-            verdict = scan["verdict"] if scan else ""
-            for repair, measured in (
-                ("clean detector", reference),
-                ("original", before),
-                *(
-                    (repair.title, results.get(plan.measure_repaired(backdoored, repair)))
-                    for repair in REPAIRS
-                ),
-            ):
-                share = recovered(before, measured, reference)
-                rows.append(
-                    [
-                        title,
-                        repair,
-                        verdict if repair == "original" else "",
-                        Spread.of([found(measured)]),
-                        Spread.of([measured and measured["asr"]]),
-                        Spread.of([share if measured not in (before, reference) else None]),
-                        Spread.of([measured and measured["clean"]["AP"]], 1),
-                    ]
-                )
+        lines = []
+        for clean, bad in plan.unseen:
+            reference, before = _reference(plan, clean, bad), plan.measure(bad)
+            title, verdict = bad.attack.title, rows.setting(plan.scan(bad), "verdict")
+            lines.append(Line((title, "clean detector", ""), [reference]))
+            lines.append(Line((title, "original", verdict or ""), [before]))
+            for repair in REPAIRS:
+                after = plan.measure_repaired(bad, repair)
+                rows.compare(reference, before, after)
+                lines.append(Line((title, repair.title, ""), [after]))
+        table = pivot(
+            "unseen",
+            "Repairs of other attacks, measured with their own triggers",
+            ("trigger", "detector", "scan"),
+            _COLUMNS,
+            lines,
+            rows,
+        )
         return Section(
             self.title,
             f"{plan.main_kind.title}: the clean detector of the first seed, fine-tuned on poisoned "
             "images of each attack; one run each.",
-            (
-                Table(
-                    "unseen",
-                    "Repairs of other attacks, measured with their own triggers",
-                    (
-                        "trigger",
-                        "detector",
-                        "scan",
-                        "objects found, triggered",
-                        "ASR",
-                        "recovered",
-                        "AP, clean",
-                    ),
-                    rows,
-                ),
-            )
-            if rows
-            else (),
-            failed_attacks=tuple(failed),
+            (table,) if lines else (),
+            failed_attacks=failed_attacks(rows, (plan.measure(bad) for _, bad in plan.unseen)),
         )
+
+
+def _reference(plan: Plan, clean: Detector, bad: Detector) -> Step:
+    """The clean detector under the trigger of the other."""
+    return plan.measure(clean, bad.trigger, bad.attack.name)
