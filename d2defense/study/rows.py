@@ -38,6 +38,8 @@ class StudyRows:
     def read(cls, folder: Path, wanted: Iterable[Step]) -> StudyRows:
         """Those that a study's folder has, and those of what its steps have done since.
 
+        Where the result of a step is gone its rows serve, but not where it is stale.
+
         Args:
             folder: of the study; gets the rows as files.
             wanted: steps whose results matter.
@@ -51,6 +53,8 @@ class StudyRows:
             record = results.record(step)
             if record is not None:
                 new += rows_of(step, record["result"], record["seconds"])
+            elif results.is_stale(step):
+                known._of.pop(step.name, None)
         store.put(new)
         known._add(new)
         return known
@@ -93,17 +97,16 @@ class StudyRows:
             before: measures the backdoored one.
             after: measures the repaired one.
         """
-        whole, start, end = (
-            self.value(s, "objects_found:triggered") for s in (clean, before, after)
-        )
+        share, precision = "objects_found:triggered", "AP:clean"
+        whole, start, end = (self.value(step, share) for step in (clean, before, after))
         if None not in (whole, start, end) and whole > start:
-            self._derive(after, "recovered", (end - start) / (whole - start))
-        start, end = (self.value(step, "AP:clean") for step in (before, after))
+            self._derive(after, share, "recovered", (end - start) / (whole - start))
+        start, end = (self.value(step, precision) for step in (before, after))
         if None not in (start, end):
-            self._derive(after, "ap_drop", start - end)
+            self._derive(after, precision, "ap_drop", start - end)
 
-    def _derive(self, step: Step, metric: str, value: float) -> None:
-        self._add([replace(self.row(step), metric=metric, value=value)])
+    def _derive(self, step: Step, of: str, metric: str, value: float) -> None:
+        self._add([replace(self.row(step, of), metric=metric, value=value)])
 
     def _add(self, rows: Iterable[ResultRow]) -> None:
         for row in rows:

@@ -68,6 +68,10 @@ class StepResults:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def is_stale(self, step: Step) -> bool:
+        """Whether there is a file of the step which is not its result, or no longer."""
+        return self.record(step) is None and self._path(step).exists()
+
     def has_files(self, step: Step) -> bool:
         """Whether the files that a step which is done left are still there."""
         result = self.get(step) or {}

@@ -46,6 +46,14 @@ def test_rows_stay_where_the_results_are_gone_and_give_way_to_new_ones(tmp_path:
     assert StudyRows.read(tmp_path, [STEP]).value(STEP, "AP:clean") == 70.0
 
 
+def test_rows_of_a_stale_result_do_not_serve(tmp_path: Path) -> None:
+    StepResults(tmp_path).put(STEP, evaluation(0.5, 80.0), 3.0)
+    StudyRows.read(tmp_path, [STEP])
+    other = Step(STEP.name, "evaluate", {"trigger": ["ATTACK.SEED", 1]}, facts=FACTS)
+    assert not StudyRows.read(tmp_path, [other]).has(other)
+    assert StudyRows.read(tmp_path, [STEP]).has(STEP)
+
+
 def test_a_scan_s_row_is_the_largest_over_its_triggers(tmp_path: Path) -> None:
     moved = [{"triggered": 0.25, "change": 0.125}, {"triggered": 0.5, "change": -0.5}]
     nothing = {"triggered": None, "change": None}
