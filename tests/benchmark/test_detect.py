@@ -189,6 +189,12 @@ def test_a_search_without_time_is_given_up(subject):
     one.deadline = time.perf_counter() - 1
     with pytest.raises(RuntimeError, match="time limit"):
         DETECTION_REGISTRY.get("search_fast")().judge(one)
+    # A scan is uncertain then, as the product is.
+    scan = DETECTION_REGISTRY.get("scan")()
+    scan.level = "fast"
+    said = scan.judge(one)
+    assert said.verdict == "uncertain"
+    assert set(said.parts) == {"bank"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ class Scan(Search):
 
     The search is done whatever the bank says, so that both have a score; a scan leaves it out where
     the bank has found a backdoor. Where `bank` or `search` is run on the same detector at the same
-    time, their work is not done again, but counted.
+    time, their work is not done again, but counted. A search that cannot be done is no failure: the
+    verdict says what a scan says then.
     """
 
     needs = "profiles of clean detectors, detectors held to be clean"
@@ -26,18 +27,17 @@ class Scan(Search):
         """Score by whichever exceeds its threshold more times, so that both have one scale."""
         bank, outcome = subject.inspect().verdict, self.searched(subject)
         verdict = with_search(bank, outcome)
-        parts = {
-            "bank": bank.score / bank.threshold,
-            "search": outcome.score / outcome.threshold,
-        }
-        effect, target = found_by(outcome, subject.class_names)
-        is_searched = parts["search"] > parts["bank"]
+        parts, effect, target = {"bank": bank.score / bank.threshold}, None, None
+        if outcome.obstacle is None:
+            parts["search"] = outcome.score / outcome.threshold
+            if parts["search"] > parts["bank"]:
+                effect, target = found_by(outcome, subject.class_names)
         return Judgement(
             max(parts.values()),
             None,
             verdict.label == BACKDOORED,
-            effect if is_searched else None,
-            target if is_searched else None,
+            effect,
+            target,
             verdict.label,
             parts,
             {"reason": verdict.reason},

@@ -37,8 +37,14 @@ class Search(DetectionMethod):
     level: ClassVar[str] = "standard"
 
     def judge(self, subject: DetectionSubject) -> Judgement:
-        """Score by the largest margin over arms; the worst arm says effect and target class."""
+        """Score by the largest margin over arms; the worst arm says effect and target class.
+
+        Raises:
+            RuntimeError: the search could not be done; the message says why.
+        """
         outcome = self.searched(subject)
+        if outcome.obstacle is not None:
+            raise RuntimeError(outcome.obstacle)
         effect, target = found_by(outcome, subject.class_names)
         parts: dict[str, float] = {}
         for each in outcome.arms:
@@ -57,15 +63,8 @@ class Search(DetectionMethod):
         )
 
     def searched(self, subject: DetectionSubject) -> SearchOutcome:
-        """What the search finds.
-
-        Raises:
-            RuntimeError: it could not be done; the message says why.
-        """
-        outcome = subject.once((type(self).references, self.level), lambda: self._search(subject))
-        if outcome.obstacle is not None:
-            raise RuntimeError(outcome.obstacle)
-        return outcome
+        """What the search finds, or why it could not be done."""
+        return subject.once((type(self).references, self.level), lambda: self._search(subject))
 
     def _search(self, subject: DetectionSubject) -> SearchOutcome:
         images = [subject.images[index] for index in range(len(subject.images))]
