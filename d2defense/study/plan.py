@@ -270,7 +270,7 @@ class Plan:
             self.detector(detector),
             detector,
             detector.trigger if trigger is None else trigger,
-            detector.facts | {"method": ORIGINAL},
+            detector.facts | {"method": ORIGINAL} | _under({"trigger": label} if label else {}),
         )
 
     def measure_repaired(
@@ -294,7 +294,8 @@ class Plan:
             self.repair(detector, repair, images),
             detector,
             detector.trigger,
-            self._repaired_facts(detector, repair, images),
+            self._repaired_facts(detector, repair, images)
+            | _under({} if iteration is None else {"iteration": iteration}),
             "" if iteration is None else f"model_{iteration - 1:07d}.pth",
         )
 
@@ -362,6 +363,11 @@ class Plan:
         }
         step = Step(f"split/{dataset['name']}_{images}", "split", arguments)
         return {"part": dataset["part"]}, {"parts": step}
+
+
+def _under(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a measurement that is not the usual one of its detector."""
+    return {"conditions": conditions} if conditions else {}
 
 
 def _specimen(detector: Detector) -> Step:
