@@ -375,9 +375,9 @@ def part_checkpoints(args: argparse.Namespace) -> None:
 
 
 def part_workers(args: argparse.Namespace) -> None:
-    """Two workers against one, on 16 copies."""
+    """Two workers against one, on 32 copies."""
     rows = []
-    times = {workers: _command(args, 16, "--workers", str(workers))[0] for workers in (1, 2)}
+    times = {workers: _command(args, 32, "--workers", str(workers))[0] for workers in (1, 2)}
     for workers, seconds in times.items():
         rows.append((workers, f"{seconds:.1f} s", f"{times[1] / seconds:.2f}"))
     print(tabulate(rows, ("workers", "time", "speed-up"), tablefmt="github"))

@@ -90,6 +90,8 @@ def run_command(
     def command() -> int:
         module = _module(name)
         given = list(sys.argv[1:] if arguments is None else arguments)
+        # What takes long and needs no arguments read goes on meanwhile.
+        getattr(module, "begin", lambda arguments: None)(given)
         command_parser(module, program, given).parse_args(given, args)
         silence_developer_notices()
         code = module.run(args)

@@ -13,6 +13,8 @@ the modules whose outputs the trigger moves most.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -37,6 +39,10 @@ HELP = "say which checkpoints are backdoored, how sure it is, and what the trigg
 USAGE_EXIT_CODE = 4
 #: Its exit code 1 says that something was found.
 GIVES_VERDICT = True
+
+# The module that a confined scan runs (`workflows.scan.confined.preload`, which takes seconds to
+# import).
+_SERVED = "d2defense.workflows.scan.confined"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +155,23 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="scan on an existing Ray cluster, such as auto or ray://head:10001",
     )
+
+
+def begin(arguments: Sequence[str]) -> None:
+    """Let the process that scans are forked from import what it needs while this one does.
+
+    Nothing depends on it: a scan that needs another one, or none, does as if there were none.
+    """
+    from d2defense.isolation import IsolationError, shared_server
+
+    # Modules of one's own are imported here first; without isolation there is no such process.
+    if {"-h", "--help", "none", "--isolation=none"} & set(arguments):
+        return
+    if any(word.startswith("--im") for word in arguments):
+        return
+    # Whoever needs it will say why it cannot be started.
+    with suppress(IsolationError):
+        shared_server((_SERVED,))
 
 
 def run(args: argparse.Namespace) -> int:

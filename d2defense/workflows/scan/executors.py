@@ -69,18 +69,34 @@ class ProcessExecutor:
         events: queue.SimpleQueue[tuple[int, ScanTask, Finished | float]] = queue.SimpleQueue()
         free = deque(range(self._options.workers))
         remaining = iter(tasks)
+        prepared: deque[ScanTask] = deque()
+
+        def prepare() -> bool:
+            task = next(remaining, None)
+            if task is not None:
+                prepared.append(task)
+            return task is not None
+
+        def start() -> None:
+            arguments = (free.popleft(), prepared.popleft(), events)
+            threading.Thread(target=self._work, args=arguments, daemon=True).start()
+
         try:
             while True:
-                while free and (task := next(remaining, None)) is not None:
-                    arguments = (free.popleft(), task, events)
-                    threading.Thread(target=self._work, args=arguments, daemon=True).start()
+                while free and (prepared or prepare()):
+                    start()
                 if len(free) == self._options.workers:
                     return
+                # The next ones are hashed while these compute, so that no worker waits for that.
+                while len(prepared) < self._options.workers and events.empty() and prepare():
+                    pass
                 slot, task, finished = events.get()
                 if not isinstance(finished, Finished):
                     progress(task, finished)
                 else:
                     free.append(slot)
+                    if prepared:
+                        start()
                     yield finished
         finally:
             with self._lock:
