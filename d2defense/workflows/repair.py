@@ -30,7 +30,7 @@ from d2defense.report.repair_figures import ShownDetector, draw_repair
 from d2defense.triggers import Trigger
 
 from .classes import check_classes
-from .evidence import describe_modules, load_evidence, reached_by_effect, searched_goals
+from .evidence import describe_modules, load_evidence, overrides_of, reached_by_effect
 from .examples import example_pairs, most_changed
 from .fine_tuning import (
     FineTuned,
@@ -173,7 +173,8 @@ def repair_checkpoint(
             folder = _put_aside(output_dir, number, after["name"])
         (current,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
         evidence = after
-        options = replace(options, overrides=_with_goals(task.options.overrides, evidence))
+        overrides = [*overrides_of(evidence), *task.options.overrides]
+        options = replace(options, overrides=overrides)
     summary = {
         "checkpoint": source.name,
         "output": str(output_dir),
@@ -241,13 +242,7 @@ def _informed(
     if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         say(describe_modules(evidence) + ".")
         options = replace(options, modules=evidence["dominant_modules"] or None)
-    return replace(options, overrides=_with_goals(options.overrides, evidence))
-
-
-def _with_goals(overrides: Sequence[str], evidence: Mapping[str, Any]) -> Sequence[str]:
-    """Overrides in front of which stands what a scan's search has found."""
-    goals = searched_goals(evidence)
-    return ["REMOVAL.UNLEARN.GOALS", str(goals), *overrides] if goals else overrides
+    return replace(options, overrides=[*overrides_of(evidence), *options.overrides])
 
 
 def _folder_of_round(task: RepairTask, output_dir: Path, number: int) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from d2defense.workflows.evidence import reached_by_effect, searched_goals
+from d2defense.config import get_d2defense_cfg, merge_overrides
+from d2defense.workflows.evidence import overrides_of, reached_by_effect, searched_goals
 from d2defense.workflows.repair import why_not_repaired
 
 
@@ -81,3 +82,14 @@ def test_without_a_search_there_is_nothing_to_go_by():
     for result in ({}, {"search": None}, {"search": {"arms": []}}):
         assert searched_goals(result) == ()
         assert reached_by_effect(result) == {}
+
+
+def test_nothing_is_kept_of_a_checkpoint_in_which_a_search_has_found_ghosts():
+    ghost = arm("ghost", "stop", 0.9, 0.8)
+    vanishing = arm("disappearance", None, 0.9, 0.8)
+    for arms, expected in (([vanishing], False), ([vanishing, ghost], True)):
+        cfg = get_d2defense_cfg()
+        merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
+        assert (cfg.REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE == 0) is expected
+        assert "disappearance objects -" in cfg.REMOVAL.UNLEARN.GOALS
+    assert overrides_of({}) == []
