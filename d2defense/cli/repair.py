@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repair a backdoored detector with a small clean set, and say what that changed.
 
-Scans the checkpoint, fine-tunes all of it by a removal method, scans and measures it again, and
-prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
+Scans and searches the checkpoint, fine-tunes all of it by a removal method, scans, searches and
+measures it again, and prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
 with report.html and report.json, which say more. A result is called repaired only if the scan calls
 it clean and its AP on clean images has fallen by --max-ap-drop at most.
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from d2defense.data.source import DatasetSource
     from d2defense.workflows.fine_tuning import FineTuningOptions
 
+# Shorter than a scan's, since it is done before and after.
+_SEARCH = "fast"
 NAME = "repair"
 HELP = "repair a backdoored checkpoint with a small clean set"
 #: Its exit code 1 says that the result is not repaired.
@@ -104,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
         "unless --modules or --scan say otherwise",
     )
-    add_search_arguments(parser, "off", with_always=False)
+    add_search_arguments(parser, _SEARCH, with_always=False)
     add_dataset_arguments(parser)
     unlabelled = parser.add_argument_group("clean images without labels, in place of these")
     unlabelled.add_argument(
@@ -219,7 +221,6 @@ def _repair(
     test: DatasetSource | None,
 ) -> int:
     from d2defense.detection import ScanSettings, calibration_from_config
-    from d2defense.detection.search import OFF
     from d2defense.triggers import build_trigger
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
@@ -227,8 +228,7 @@ def _repair(
     # A repair goes by what a search finds, whatever the bank has found.
     cfg.DEFENSE.SEARCH_ALWAYS = True
     if "DEFENSE.SEARCH" not in args.opts:
-        # It would be done twice, and takes longer than the repair.
-        cfg.DEFENSE.SEARCH = OFF
+        cfg.DEFENSE.SEARCH = _SEARCH
     for option, key in (("search", "SEARCH"), ("twin", "TWIN")):
         if getattr(args, option) is not None:
             cfg.DEFENSE[key] = getattr(args, option)

@@ -96,7 +96,7 @@ def test_repair_needs_no_labels(d2defense, specimen, make_coco_dataset, sign_sce
     output = tmp_path / "repaired"
     outcome = d2defense(
         "repair", specimen("clean_0"), "--images", images.image_root, "--labels", "none",
-        "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)",
+        "--output", output, "--search", "off", *SHORT, "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
     # Two small steps leave a clean detector as it was.
     assert outcome.code == 0, outcome.err
@@ -120,7 +120,7 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
     command = (
         "repair", specimen("clean_0"), *own_data, "--output", output, "--rounds", 2,
         "--test-dataset-json", test.json_file, "--test-image-root", test.image_root, "--resume",
-        *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1", "REMOVAL.SOLVER.WARMUP_ITERS", "0",
+        "--search", "off", *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1", "REMOVAL.SOLVER.WARMUP_ITERS", "0",
         "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
     outcome = d2defense(*command)
