@@ -2,9 +2,10 @@
 """Repair a backdoored detector with a small clean set, and say what that changed.
 
 Scans and searches the checkpoint, fine-tunes all of it by a removal method, scans, searches and
-measures it again, and prints both sides. The original stays untouched. The output folder is a Detectron2 output folder
-with report.html and report.json, which say more. A result is called repaired only if the scan calls
-it clean and its AP on clean images has fallen by --max-ap-drop at most.
+measures it again, and prints both sides. The original stays untouched. The output folder is a
+Detectron2 output folder with report.html and report.json, which say more. A result is called
+repaired only if the scan calls it clean and its AP on clean images has fallen by --max-ap-drop at
+most.
 
     d2defense repair downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/repaired

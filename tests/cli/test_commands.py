@@ -120,8 +120,8 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
     command = (
         "repair", specimen("clean_0"), *own_data, "--output", output, "--rounds", 2,
         "--test-dataset-json", test.json_file, "--test-image-root", test.image_root, "--resume",
-        "--search", "off", *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1", "REMOVAL.SOLVER.WARMUP_ITERS", "0",
-        "DEFENSE.TRIGGERS", "('white',)",
+        "--search", "off", *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1",
+        "REMOVAL.SOLVER.WARMUP_ITERS", "0", "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
     outcome = d2defense(*command)
     assert outcome.code == 1, outcome.err
