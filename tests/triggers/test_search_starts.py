@@ -19,6 +19,12 @@ STARTS = [
 PLACES = [torch.tensor([[3.0, 4, 40, 44], [30, 20, 63, 61]])]
 
 
+@pytest.mark.parametrize("placement", ["objects", "background", "image"])
+def test_no_place_is_searched_with_patches_alone(placement):
+    """Ghosts of a faint pattern passed while the background was."""
+    assert len({type(each.values[1]) for each in STARTS if each.values[0] == placement}) > 1
+
+
 @pytest.fixture
 def image():
     generator = torch.Generator().manual_seed(0)

@@ -86,11 +86,8 @@ class Overlay(RegionTrigger):
 
     @classmethod
     def search_starts(cls, placement: str) -> tuple[Overlay, ...]:
-        """On objects, pictures so faint that they stay in sight: 16 and 32 of 255.
-
-        In the background a picture of that strength makes any detector see something.
-        """
-        if placement != "objects":
+        """On objects and in the background, pictures so faint that both stay in sight: 16 and 32."""
+        if placement == "image":
             return ()
         return tuple(
             cls(f"overlay of {bound}/255", opacity=bound / 255, content=random_picture(24, bound))
