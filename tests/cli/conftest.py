@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
     """The ``d2defense`` program as a function of its arguments.
 
-    A scan that does not say how to search does not search, which would take a minute.
+    A scan or repair that does not say how to search does not search, which would take minutes.
     """
     loggers = [logging.getLogger(name) for name in ("d2defense", "detectron2", "fvcore")]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -30,7 +30,7 @@ def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]
-        if words[:1] == ["scan"] and not {"--search", "--help"} & set(words):
+        if words[:1] in (["scan"], ["repair"]) and not {"--search", "--help"} & set(words):
             words[1:1] = ["--search", "off"]
         code = main(words)
         return Outcome(code, *capfd.readouterr())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from d2defense.cli.program import main
 from d2defense.detection import load_calibration
 
 
@@ -77,6 +78,18 @@ def test_repair_scans_first_and_reports_before_and_after(
     fails(other, "is the result of other weights")
 
 
+def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_path, capsys):
+    """A bank that sees a backdoor neither before nor after would call its result repaired."""
+    arguments = ["repair", untrained_checkpoint, *own_data, "--output", tmp_path / "repaired"]
+    assert main([*map(str, arguments), *SHORT, "DEFENSE.TRIGGERS", "('white',)"]) == 1
+    assert "not repaired" in capsys.readouterr().out
+    for folder in ("scan_before", "scan_after"):
+        (file,) = (tmp_path / "repaired" / folder).glob("*/result.json")
+        searched = json.loads(file.read_text())["search"]
+        assert searched["level"] == "fast"
+        assert "needs 20 images" in searched["obstacle"]
+
+
 def test_repair_refuses_to_test_on_what_it_trains_on(
     d2defense, untrained_checkpoint, make_coco_dataset, sign_scenes, own_data, tmp_path
 ):
@@ -96,7 +109,7 @@ def test_repair_needs_no_labels(d2defense, specimen, make_coco_dataset, sign_sce
     output = tmp_path / "repaired"
     outcome = d2defense(
         "repair", specimen("clean_0"), "--images", images.image_root, "--labels", "none",
-        "--output", output, "--search", "off", *SHORT, "DEFENSE.TRIGGERS", "('white',)",
+        "--output", output, *SHORT, "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
     # Two small steps leave a clean detector as it was.
     assert outcome.code == 0, outcome.err
@@ -120,7 +133,7 @@ def test_a_repair_that_costs_too_much_goes_on_and_says_so(
     command = (
         "repair", specimen("clean_0"), *own_data, "--output", output, "--rounds", 2,
         "--test-dataset-json", test.json_file, "--test-image-root", test.image_root, "--resume",
-        "--search", "off", *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1",
+        *SHORT, "REMOVAL.SOLVER.BASE_LR", "0.1",
         "REMOVAL.SOLVER.WARMUP_ITERS", "0", "DEFENSE.TRIGGERS", "('white',)",
     )  # fmt: skip
     outcome = d2defense(*command)

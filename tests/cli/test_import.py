@@ -128,7 +128,7 @@ class RollCall(Experiment):
         return [Step("use/clean_0", "use", {"specimen": "clean_0"})]
 
     def report(self, plan, results):
-        there = [bool(results.get(step)) for step in self.steps(plan)]
+        there = [results.has(step) for step in self.steps(plan)]
         return Section(self.title, "Those that ship.", (Table("roll", "All", ("there",), [there]),))
 '''
 

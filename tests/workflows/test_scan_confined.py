@@ -94,7 +94,8 @@ def test_messages_are_escaped_and_limited(task, caplog):
     logging.getLogger("d2defense").propagate = True
     with caplog.at_level(logging.INFO, "d2defense"):
         scanned(task, *({"log": "\x1b[2J\n" + "x" * 5000, "level": 10_000} for _ in range(1000)))
-    assert 0 < len(caplog.records) <= 100
+    # Each once, however many loggers a test before has left with this handler.
+    assert 0 < len(set(map(id, caplog.records))) <= 100
     for record in caplog.records:
         assert record.levelno == logging.INFO
         assert record.getMessage().isprintable()

@@ -86,7 +86,7 @@ class Overlay(RegionTrigger):
 
     @classmethod
     def search_starts(cls, placement: str) -> tuple[Overlay, ...]:
-        """On objects and in the background, pictures so faint that both stay in sight: 16 and 32."""
+        """Pictures so faint that what is below stays in sight: 16 and 32 of 255."""
         if placement == "image":
             return ()
         return tuple(
