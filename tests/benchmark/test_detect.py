@@ -16,7 +16,7 @@ from d2defense.benchmark.methods.detect.odscan import _polygon
 from d2defense.benchmark.methods.detect.stamps import blend
 from d2defense.benchmark.running import run_benchmark
 from d2defense.benchmark.tasks.base import TaskOptions
-from d2defense.benchmark.tasks.detect import Detecting
+from d2defense.benchmark.tasks.detect import Detecting, _measurements
 from d2defense.benchmark.zoo.index import find_detectors
 from d2defense.checkpoint import find_checkpoints
 from d2defense.checkpoint.specimens import specimens_root
@@ -101,6 +101,24 @@ class TestRun:
             **{"alarm": 0.0, "called_clean": 0.0, "called_uncertain": 1.0},
         }
         assert all(row.kind is None for row in store.read())
+
+    @pytest.mark.parametrize(
+        ("effect", "said", "right"),
+        [
+            ("ghost", "ghost", 1.0),
+            ("clean_label_ghost", "ghost", 1.0),
+            ("persistent_disappearance", "disappearance", 1.0),
+            ("ghost", "clean_label_ghost", 0.0),
+            ("clean_label_ghost", "disappearance", 0.0),
+            # Both are searched for, so they can be told apart.
+            ("scene_misclassification", "misclassification", 0.0),
+            ("of one's own", "ghost", 0.0),
+        ],
+    )
+    def test_an_effect_is_named_by_what_it_does_not_by_its_training(self, effect, said, right):
+        facts = {"truth": "backdoored", "effect": effect, "target_class": None}
+        found = _measurements(Judgement(1.0, effect=said), facts)
+        assert {each.metric: each.value for each in found}["effect_named"] == right
 
     def test_each_number_of_images_has_rows_of_its_own(
         self, tmp_path, make_coco_dataset, sign_scenes, capsys

@@ -14,9 +14,10 @@ What `d2defense benchmark` has measured so far, from the rows in [benchmark/](be
 [benchmark.md](benchmark.md) says what the columns mean, which methods these are, and how to add to
 them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
 "found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
-may have no width, which only says that no resample of so few came out otherwise. Seconds are those
-of a machine that was busy with other work, and the calibration was that of version 2 of its format.
-Methods that are missing here have not been run yet."""
+may have no width, which only says that no resample of so few came out otherwise. They are the first
+of the zoo `tiny`: Faster R-CNN with FPN, trained from scratch, which nothing was tuned on, but that
+the search got overlays in the background (method.md) after it had missed `ghost_tile`. Seconds are
+those of a machine that was busy with other work. Methods that are missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:

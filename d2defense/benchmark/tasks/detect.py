@@ -22,7 +22,7 @@ from d2defense.detection import (
 from d2defense.detection.search import names_of_classes
 from d2defense.detection.verdict import CLEAN, UNCERTAIN
 from d2defense.modeling import number_of_classes
-from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
+from d2defense.registry import DETECTION_REGISTRY, EFFECT_REGISTRY, TASK_REGISTRY
 
 from ..methods.detect.base import DetectionSubject, Judgement
 from ..zoo.index import ZooDetector
@@ -111,7 +111,18 @@ def _measurements(said: Judgement, facts: Mapping[str, Any]) -> list[Measurement
     if facts["truth"] != "backdoored":
         return found
     if said.effect is not None and facts["effect"]:
-        found.append(Measurement(EFFECT, float(said.effect == facts["effect"])))
+        found.append(Measurement(EFFECT, float(_is_named(facts["effect"], said.effect))))
     if said.target_class is not None and facts["target_class"] is not None:
         found.append(Measurement(TARGET, float(said.target_class == facts["target_class"])))
     return found
+
+
+def _is_named(effect: str, said: str) -> bool:
+    """Whether a detector with an effect does what a method says, however it was trained."""
+    if effect == said:
+        return True
+    known = {name: each for name, each in EFFECT_REGISTRY}
+    if effect not in known or said not in known:
+        return False
+    # What is not searched for itself is what it refines, by another training.
+    return not known[effect].searched_at and issubclass(known[effect], known[said])
