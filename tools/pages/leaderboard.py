@@ -17,7 +17,8 @@ them. **These are few detectors**: the intervals say how little is known, and wi
 may have no width, which only says that no resample of so few came out otherwise. They are the first
 of the zoo `tiny`: Faster R-CNN with FPN, trained from scratch, which nothing was tuned on, but that
 the search got overlays in the background (method.md) after it had missed `ghost_tile`. Seconds are
-those of a machine that was busy with other work. Methods that are missing here have not been run yet."""
+those of a machine that was busy with other work. Methods that are missing here have not been run
+yet."""
 
 
 def leaderboard(folder: Path) -> str:
