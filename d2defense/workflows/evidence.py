@@ -75,14 +75,8 @@ def reached_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
 def overrides_of(result: Mapping[str, Any]) -> list[str]:
     """KEY VALUE pairs of the configuration of a repair that goes by what a scan's search has found.
 
-    Of a checkpoint that shows ghosts nothing is kept: they come back with its weights
-    (``docs/removal.md``).
-
     Args:
         result: of a scan.
     """
     goals = searched_goals(result)
-    overrides = ["REMOVAL.UNLEARN.GOALS", str(goals)] if goals else []
-    if any(goal.startswith("ghost ") for goal in goals):
-        overrides += ["REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE", "0.0"]
-    return overrides
+    return ["REMOVAL.UNLEARN.GOALS", str(goals)] if goals else []

@@ -84,12 +84,9 @@ def test_without_a_search_there_is_nothing_to_go_by():
         assert reached_by_effect(result) == {}
 
 
-def test_nothing_is_kept_of_a_checkpoint_in_which_a_search_has_found_ghosts():
-    ghost = arm("ghost", "stop", 0.9, 0.8)
-    vanishing = arm("disappearance", None, 0.9, 0.8)
-    for arms, expected in (([vanishing], False), ([vanishing, ghost], True)):
-        cfg = get_d2defense_cfg()
-        merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
-        assert (cfg.REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE == 0) is expected
-        assert "disappearance objects -" in cfg.REMOVAL.UNLEARN.GOALS
+def test_a_repair_goes_by_what_a_search_has_found():
+    arms = [arm("ghost", "stop", 0.9, 0.8), arm("disappearance", None, 0.9, 0.8)]
+    cfg = get_d2defense_cfg()
+    merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
+    assert "disappearance objects -" in cfg.REMOVAL.UNLEARN.GOALS
     assert overrides_of({}) == []

@@ -22,8 +22,8 @@ from .base import FineTune, RemovalMethod
 class PatchAugmentedFineTuning(RemovalMethod):
     """Ours: fine-tune all of the detector, random patches on objects that keep their labels.
 
-    Nothing is reset. The result lies between the checkpoint and what fine-tuning made of it, so
-    that it costs less on clean images. ``docs/removal.md`` has what it rests on.
+    Nothing is reset. A share of the checkpoint's weights may be kept, which costs less on clean
+    images, and removes less. ``docs/removal.md`` has what it rests on.
     """
 
     @staticmethod
@@ -46,7 +46,7 @@ class PatchAugmentedFineTuning(RemovalMethod):
         node.CELLS = [2, 12]
         # Share of the checkpoint's weights in the result; the rest is what fine-tuning has made of
         # them (WiSE-FT, arXiv 2109.01903). 0 for none. Only where this is the removal method.
-        node.KEPT_SHARE = 0.15
+        node.KEPT_SHARE = 0.0
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """A hook that keeps a share of the checkpoint's weights."""
