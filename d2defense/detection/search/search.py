@@ -215,6 +215,9 @@ def search_detector(
     scaled_on, large = tuning, is_large(input_shapes(tuning))
     if large:
         race_settings, scaled_on = race_settings.for_large_images(), tuning[:SCALED_ON]
+    if mode == TWIN:
+        # What a twin keeps of a backdoor it may keep under the largest budget alone.
+        race_settings = replace(race_settings, finalists=race_settings.finalists + 1)
     for each in models:
         # Convolutions are fastest so; values stay as they are.
         each.to(memory_format=torch.channels_last)
