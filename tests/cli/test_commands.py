@@ -80,11 +80,11 @@ def test_repair_scans_first_and_reports_before_and_after(
 
 # The fixture puts back the loggers that the program sets.
 @pytest.mark.usefixtures("d2defense")
-def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_path, capsys):
+def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_path, capfd):
     """A bank that sees a backdoor neither before nor after would call its result repaired."""
     arguments = ["repair", untrained_checkpoint, *own_data, "--output", tmp_path / "repaired"]
     assert main([*map(str, arguments), *SHORT, "DEFENSE.TRIGGERS", "('white',)"]) == 1
-    assert "not repaired" in capsys.readouterr().out
+    assert "not repaired" in capfd.readouterr().out
     for folder in ("scan_before", "scan_after"):
         (file,) = (tmp_path / "repaired" / folder).glob("*/result.json")
         searched = json.loads(file.read_text())["search"]
