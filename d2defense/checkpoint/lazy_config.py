@@ -31,6 +31,8 @@ from .limits import MAX_ANCHORS, MAX_INTEGER, MAX_LIST, MAX_TEXT
 
 _REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
 _MAX_STEPS = 20
+# Of a document with what it refers to: some hundred times what the zoo's have.
+_MAX_VALUES = 50_000
 _MAX_AT = {
     **dict.fromkeys(("depth", "num_blocks", "num_heads"), 1000),
     **dict.fromkeys(("output_size", "sampling_ratio"), 64),
@@ -58,7 +60,8 @@ def config_of_lazy(content: dict[str, Any], defaults: CfgNode) -> CfgNode:
     Raises:
         ValueError: it describes no detector, or asks for too much or for something not allowed.
     """
-    tree = _resolved(content.get("model"), content)
+    resolved = _Resolver(content)
+    tree = resolved(content.get("model"))
     if not isinstance(tree, dict) or TARGET not in tree:
         raise ValueError("a LazyConfig without a model")
     stock = detector_named(tree[TARGET])
@@ -84,7 +87,7 @@ def config_of_lazy(content: dict[str, Any], defaults: CfgNode) -> CfgNode:
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = tree["pixel_mean"], tree["pixel_std"]
     loader = _at(content, "dataloader")
     test = _at(content, "dataloader", "test")
-    test = _resolved(test.get("mapper") or {}, content, (content, loader, test))
+    test = resolved(test.get("mapper") or {}, (content, loader, test))
     cfg.INPUT.FORMAT = str(tree.get("input_format") or test.get("image_format") or "BGR")
     for each in test.get("augmentations") or []:
         if isinstance(each, dict) and str(each.get(TARGET)).endswith(".ResizeShortestEdge"):
@@ -138,32 +141,56 @@ def _name(target: Any) -> str:
     return target if isinstance(target, str) else name_of(target)
 
 
-def _resolved(value: Any, root: Any, above: tuple[Any, ...] = (), steps: int = 0) -> Any:
-    """The value with what its interpolations refer to, as OmegaConf has them.
+class _Resolver:
+    """Puts in place of each interpolation of a document what it refers to, as OmegaConf has them.
 
     Args:
-        value: of a document.
         root: the document.
-        above: the mappings and lists that the value lies in, the outermost first.
-        steps: references that led to it.
     """
-    if isinstance(value, dict):
-        return {key: _resolved(each, root, (*above, value), steps) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_resolved(each, root, (*above, value), steps) for each in value]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    found = _REFERENCE.fullmatch(value)
-    if found is None or steps >= _MAX_STEPS or len(found[1]) > len(above):
-        raise ValueError(f"it holds {value[:80]!r}, which refers to no value of it")
-    path = (root,) if not found[1] else above[: len(above) - len(found[1]) + 1]
-    for key in found[2].split("."):
-        place = path[-1]
-        try:
-            path = (*path, place[int(key)] if isinstance(place, list) else place[key])
-        except (LookupError, TypeError, ValueError):
-            raise ValueError(f"it holds {value[:80]!r}, which refers to no value of it") from None
-    return _resolved(path[-1], root, path[:-1], steps + 1)
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._left = _MAX_VALUES
+
+    def __call__(self, value: Any, above: tuple[Any, ...] = (), steps: int = 0) -> Any:
+        """The value without interpolations.
+
+        Args:
+            value: of the document.
+            above: the mappings and lists that the value lies in, the outermost first.
+            steps: references that led to it.
+
+        Raises:
+            ValueError: a reference leads nowhere, or they make more of the document than any
+                detector needs.
+        """
+        # A list of ten references to a list of ten references, and so on, grows without end.
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it is more than {_MAX_VALUES} values with what it refers to")
+        if isinstance(value, dict):
+            return {key: self(each, (*above, value), steps) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self(each, (*above, value), steps) for each in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        return self(*self._place(value, above, steps), steps + 1)
+
+    def _place(self, text: str, above: tuple[Any, ...], steps: int) -> tuple[Any, tuple[Any, ...]]:
+        """What an interpolation refers to, and what that lies in."""
+        found = _REFERENCE.fullmatch(text)
+        if found is None or steps >= _MAX_STEPS or len(found[1]) > len(above):
+            raise ValueError(f"it holds {text[:80]!r}, which refers to no value of it")
+        path = (self._root,) if not found[1] else above[: len(above) - len(found[1]) + 1]
+        for key in found[2].split("."):
+            place = path[-1]
+            try:
+                path = (*path, place[int(key)] if isinstance(place, list) else place[key])
+            except (LookupError, TypeError, ValueError):
+                raise ValueError(
+                    f"it holds {text[:80]!r}, which refers to no value of it"
+                ) from None
+        return path[-1], path[:-1]
 
 
 def _check_sizes(tree: dict[str, Any]) -> None:

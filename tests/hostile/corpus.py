@@ -1064,6 +1064,14 @@ YAML = {
             ),
         }.items()
     },
+    # A list of ten references to a list of ten references, and so on: 10 to the 18th values.
+    "lazy_references_that_grow": "\n".join(
+        [
+            "model: {{_target_: detectron2.modeling.RetinaNet, a: '${{x0}}'}}",
+            *(f"x{i}: [" + ", ".join(["'${{" + f"x{i + 1}" + "}}'"] * 10) + "]" for i in range(18)),
+            "x18: 1",
+        ]
+    ),
     "lazy_without_a_model": "train: {{_target_: os.system, command: 'touch {canary}'}}",
     "lazy_in_a_plain_config": 'MODEL: {{DESCRIPTION: \'{{"_target_": "os.system"}}\'}}',
     "base_passwd": "_BASE_: /etc/passwd",
