@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from d2defense.registry import TASK_REGISTRY
 from d2defense.statistics.ranking import (
@@ -17,7 +18,6 @@ from d2defense.statistics.ranking import (
     area_interval,
     area_under_curve,
     share_found,
-    share_interval,
 )
 from d2defense.study.results import FAILED, ResultRow
 
@@ -243,7 +243,9 @@ def _share_found(
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     if np.isin(values, (0.0, 1.0)).all():
-        return share_interval(float(values.mean()), len(values))
+        # Wilson's, which does not collapse at 0 and 1.
+        found = stats.binomtest(int(values.sum()), len(values))
+        return tuple(found.proportion_ci(CONFIDENCE, method="wilson"))
     rng = np.random.default_rng(0)
     return _percentiles(rng.choice(values, (_SAMPLES, len(values))).mean(axis=-1))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a score ranks backdoored above clean, and how sure shares and areas are."""
+"""How well a score ranks backdoored above clean, and how sure that is."""
 
 from __future__ import annotations
 
@@ -80,20 +80,6 @@ def share_found(positives: np.ndarray, negatives: np.ndarray, rate: float) -> np
         return np.ones(positives.shape[:-1])
     threshold = np.sort(negatives, axis=-1)[..., count - 1 - allowed, None]
     return (positives > threshold).mean(axis=-1)
-
-
-def share_interval(share: float, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a share (JASA 22, 1927, 209); it does not collapse at 0 and 1.
-
-    Args:
-        share: 0..1.
-        count: of what it is a share of.
-        confidence: level, 0..1.
-    """
-    z2 = stats.norm.isf((1 - confidence) / 2) ** 2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = np.sqrt(share * (1 - share) * z2 / count + (z2 / (2 * count)) ** 2) / (1 + z2 / count)
-    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
 def roc_curve(

@@ -3,9 +3,22 @@ from __future__ import annotations
 
 import pytest
 
-from d2defense.checkpoint import load_config
+from d2defense.checkpoint import find_checkpoints, load_config
 from d2defense.config import add_part_config
 from d2defense.removal import RemovalTrainer, removal_config
+
+
+@pytest.fixture
+def source(untrained_checkpoint):
+    """An untrained checkpoint."""
+    (source,) = find_checkpoints([untrained_checkpoint])
+    return source
+
+
+@pytest.fixture
+def defender(make_coco_dataset, sign_scenes):
+    """A few clean labelled images."""
+    return make_coco_dataset(sign_scenes(4))
 
 
 @pytest.fixture

@@ -31,17 +31,6 @@ def fine_tune(source, dataset, output, modules=None, device="cpu", **options):
     return fine_tuning.fine_tune(source, dataset, output, options, device)
 
 
-@pytest.fixture
-def source(untrained_checkpoint):
-    (source,) = find_checkpoints([untrained_checkpoint])
-    return source
-
-
-@pytest.fixture
-def defender(make_coco_dataset, sign_scenes):
-    return make_coco_dataset(sign_scenes(4))
-
-
 def digests(folder) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 

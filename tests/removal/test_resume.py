@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from d2defense.checkpoint import find_checkpoints, load_state_dict
+from d2defense.checkpoint import load_state_dict
 from d2defense.workflows import fine_tuning, unfinished
 from d2defense.workflows.fine_tuning import FineTuningOptions, ProgressHook, fine_tune
 
@@ -25,17 +25,6 @@ OVERRIDES = [
 
 class Killed(Exception):
     """As a kill: nothing after it runs."""
-
-
-@pytest.fixture
-def source(untrained_checkpoint):
-    (source,) = find_checkpoints([untrained_checkpoint])
-    return source
-
-
-@pytest.fixture
-def defender(make_coco_dataset, sign_scenes):
-    return make_coco_dataset(sign_scenes(4))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from d2defense.statistics.ranking import (
     area_under_curve,
     roc_curve,
     share_found,
-    share_interval,
 )
 
 
@@ -65,9 +64,3 @@ def test_the_area_s_interval_does_not_collapse_at_perfect_separation():
     assert 0.8 < low < 0.95
     assert high == 1.0
     assert area_interval(1.0, 64, 64).low > low
-
-
-@pytest.mark.parametrize(("hits", "count"), [(0, 12), (3, 12), (12, 12), (40, 150)])
-def test_the_share_s_interval_is_scipy_s(hits, count):
-    expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
-    assert share_interval(hits / count, count) == pytest.approx((expected.low, expected.high))
