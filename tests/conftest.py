@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,18 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
     """No bytes in names of tests: those of an archive hold the time, and all workers of one run
     must find the same names."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(autouse=True)
+def _loggers_put_back() -> Iterator[None]:
+    """The program writes its messages to the terminal it finds, which pytest takes away again."""
+    loggers = [logging.getLogger(name) for name in ("d2defense", "detectron2", "fvcore")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import add_part_group, configure_logging
+from .arguments import add_part_group, configure_logging, silence_developer_notices
 
 NAME = "benchmark"
 HELP = "compare methods on a zoo of detectors, and make a leaderboard"
@@ -35,6 +35,7 @@ _REFERENCES = ("clean_0", "clean_1", "clean_2")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    silence_developer_notices()  # of what the parts import
     from d2defense.registry import DETECTION_REGISTRY, TASK_REGISTRY
 
     parser.add_argument("action", choices=("run", "report"), help="measure, or show the results")

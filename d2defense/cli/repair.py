@@ -30,6 +30,7 @@ from .arguments import (
     configure_logging,
     dataset_source,
     defense_config,
+    silence_developer_notices,
 )
 from .search_options import add_search_arguments, references_of
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "exit codes: 0 repaired, or --no-report; 1 not repaired, and why not is said; 2 it could "
         "not be tried"
     )
+    silence_developer_notices()  # of what the imports below import
     from d2defense.registry import REMOVAL_REGISTRY
     from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 

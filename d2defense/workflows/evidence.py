@@ -59,17 +59,25 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(goals))
 
 
-def reached_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
-    """The largest success rate, 0..1, of what a scan's search found, by effect.
+def excess_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
+    """How far the best of what a scan's search found goes beyond clean detectors, by effect.
+
+    A success rate alone says nothing here: a patch that hides most of an object blinds every
+    detector to it.
 
     Args:
         result: of a scan; without a search there is none.
+
+    Returns:
+        The largest excess less its baseline, 0..1, of each effect; 0 where clean detectors do as
+        much.
     """
-    reached: dict[str, float] = {}
+    beyond: dict[str, float] = {}
     for arm in (result.get("search") or {}).get("arms", ()):
-        if arm["success"] is not None:
-            reached[arm["effect"]] = max(arm["success"], reached.get(arm["effect"], 0.0))
-    return reached
+        if arm["excess"] is not None:
+            more = arm["excess"] - arm["baseline"]
+            beyond[arm["effect"]] = max(more, beyond.get(arm["effect"], 0.0))
+    return beyond
 
 
 def overrides_of(result: Mapping[str, Any]) -> list[str]:

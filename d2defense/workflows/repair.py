@@ -30,7 +30,7 @@ from d2defense.report.repair_figures import ShownDetector, draw_repair
 from d2defense.triggers import Trigger
 
 from .classes import check_classes
-from .evidence import describe_modules, load_evidence, overrides_of, reached_by_effect
+from .evidence import describe_modules, excess_by_effect, load_evidence, overrides_of
 from .examples import example_pairs, most_changed
 from .fine_tuning import (
     FineTuned,
@@ -319,7 +319,7 @@ def _measure(
         "triggered": evaluation["triggered"],
         "verdict": scanned["verdict"],
         "reason": scanned["reason"],
-        "search": reached_by_effect(scanned),
+        "search": excess_by_effect(scanned),
         "score": scanned["score"],
         "scanned_on": (scanned["dataset"] or {}).get("name"),
     }
@@ -369,7 +369,7 @@ def format_repair(summary: dict[str, Any]) -> str:
         )
     ]
     rows += [
-        (f"{effect} by what a search finds", *(_cell(of.get(effect), 3) for of in searched))
+        (f"{effect} by a search, beyond clean detectors", *(_cell(of.get(effect), 3) for of in searched))
         for effect in sorted(searched[0].keys() | searched[1].keys())
     ]
     table = tabulate(rows, ("", "before", "after"), tablefmt="simple", disable_numparse=True)

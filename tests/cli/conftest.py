@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -19,14 +18,11 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
+def d2defense(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
     """The ``d2defense`` program as a function of its arguments.
 
     A scan or repair that does not say how to search does not search, which would take minutes.
     """
-    loggers = [logging.getLogger(name) for name in ("d2defense", "detectron2", "fvcore")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]
@@ -35,11 +31,7 @@ def d2defense(capfd: pytest.CaptureFixture) -> Iterator[Callable[..., Outcome]]:
         code = main(words)
         return Outcome(code, *capfd.readouterr())
 
-    yield run
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
+    return run
 
 
 @pytest.fixture

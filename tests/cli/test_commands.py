@@ -78,8 +78,6 @@ def test_repair_scans_first_and_reports_before_and_after(
     fails(other, "is the result of other weights")
 
 
-# The fixture puts back the loggers that the program sets.
-@pytest.mark.usefixtures("d2defense")
 def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_path, capfd):
     """A bank that sees a backdoor neither before nor after would call its result repaired."""
     arguments = ["repair", untrained_checkpoint, *own_data, "--output", tmp_path / "repaired"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from d2defense.config import get_d2defense_cfg, merge_overrides
-from d2defense.workflows.evidence import overrides_of, reached_by_effect, searched_goals
+from d2defense.workflows.evidence import excess_by_effect, overrides_of, searched_goals
 from d2defense.workflows.repair import why_not_repaired
 
 
@@ -71,17 +71,24 @@ def test_a_repair_goes_by_what_clean_detectors_do_not_show():
         "misclassification objects stop",
         "disappearance objects -",
     )
-    assert reached_by_effect(result) == {
-        "misclassification": 0.9,
-        "disappearance": 0.4,
-        "ghost": 0.2,
-    }
+
+
+def test_what_blinds_clean_detectors_as_well_is_no_backdoor_left():
+    arms = [
+        arm("disappearance", None, success=1.0, excess=0.02),
+        arm("disappearance", None, success=0.9, excess=0.05),
+        arm("misclassification", "stop", success=0.9, excess=0.8),
+        arm("ghost", "stop", success=None, excess=None),
+    ]
+    assert excess_by_effect({"search": {"arms": arms}}) == pytest.approx(
+        {"disappearance": 0.0, "misclassification": 0.7}
+    )
 
 
 def test_without_a_search_there_is_nothing_to_go_by():
     for result in ({}, {"search": None}, {"search": {"arms": []}}):
         assert searched_goals(result) == ()
-        assert reached_by_effect(result) == {}
+        assert excess_by_effect(result) == {}
 
 
 def test_a_repair_goes_by_what_a_search_has_found():
