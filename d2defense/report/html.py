@@ -587,7 +587,9 @@ def _repair_rows(
     rows = [_share_row("ASR", before.get("asr"), after.get("asr")), score]
     was, now = before.get("search") or {}, after.get("search") or {}
     rows += [
-        _share_row(f"{effect} by a search, beyond clean detectors", was.get(effect), now.get(effect))
+        _share_row(
+            f"{effect} by a search, beyond clean detectors", was.get(effect), now.get(effect)
+        )
         for effect in sorted(was.keys() | now.keys())
     ]
     verdicts = before.get("verdict"), after.get("verdict")

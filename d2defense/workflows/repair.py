@@ -369,7 +369,10 @@ def format_repair(summary: dict[str, Any]) -> str:
         )
     ]
     rows += [
-        (f"{effect} by a search, beyond clean detectors", *(_cell(of.get(effect), 3) for of in searched))
+        (
+            f"{effect} by a search, beyond clean detectors",
+            *(_cell(of.get(effect), 3) for of in searched),
+        )
         for effect in sorted(searched[0].keys() | searched[1].keys())
     ]
     table = tabulate(rows, ("", "before", "after"), tablefmt="simple", disable_numparse=True)

@@ -23,6 +23,7 @@ def d2defense(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
 
     A scan or repair that does not say how to search does not search, which would take minutes.
     """
+
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]

@@ -31,7 +31,9 @@ def test_each_command_explains_itself(d2defense, command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_hides_what_libraries_tell_their_developers(command):
     """In a process of its own, since a library warns once, when it is first imported."""
-    code = f"from d2defense.cli.program import main; raise SystemExit(main(['{command}', '--help']))"
+    code = (
+        f"from d2defense.cli.program import main; raise SystemExit(main(['{command}', '--help']))"
+    )
     run = [sys.executable, "-c", code]
     finished = subprocess.run(run, capture_output=True, text=True, check=True)
     assert finished.stderr == ""
