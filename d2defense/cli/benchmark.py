@@ -99,6 +99,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of the methods (%(default)s)"
     )
     run.add_argument("--device", default="cpu", metavar="DEVICE", help="of models (%(default)s)")
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="detectors at a time, if several each in a process of one thread (%(default)s)",
+    )
+    run.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a Ray cluster that measures; its machines share zoo, datasets and results",
+    )
     repair = parser.add_argument_group("how repair is run")
     repair.add_argument(
         "--labels",
@@ -170,6 +182,8 @@ def _run(args: argparse.Namespace) -> int:
     counts = args.num_images or [TASK_REGISTRY.get(args.task).usual_images]
     if min(args.num_images or [1]) < 1 or (args.limit is not None and args.limit < 1):
         args.parser.error("--num-images and --limit must be at least 1")
+    if args.workers < 1:
+        args.parser.error("--workers must be at least 1")
     if args.budget is not None and not args.budget > 0:
         args.parser.error("--budget must be more than 0")
     if min(args.num_test_images, args.later_steps) < 0:
@@ -177,7 +191,7 @@ def _run(args: argparse.Namespace) -> int:
     defender, summaries = DatasetSource(args.defender), []
     try:
         paths = args.references or [specimens_root() / name for name in _REFERENCES]
-        references = find_checkpoints(paths, only_final=True)
+        references = find_checkpoints([path.resolve() for path in paths], only_final=True)
         for source in references:
             if source.error:
                 raise source.error
@@ -191,7 +205,7 @@ def _run(args: argparse.Namespace) -> int:
                 budget=args.budget,
                 seed=args.seed,
                 device=args.device,
-                work=args.results / "work",
+                work=args.results.resolve() / "work",
                 has_labels=args.labels == "given",
                 overrides=tuple(args.opts),
                 test_images=args.num_test_images,
@@ -202,11 +216,14 @@ def _run(args: argparse.Namespace) -> int:
                 run_benchmark(
                     args.task,
                     args.methods,
-                    args.zoo or [specimens_root()],
+                    # Machines of a cluster work in other folders.
+                    [path.resolve() for path in args.zoo or [specimens_root()]],
                     ResultStore(args.results),
                     options,
                     args.only,
                     args.limit,
+                    args.workers,
+                    args.ray_address,
                 )
             )
     except ValueError as error:  # also of datasets, results, zoos and references

@@ -6,10 +6,10 @@
     d2defense zoo verify runs/zoo/tiny --measure
     d2defense zoo export runs/zoo/tiny --output tiny.tar.gz
 
-A manifest says which detectors there are: a YAML file, or "tiny", "small" or "coco". `build` trains
-those that are missing and measures each; a build that was killed goes on where it was when the same
-command is given again. `export` writes an archive in which a third has no labels, and the labels
-beside it.
+A manifest says which detectors there are: a YAML file, or "tiny", "one_stage", "small" or "coco".
+`build` trains those that are missing and measures each; a build that was killed goes on where it
+was when the same command is given again. `export` writes an archive in which a third has no labels,
+and the labels beside it.
 
 Exit codes: 0 done; 2 a training failed, a detector is not as its metadata says, or wrong usage; 130
 interrupted.

@@ -3,25 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from tqdm import tqdm
 
-from d2defense.user_modules import import_modules, imported_modules
-
+from .pool import open_pool
 from .steps import Step, StepResults, dependents, open_steps
-from .workplace import Workplace, end_with
-
-LOG_FILE = "log.txt"
+from .workplace import Workplace
 
 
 def run_steps(
@@ -55,7 +49,7 @@ def run_steps(
     unfinished = {step.name for step in waiting}
     running: dict[Future, Step] = {}
     with (
-        _pool(workplace, workers, ray_address) as (pool, room),
+        open_pool(workplace, workers, ray_address) as (pool, room),
         tqdm(total=len(waiting), desc="study", unit="step", disable=None, smoothing=0) as bar,
     ):
         while unfinished:
@@ -102,50 +96,6 @@ def _finish(
         }
     results.put(step, result, seconds)
     return {}
-
-
-@contextlib.contextmanager
-def _pool(workplace: Workplace, workers: int, ray_address: str | None):
-    """Worker processes that end with this one, however it ends; and how many steps they take."""
-    if ray_address is not None:
-        from .on_ray import RayPool
-
-        with RayPool(ray_address, workplace.num_gpus) as cluster:
-            yield cluster, max(workers, cluster.cpus)
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        _begin,
-        (workplace, os.getpid(), imported_modules()),
-    )
-    try:
-        yield pool, workers
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-def _begin(workplace: Workplace, parent: int, modules: Sequence[str]) -> None:
-    """Called once in each worker."""
-    end_with(parent)
-    workplace.folder.mkdir(parents=True, exist_ok=True)
-    # What libraries print would tear the progress bar; it is kept for whoever looks for a cause.
-    log = os.open(workplace.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    # Not earlier, for what they print when they are imported.
-    import torch
-
-    from d2defense.memory import keep_freed_memory
-
-    import_modules(modules)
-    torch.set_num_threads(workplace.threads)
-    keep_freed_memory()
 
 
 def _work(step: Step, given: dict[str, Any], workplace: Workplace) -> tuple[dict[str, Any], float]:
