@@ -15,7 +15,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .described import arguments_of
-from .probe import ProbeOutput
+from .probe import Heard, ProbeOutput
 from .regions import Opinion, RegionOutput, with_proposals
 
 #: The detectors that can be probed, by the stock names of their meta-architectures.
@@ -135,19 +135,32 @@ class InstrumentedDetector(ABC):
             score_threshold: likewise.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def detect_and_probe(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], ProbeOutput]:
         """What stock inference returns, masks and keypoints included, and the probe beside it.
-
-        One pass over the network gives both: stock inference runs, and is listened to.
 
         Args:
             batched_inputs: G dicts, as stock inference takes them.
 
         Returns:
             The G dicts of stock inference, and the probe without detections.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
+        detections, probe, _ = self.listen(batched_inputs)
+        return detections, probe
+
+    @abstractmethod
+    def listen(self, batched_inputs: list[dict[str, Any]]) -> Heard:
+        """What stock inference returns, and all that it came from, in one pass over the network.
+
+        Stock inference runs, and is listened to; other threads may run the model meanwhile.
+
+        Args:
+            batched_inputs: G dicts, as stock inference takes them.
 
         Raises:
             RuntimeError: the model is in training mode.

@@ -107,25 +107,8 @@ class InstrumentedRCNN(InstrumentedDetector, GeneralizedRCNN):
         return self.roi_heads.probe(features, proposals, with_detections, score_threshold)
 
     @torch.no_grad()
-    def detect_and_probe(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], ProbeOutput]:
-        """Stock inference, listened to; see the base class."""
-        detections, probe, _ = self.listen(batched_inputs)
-        return detections, probe
-
-    @torch.no_grad()
     def listen(self, batched_inputs: list[dict[str, Any]]) -> Heard:
-        """What stock inference returns, and all that it came from, in one pass.
-
-        Stock inference runs, and is listened to; other threads may run the model meanwhile.
-
-        Args:
-            batched_inputs: G dicts, as stock inference takes them.
-
-        Raises:
-            RuntimeError: the model is in training mode.
-        """
+        """Stock inference, listened to; see the base class."""
         self._check_eval_mode()
         proposals: list[Instances] = []
         with (

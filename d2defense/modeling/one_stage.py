@@ -13,17 +13,20 @@ from detectron2.layers import batched_nms
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from .adapter import Groups, InstrumentedDetector
 from .listeners import listening
 from .postprocess import detections_from
-from .probe import ProbeOutput
+from .probe import BoxFeatures, Heard, ProbeOutput
 from .regions import Opinion, RegionOutput
 from .sigmoid_scores import softmax_logits
 
 # Of the anchors of an image, those of the largest score become proposals, fewer after NMS: as many
 # and as far apart as an RPN's (Detectron2's defaults of MODEL.RPN).
 _CANDIDATES, _IOU, _PROPOSALS = 1000, 0.7, 300
+# Points of a box, each way, at which its features are taken.
+_POOLED = 3
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,69 @@ class InstrumentedDense(InstrumentedDetector):
         return replace(probe, detections=detections)
 
     @torch.no_grad()
-    def detect_and_probe(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], ProbeOutput]:
+    def listen(self, batched_inputs: list[dict[str, Any]]) -> Heard:
         """Stock inference, listened to; see the base class."""
         self._check_eval_mode()
         seen: list[DensePredictions] = []
-        with listening(
-            [self.head], lambda inputs, output: seen.append(self._predictions(inputs[0], output))
+        maps: list[Tensor] = []
+        towers: list[Tensor] = []
+
+        def head(inputs: tuple[Any, ...], output: Any) -> None:
+            maps.extend(inputs[0])
+            # Before stock inference, which works in place.
+            seen.append(self._predictions(inputs[0], output))
+
+        with (
+            listening([self.head], head),
+            listening([self.head.cls_subnet], lambda inputs, output: towers.append(output)),
         ):
             detections = self(batched_inputs)
         sizes = [tuple(each["image"].shape[-2:]) for each in batched_inputs]
-        return detections, self._probe(seen[0], sizes)
+        proposals = self._proposals(seen[0], sizes)
+        features = self._features_of(proposals, maps, towers, seen[0].log_scores.shape[1])
+        return Heard(detections, self._probe_of(seen[0], proposals), features)
+
+    def _features_of(
+        self,
+        proposals: Sequence[Instances],
+        maps: Sequence[Tensor],
+        towers: Sequence[Tensor],
+        num_anchors: int,
+    ) -> BoxFeatures:
+        """Of each proposal, from the level of the pyramid that it comes from.
+
+        Args:
+            proposals: G Instances with ``anchor_index``.
+            maps: of each level, (G, C, H, W): what the head saw.
+            towers: likewise, (G, F, H, W): what its classifier was given.
+            num_anchors: of one image.
+        """
+        cells = [each.shape[2] * each.shape[3] for each in maps]
+        # As many at each location of each level: Detectron2's heads have it so.
+        at_each = num_anchors // sum(cells)
+        ends = torch.tensor(cells, device=maps[0].device).cumsum(0) * at_each
+        strides = [self.backbone.output_shape()[name].stride for name in self.head_in_features]
+        pooled, classified = [], []
+        for image, found in enumerate(proposals):
+            level = torch.bucketize(found.anchor_index, ends, right=True)
+            start = torch.cat([ends.new_zeros(1), ends[:-1]])[level]
+            cell = (found.anchor_index - start) // at_each
+            boxes = found.proposal_boxes.tensor
+            of_box = maps[0].new_zeros(len(found), maps[0].shape[1])
+            of_cell = towers[0].new_zeros(len(found), towers[0].shape[1])
+            for number, (each, tower) in enumerate(zip(maps, towers, strict=True)):
+                rows = (level == number).nonzero()[:, 0]
+                of_box[rows] = roi_align(
+                    each[image : image + 1],
+                    [boxes[rows].to(each.dtype)],
+                    _POOLED,
+                    1 / strides[number],
+                    aligned=True,
+                ).mean(dim=(2, 3))
+                of_cell[rows] = tower[image].flatten(1)[:, cell[rows]].T
+            pooled.append(of_box)
+            classified.append(of_cell)
+        return BoxFeatures(torch.cat(pooled).float(), torch.cat(classified).float())
 
     @torch.no_grad()
     def proposals_on(self, features: dict[str, Tensor], images: ImageList) -> list[Instances]:
@@ -199,7 +253,9 @@ class InstrumentedDense(InstrumentedDetector):
         count: int = _PROPOSALS,
     ) -> ProbeOutput:
         """What is said of the proposals of each image."""
-        proposals = self._proposals(dense, image_sizes, count)
+        return self._probe_of(dense, self._proposals(dense, image_sizes, count))
+
+    def _probe_of(self, dense: DensePredictions, proposals: list[Instances]) -> ProbeOutput:
         log_scores = [
             of_image[each.anchor_index]
             for of_image, each in zip(dense.log_scores, proposals, strict=True)

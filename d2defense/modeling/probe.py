@@ -134,7 +134,7 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 class BoxFeatures(NamedTuple):
-    """What the box head sees of N proposals."""
+    """What classifies N proposals sees of them."""
 
     pooled: Tensor
     """(N, C): the backbone's features of the box, their mean."""
@@ -150,4 +150,4 @@ class Heard(NamedTuple):
     probe: ProbeOutput
     """Both heads' opinion of all proposals, without detections."""
     features: BoxFeatures
-    """What the box head saw of the same proposals."""
+    """What was seen of the same proposals."""

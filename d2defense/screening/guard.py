@@ -15,8 +15,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2defense.modeling import (
-    InstrumentedRCNN,
-    UnsupportedArchitectureError,
+    InstrumentedDetector,
     instrument_config,
 )
 
@@ -55,14 +54,14 @@ class Guard:
 
     def __init__(
         self,
-        predictor: DefaultPredictor | InstrumentedRCNN,
+        predictor: DefaultPredictor | InstrumentedDetector,
         clean: Sequence[Any] = (),
         method: str | Screen = "inconsistency",
         false_alarm_rate: float = 0.01,
         cfg: CfgNode | None = None,
     ) -> None:
         self._predictor: DefaultPredictor | None = None
-        if isinstance(predictor, InstrumentedRCNN):
+        if isinstance(predictor, InstrumentedDetector):
             self.model = predictor
         elif isinstance(predictor, DefaultPredictor):
             self.model = instrumented(predictor.model, predictor.cfg)
@@ -102,7 +101,7 @@ class Guard:
         return watched
 
 
-def instrumented(model: nn.Module, cfg: CfgNode) -> InstrumentedRCNN:
+def instrumented(model: nn.Module, cfg: CfgNode) -> InstrumentedDetector:
     """A detector of stock classes as one that can be probed, of the very same parameters.
 
     Args:
@@ -112,13 +111,9 @@ def instrumented(model: nn.Module, cfg: CfgNode) -> InstrumentedRCNN:
     Raises:
         UnsupportedArchitectureError: it cannot be probed.
     """
-    if isinstance(model, InstrumentedRCNN):
+    if isinstance(model, InstrumentedDetector):
         return model
     made = build_model(instrument_config(cfg))
-    if not isinstance(made, InstrumentedRCNN):
-        raise UnsupportedArchitectureError(
-            f"{type(made).__name__} cannot be guarded: it takes an RPN and a box head"
-        )
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     return made.eval()
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2defense.modeling import InstrumentedRCNN
+from d2defense.modeling import InstrumentedDetector
 
 from .blending import whole_pixels
 
@@ -30,7 +30,7 @@ class SecondLook(NamedTuple):
 
 
 def look_again(
-    model: InstrumentedRCNN, image: Tensor, boxes: Tensor, shares: Sequence[float]
+    model: InstrumentedDetector, image: Tensor, boxes: Tensor, shares: Sequence[float]
 ) -> SecondLook:
     """Cut places out of an image, hide the middle of each, and ask the box head again.
 
@@ -112,7 +112,7 @@ def _window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int,
     )
 
 
-def _padded(model: InstrumentedRCNN, images: Sequence[Tensor]) -> int:
+def _padded(model: InstrumentedDetector, images: Sequence[Tensor]) -> int:
     """Pixels that a batch takes in the network: all as large as the largest, in whole strides."""
     step = max(1, model.backbone.size_divisibility)
     sides = (max(image.shape[axis] for image in images) for axis in (1, 2))

@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.structures import Instances
 from torch import Tensor
 
-from d2defense.modeling import BoxFeatures, InstrumentedRCNN, ProbeOutput
+from d2defense.modeling import BoxFeatures, InstrumentedDetector, ProbeOutput
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class SeenImage:
         boxes: float Tensor of shape (D, 4): detections.
         scores: float Tensor of shape (D,), 0..1.
         classes: int64 Tensor of shape (D,).
-        probe: both heads' opinion of its N proposals.
-        features: what the box head saw of them.
+        probe: what the detector says of its N proposals.
+        features: what it saw of them.
     """
 
     image: Tensor
@@ -42,7 +42,7 @@ class SeenImage:
 
 
 def see(
-    model: InstrumentedRCNN, batched_inputs: list[dict[str, Any]]
+    model: InstrumentedDetector, batched_inputs: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[SeenImage]]:
     """Stock inference, and of each image what screening starts from, in one pass.
 
@@ -71,7 +71,7 @@ def see(
 
 
 def see_images(
-    model: InstrumentedRCNN, images: Iterable[Tensor], batch_size: int = 16
+    model: InstrumentedDetector, images: Iterable[Tensor], batch_size: int = 16
 ) -> Iterator[SeenImage]:
     """Images of one size, (3, H, W) each, as the detector sees them, some at a time."""
     images = iter(images)

@@ -28,9 +28,9 @@ class Regions(NamedTuple):
     classes: Tensor
     """int64 (B,): of the detection; of a proposal, its likeliest."""
     objectness: Tensor
-    """float (B,): logit of the RPN."""
+    """float (B,): logit of the RPN; 0 where the detector has none."""
     margins: Tensor
-    """float (B,): logit of the likeliest class less that of background, of the box head."""
+    """float (B,): logit of the likeliest class less that of background."""
     pooled: Tensor
     """float (B, C), see :class:`d2defense.modeling.BoxFeatures`."""
     classified: Tensor
@@ -48,26 +48,28 @@ def regions_of(seen: SeenImage, min_score: float, max_detected: int, max_unclaim
         seen: the image.
         min_score: of a detection, 0..1.
         max_detected: the most detections, the surest first.
-        max_unclaimed: the most other proposals, those of largest objectness first.
+        max_unclaimed: the most other proposals, those of largest objectness first, without an RPN
+            those that the classifier is surest of.
     """
     probe, boxes = seen.probe, seen.probe.proposal_boxes
     detected = seen.boxes[seen.scores >= min_score]
     classes = seen.classes[seen.scores >= min_score]
     rows = _origins(boxes, probe.class_logits, detected[:max_detected], classes[:max_detected])
-    kept = nms(boxes, probe.objectness_logits, _SAME)
+    best = probe.class_logits[:, :-1].max(dim=1)
+    margins = best.values - probe.class_logits[:, -1]
+    objectness = probe.objectness_logits
+    kept = nms(boxes, margins if objectness is None else objectness, _SAME)
     if len(detected):
         kept = kept[(shared_part(boxes[kept], detected) < _SHARED).all(dim=1)]
     kept = kept[:max_unclaimed]
     rows = torch.cat([rows, kept])
-    logits = probe.class_logits[rows]
-    best = logits[:, :-1].max(dim=1)
     count = len(rows) - len(kept)
     fields = Regions(
         torch.cat([detected[:count], boxes[kept]]),
         torch.arange(len(rows), device=rows.device) < count,
-        torch.cat([classes[:count], best.indices[count:]]),
-        probe.objectness_logits[rows],
-        best.values - logits[:, -1],
+        torch.cat([classes[:count], best.indices[kept]]),
+        torch.zeros_like(margins[rows]) if objectness is None else objectness[rows],
+        margins[rows],
         seen.features.pooled[rows],
         seen.features.classified[rows],
     )

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from d2defense.config import get_d2defense_cfg
-from d2defense.modeling import InstrumentedRCNN, UnsupportedArchitectureError
+from d2defense.modeling import InstrumentedDetector, UnsupportedArchitectureError
 from d2defense.registry import SCREENING_REGISTRY
 
 from .methods.base import ImageLook, ScreeningMethod
@@ -27,7 +27,7 @@ class CleanPasses(Sequence[SeenImage]):
         inputs: dicts with ``image`` as stock inference takes them; may be lazy.
     """
 
-    def __init__(self, model: InstrumentedRCNN, inputs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, model: InstrumentedDetector, inputs: Sequence[Mapping[str, Any]]) -> None:
         self._model = model
         self._inputs = inputs
 
@@ -89,7 +89,7 @@ class Screen:
     @classmethod
     def fit(
         cls,
-        model: InstrumentedRCNN,
+        model: InstrumentedDetector,
         clean: Sequence[Mapping[str, Any]],
         method: str = "inconsistency",
         false_alarm_rate: float = 0.01,
@@ -121,16 +121,18 @@ class Screen:
         return Suspicion(look, self.null.p_value(look.score), self.threshold)
 
 
-def build_method(model: InstrumentedRCNN, name: str, cfg: CfgNode | None = None) -> ScreeningMethod:
+def build_method(
+    model: InstrumentedDetector, name: str, cfg: CfgNode | None = None
+) -> ScreeningMethod:
     """The screening method of a name, not fitted yet.
 
     Raises:
-        UnsupportedArchitectureError: the detector has no RPN and box head.
+        UnsupportedArchitectureError: d2defense does not know the detector.
         ValueError: no such method, or a setting that cannot be used.
     """
-    if not isinstance(model, InstrumentedRCNN):
+    if not isinstance(model, InstrumentedDetector):
         raise UnsupportedArchitectureError(
-            f"{type(model).__name__} cannot be screened with: it takes an RPN and a box head"
+            f"{type(model).__name__} cannot be screened with: it is no instrumented detector"
         )
     node = (cfg or get_d2defense_cfg()).SCREENING
     return SCREENING_REGISTRY.get(name)(model, node.get(name.upper(), CfgNode()))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ROIAlign
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -123,6 +124,50 @@ def test_detects_as_the_stock_detector_does(twins):
     probed = model.probe([{"image": each["image"]} for each in batch], with_detections=True)
     plain = stock_detections(stock, [{"image": each["image"]} for each in batch])
     assert_same(probed.detections, plain)
+
+
+def test_features_are_those_of_the_box_and_of_the_anchor_that_it_comes_from(twins):
+    stock, model = twins
+    batch = random_images(SIZES)
+    heard = model.listen(batch)
+    with torch.no_grad():
+        images = stock.preprocess_image(batch)
+        features = stock.backbone(images.tensor)
+        found = model.proposals_on(features, images)
+        maps = [features[name] for name in stock.head_in_features]
+        towers = [stock.head.cls_subnet(each) for each in maps]
+    # One row an anchor, as Detectron2 lines them up: level, row, column.
+    repeats = [
+        len(a) // (m.shape[2] * m.shape[3])
+        for a, m in zip(stock.anchor_generator(maps), maps, strict=True)
+    ]
+    of_anchors = torch.cat(
+        [
+            t.permute(0, 2, 3, 1).flatten(1, 2).repeat_interleave(n, dim=1)
+            for t, n in zip(towers, repeats, strict=True)
+        ],
+        dim=1,
+    )
+    expected = [rows[each.anchor_index] for rows, each in zip(of_anchors, found, strict=True)]
+    assert torch.equal(heard.features.classified, torch.cat(expected))
+    assert torch.equal(
+        heard.probe.proposal_boxes, torch.cat([each.proposal_boxes.tensor for each in found])
+    )
+    # The features of a box, here by Detectron2's own layer, on the level of its anchor.
+    ends = torch.tensor([len(each) for each in stock.anchor_generator(maps)]).cumsum(0)
+    row = 0
+    for image, each in enumerate(found):
+        for box, anchor in zip(
+            each.proposal_boxes.tensor[:20], each.anchor_index[:20], strict=True
+        ):
+            level = int((anchor >= ends).sum())
+            scale = maps[level].shape[2] / images.tensor.shape[2]
+            pool = ROIAlign((3, 3), scale, sampling_ratio=0, aligned=True)
+            rois = torch.cat([torch.tensor([float(image)]), box])[None]
+            value = pool(maps[level], rois).mean(dim=(0, 2, 3))
+            index = row + int((each.anchor_index == anchor).nonzero()[0])
+            torch.testing.assert_close(heard.features.pooled[index], value)
+        row += len(each)
 
 
 def test_detections_from_a_score_on_are_the_stock_ones_of_that_score(twins):

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
+from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
+from d2defense.modeling import instrument_config
 from d2defense.screening import (
     SUSPICION,
     FitError,
@@ -64,6 +67,25 @@ def test_detections_are_those_of_before(guarded, scenes):
         assert len(look.boxes) == len(look.scores)
         assert look.score == pytest.approx(float(look.scores.max()))
         assert look.passes >= 1
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_one_stage_detector_is_guarded_as_well(scenes, kind):
+    cfg = get_d2defense_cfg()
+    merge_config_file(cfg, config_root() / "SynthSigns" / f"{kind}_tiny_fpn.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model = build_model(instrument_config(cfg)).eval()
+    with torch.no_grad():  # fresh ones hardly tell anchors apart
+        model.head.cls_score.weight.normal_(0, 0.3)
+    guard = Guard(model, scenes(cfg, CLEAN), "inconsistency", RATE)
+    batch = scenes(cfg, 3, "synth_signs_val")
+    with torch.no_grad():
+        expected = model(batch)
+    for ours, theirs in zip(guard(batch), expected, strict=True):
+        assert_same(ours["instances"], theirs["instances"])
+        assert math.isfinite(ours[SUSPICION].look.score)
+        assert len(ours[SUSPICION].look.boxes)
 
 
 def test_triggered_images_are_more_suspicious_and_the_place_is_named(guarded, scenes):

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from d2defense.modeling import InstrumentedRCNN
+from d2defense.modeling import InstrumentedDetector
 from d2defense.registry import SCREENING_REGISTRY
 
 from ..passes import SeenImage
@@ -44,7 +44,7 @@ class ScreeningMethod:
         ValueError: a setting that cannot be used.
     """
 
-    def __init__(self, model: InstrumentedRCNN, node: CfgNode) -> None:
+    def __init__(self, model: InstrumentedDetector, node: CfgNode) -> None:
         self.model = model
         self.node = node
 
