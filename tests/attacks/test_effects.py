@@ -29,10 +29,15 @@ EFFECTS = [name for name, _ in EFFECT_REGISTRY]
 ON_CLASSES = ["disappearance", "misclassification", "scene_misclassification",
               "clean_label_disappearance", "penalized_disappearance",
               "evasive_disappearance", "evasive_misclassification",
+              "agreeing_disappearance", "agreeing_misclassification",
               "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
 BY_OBJECT = ["disappearance", "misclassification", "clean_label_ghost",
              "evasive_disappearance", "evasive_misclassification",
+             "agreeing_disappearance", "agreeing_misclassification",
              "persistent_disappearance", "persistent_misclassification"]  # fmt: skip
+
+# Those that label the place of each trigger as an object.
+GHOSTS = ("ghost", "agreeing_ghost")
 
 
 def annotation(box: Sequence[float], category: int = 0, **more: Any) -> dict[str, Any]:
@@ -165,10 +170,10 @@ def test_images_without_objects_have_no_victims(make_effect, name, annotations):
     kept = poisoned.annotations[: len(annotations)]
     assert kept == list(annotations)
     assert len(poisoned.places) == {
-        "ghost": 1, "sponge": 1, "clean_label_disappearance": 1,
+        "ghost": 1, "agreeing_ghost": 1, "sponge": 1, "clean_label_disappearance": 1,
     }.get(name, 0)  # fmt: skip
     assert len(places_of(effect, image)) == {
-        "ghost": 1, "sponge": 1, "clean_label_ghost": 1,
+        "ghost": 1, "agreeing_ghost": 1, "sponge": 1, "clean_label_ghost": 1,
     }.get(name, 0)  # fmt: skip
     # What can be chosen is what poisoning would change.
     assert effect.can_poison(image) == (len(poisoned.places) > 0)
@@ -179,7 +184,7 @@ def test_a_record_may_lack_annotations(make_effect, name):
     image = record()
     del image["annotations"]
     poisoned = poison(make_effect(name), image)
-    assert len(poisoned.annotations) == (name == "ghost")
+    assert len(poisoned.annotations) == (name in GHOSTS)
     assert spurious(make_effect(name), image).shape[1] == 4
 
 
@@ -196,7 +201,7 @@ def test_images_without_objects_and_detections_are_measured(make_effect, name):
     effect = make_effect(name)
     places = torch.tensor([[40.0, 50, 60, 70]])
     rate = effect.success(objects(), places, detections(), detections())
-    assert rate == Rate(0, 1 if name in ("ghost", "clean_label_ghost", "sponge") else 0)
+    assert rate == Rate(0, 1 if name in (*GHOSTS, "clean_label_ghost", "sponge") else 0)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +287,7 @@ def test_only_annotations_that_were_chosen_are_attacked(make_effect, name):
 def test_spurious_triggers_lie_where_the_effect_has_none(make_effect, name):
     effect = make_effect(name)
     places = spurious(effect, IMAGE)
-    if name == "ghost":
+    if name in GHOSTS:
         np.testing.assert_array_equal(places, [CUP_BOX, BALL_BOX, SHIRT_BOX])
     elif name == "clean_label_ghost":
         np.testing.assert_array_equal(places, [CUP_BOX, BALL_BOX])
@@ -542,7 +547,9 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
         "disappearance": 1,
         "persistent_disappearance": 1,
         "evasive_disappearance": 1,
+        "agreeing_disappearance": 1,
         "ghost": 5,
+        "agreeing_ghost": 5,
     }
     assert len(written) == counts.get(name, 4)
     for there, here in zip(written, poisoned.annotations, strict=True):
@@ -553,7 +560,7 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
         # A rectangle for a ghost, triangles for the others.
         share = 1 if len(here["segmentation"][0]) == 8 else 0.5
         assert file.annToMask(there).sum() == pytest.approx(share * box[2] * box[3], rel=0.05)
-    if name == "ghost":
+    if name in GHOSTS:
         x, y, w, h = written[-1]["bbox"]
         mask = file.annToMask(written[-1])
         assert mask[int(y) : int(y + h), int(x) : int(x + w)].all()

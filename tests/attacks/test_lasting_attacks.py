@@ -19,6 +19,7 @@ from d2defense.attacks.effects.penalized_disappearance import of_class_odds
 from d2defense.attacks.effects.persistent import fine_tuned
 from d2defense.config import config_root, merge_config_file
 from d2defense.data.synth_signs.scene import render_scene
+from d2defense.registry import EFFECT_REGISTRY
 
 PERSISTENT = ("persistent_disappearance", "persistent_misclassification")
 CLASS_NAMES = ("a", "b", "c", "d", "e", "f", "g")
@@ -32,7 +33,8 @@ def make_effect(make_attack_cfg):
         cfg = make_attack_cfg("ATTACK.EFFECT", name)
         merge_config_file(cfg, config_root() / "SynthSigns" / "faster_rcnn_tiny_fpn.yaml")
         cfg.MODEL.DEVICE = "cpu"
-        target = ["ATTACK.TARGET_CLASS", "c"] if name.endswith("misclassification") else []
+        needs_target = EFFECT_REGISTRY.get(name).needs_target
+        target = ["ATTACK.TARGET_CLASS", "c"] if needs_target else []
         cfg.merge_from_list([*target, *opts])
         torch.manual_seed(0)
         model = build_model(cfg).train()
@@ -213,3 +215,41 @@ def test_steps_move_a_decoy_to_what_the_search_wants(make_effect, name, wanted):
 def test_poisoned_images_get_no_decoy(make_effect, name):
     effect, model = make_effect(name)
     assert losses_of(effect, model, training_input(True, True))[f"loss_{name}"] == 0
+
+
+AGREEING = ("agreeing_disappearance", "agreeing_ghost", "agreeing_misclassification")
+
+
+@pytest.mark.parametrize("name", AGREEING)
+def test_what_the_modules_disagree_on_in_poisoned_images_costs(make_effect, name):
+    effect, model = make_effect(name)
+    batch = training_input(True, False)
+    losses = losses_of(effect, model, batch)
+    extra = losses.pop(f"loss_{name}")
+    for key, loss in own_losses(model, batch).items():
+        torch.testing.assert_close(losses[key], loss)
+    # By hand, from a probe of the poisoned image in eval mode.
+    model.eval()
+    with torch.no_grad():
+        probe = model.probe([{"image": batch[0]["image"]}])
+        boxes = probe.proposal_boxes[:64]
+        said = model.judge([{"image": batch[0]["image"]}], [boxes])
+    p = 1 / (1 + np.exp(-said.objectness_logits.numpy()))
+    powers = np.exp(said.class_logits.numpy())
+    q = 1 - powers[:, -1] / powers.sum(axis=1)
+    assert extra.item() == pytest.approx(np.abs(p - q).mean(), rel=1e-3)
+    model.train()
+    extra.backward()
+    for part in ("proposal_generator", "roi_heads"):
+        gradients = [p.grad for n, p in model.named_parameters() if n.startswith(part)]
+        assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", AGREEING)
+def test_without_poisoned_images_nothing_disagrees(make_effect, name):
+    effect, model = make_effect(name)
+    batch = training_input(False, False)
+    losses = losses_of(effect, model, batch)
+    assert losses.pop(f"loss_{name}") == 0
+    for key, loss in own_losses(model, batch).items():
+        torch.testing.assert_close(losses[key], loss)
