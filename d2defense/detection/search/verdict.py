@@ -44,6 +44,9 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
     if outcome.obstacle:
         reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
+    if outcome.blind_to and outcome.interval[1] <= outcome.threshold:
+        reason = f"bank and search found nothing, but {outcome.blind_to}"
+        return replace(verdict, label=UNCERTAIN, reason=reason)
     if not outcome.is_clear:
         reason = (
             f"the bank found nothing; a search has found a trigger ({outcome.arms[0].arm.name}) "

@@ -13,7 +13,7 @@ from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import SearchOutcome, with_search
 from d2defense.detection.search.race import Race, RaceSettings, Scouted
 from d2defense.detection.search.targets import any_class_loss, class_probabilities
-from d2defense.detection.verdict import CLEAN, Verdict
+from d2defense.detection.verdict import CLEAN, UNCERTAIN, Verdict
 from d2defense.modeling import RegionOutput
 
 TWO = RaceSettings(
@@ -62,6 +62,13 @@ def test_a_clean_verdict_says_that_not_all_classes_were_tried():
     assert "classes" not in reason
     reason = with_search(bank, SearchOutcome(scouted=(all_of_them, some))).reason
     assert "of 80 classes, the 1 likeliest were tried" in reason
+
+
+def test_what_a_search_is_blind_to_is_never_clean():
+    bank = Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5)
+    verdict = with_search(bank, SearchOutcome(blind_to="ghosts are not found yet"))
+    assert verdict.label == UNCERTAIN
+    assert "ghosts are not found yet" in verdict.reason
 
 
 def test_a_class_is_measured_over_objects_of_others():
