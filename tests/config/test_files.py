@@ -27,7 +27,7 @@ BADDET = {
     "rma": "misclassification",
     "gma": "scene_misclassification",
 }
-DETECTORS = [name for name in SHIPPED if not name.startswith("triggers/")]
+DETECTORS = [name for name in SHIPPED if not name.startswith(("triggers/", "zoo/"))]
 
 
 def load(path: str | Path):

@@ -72,7 +72,7 @@ def train(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["ATTACK.EFFECT", "vanish"], "ATTACK.EFFECT is 'vanish', none of blinding"),
+        (["ATTACK.EFFECT", "vanish"], "ATTACK.EFFECT is 'vanish', none of agreeing_"),
         (["DATASETS.TRAIN", "('no_such_set',)"], "unknown dataset 'no_such_set'"),
         (["SOLVER.NO_SUCH", "1"], "NO_SUCH"),
         (["SOLVER.MAX_ITER"], "list of pairs"),
