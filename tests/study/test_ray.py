@@ -22,6 +22,7 @@ def address():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         context = ray.init(
+            "local",  # not another test's, which may be running
             num_cpus=1,
             include_dashboard=False,
             log_to_driver=False,
