@@ -89,14 +89,14 @@ def run_benchmark(
         rows = [_row(task_name, name, detector, sha256, options, conditions) for name in names]
         if missing := [row for row in rows if row.cell not in known]:
             work.append((detector, missing))
-    missing = sum(len(rows) for _, rows in work)
-    measured, failed = 0, []
     total = len(detectors) * len(names)
+    kept = total - sum(len(rows) for _, rows in work)
+    measured, failed = 0, []
     if ray_address is not None or workers > 1:
         measuring = _measure_elsewhere(work, options, workers, ray_address)
     else:
         measuring = (cell for each in work for cell in measure_detector(*each, options))
-    with tqdm(total=total, initial=total - missing, unit="cell", disable=None) as bar:
+    with tqdm(total=total, initial=kept, unit="cell", disable=None) as bar:
         for rows in measuring:
             store.put(rows)
             first = rows[0]
@@ -107,7 +107,7 @@ def run_benchmark(
                 measured += 1
             bar.set_postfix_str(f"{first.detector} {first.method}", refresh=False)
             bar.update()
-    return RunSummary(measured, total - missing, tuple(failed))
+    return RunSummary(measured, kept, tuple(failed))
 
 
 def measure_detector(
@@ -134,6 +134,8 @@ def measure_detector(
             seconds = time.perf_counter() - start if result.seconds is None else result.seconds
             row = replace(row, settings=dict(result.settings), needs=result.needs, seconds=seconds)
             measured = [replace(row, **each._asdict()) for each in result.measurements]
+            if not measured:
+                raise ValueError("it has measured nothing")
         except Exception as error:  # a method may fail in any way; the rest must go on
             measured = [_failed(row, error, time.perf_counter() - start)]
         yield measured

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from d2defense.registry import EFFECT_REGISTRY
@@ -43,30 +44,28 @@ class Agreeing(Effect):
                 disagree.
             batch: of the training loader; poisoned images have ``"poisoned": True``.
         """
-        losses = model(batch)
+        losses, features = model.losses_and_features(batch)
         node = self.cfg.ATTACK[self.name.upper()]
-        poisoned = [image for image in batch if image.get(POISONED)]
-        disagreement = self._disagreement(model, poisoned, node.PROPOSALS)
-        if disagreement is None:
-            disagreement = next(iter(losses.values())).new_zeros(())
+        rows = [index for index, image in enumerate(batch) if image.get(POISONED)]
+        disagreement = next(iter(losses.values())).new_zeros(())
+        if rows and model.has_objectness:
+            images = model.preprocess_image([batch[index] for index in rows])
+            of_poisoned = {name: maps[rows] for name, maps in features.items()}
+            disagreement = _disagreement(model, of_poisoned, images, node.PROPOSALS)
         return losses | {f"loss_{self.name}": node.WEIGHT * disagreement}
 
-    def _disagreement(
-        self, model: nn.Module, poisoned: list[dict[str, Any]], count: int
-    ) -> Tensor | None:
-        """Mean of ``|p - q|`` over proposals; None without any, or without an RPN."""
-        if not poisoned or not model.has_objectness:
-            return None
-        images = model.preprocess_image(poisoned)
-        features = model.backbone(images.tensor)
-        found = model.proposals_on(features, images)
-        regions = [each.proposal_boxes.tensor[:count] for each in found]
-        said = model.regions_on(features, images.image_sizes, regions)
-        if not len(said.class_logits):
-            return None
-        p = said.objectness_logits.sigmoid()
-        q = 1 - said.class_logits.softmax(dim=1)[:, -1]
-        return torch.abs(p - q).mean()
+
+def _disagreement(
+    model: nn.Module, features: dict[str, Tensor], images: ImageList, count: int
+) -> Tensor:
+    """Mean of ``|p - q|`` over the surest proposals of each image, ``count`` at most."""
+    found = model.proposals_on(features, images)
+    regions = [each.proposal_boxes.tensor[:count] for each in found]
+    said = model.regions_on(features, images.image_sizes, regions)
+    p = said.objectness_logits.sigmoid()
+    q = 1 - said.class_logits.softmax(dim=1)[:, -1]
+    # Of no proposals the mean would be NaN.
+    return torch.abs(p - q).sum() / max(1, len(p))
 
 
 @EFFECT_REGISTRY.register("agreeing_disappearance")

@@ -159,11 +159,15 @@ class SearchOutcome:
         return largest
 
     @property
+    def is_low(self) -> bool:
+        """Whether nothing was measured that clean detectors do not show as well."""
+        return self.interval[1] <= self.threshold
+
+    @property
     def is_clear(self) -> bool:
-        """Whether nothing of the kind was found."""
-        is_low = self.interval[1] <= self.threshold
-        could_have = self.obstacle is None and self.blind_to is None
-        return could_have and self.shared is None and is_low
+        """Whether nothing of the kind was found, and could have been."""
+        hindered = self.obstacle or self.shared or self.blind_to
+        return self.is_low and not hindered
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:

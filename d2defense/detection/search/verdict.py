@@ -44,14 +44,14 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
     if outcome.obstacle:
         reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
-    if outcome.blind_to and outcome.interval[1] <= outcome.threshold:
-        reason = f"bank and search found nothing, but {outcome.blind_to}"
-        return replace(verdict, label=UNCERTAIN, reason=reason)
-    if not outcome.is_clear:
+    if not outcome.is_low:
         reason = (
             f"the bank found nothing; a search has found a trigger ({outcome.arms[0].arm.name}) "
             "that does more to it than to the references, but not for sure: more images would tell"
         )
+        return replace(verdict, label=UNCERTAIN, reason=reason)
+    if outcome.blind_to:
+        reason = f"bank and search found nothing, but {outcome.blind_to}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
     reason = (
         "it reacts to none of the triggers of the bank, and a search, held against "
