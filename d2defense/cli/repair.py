@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     silence_developer_notices()  # of what the imports below import
     from d2defense.registry import REMOVAL_REGISTRY
+    from d2defense.workflows.evidence import SEARCHING_METHOD
     from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="output folder or weights file")
@@ -72,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=REMOVAL_REGISTRY.choices(),
         metavar="NAME",
-        help=f"name of a removal method (renewal if --modules is given, else {DEFAULT_METHOD})",
+        help="name of a removal method (renewal if --modules is given, else what suits the scan: "
+        f"{SEARCHING_METHOD} where a search finds ghosts or wrong classes, else {DEFAULT_METHOD})",
     )
     methods.add_argument(
         "--modules",
@@ -199,13 +201,17 @@ def _defender(
 
 
 def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
-    from d2defense.workflows.evidence import load_evidence
+    from d2defense.workflows.evidence import load_evidence, method_for, overrides_of
     from d2defense.workflows.fine_tuning import fine_tune
 
     options = _options(args)
-    if options.modules is None and args.scan:
+    if args.scan:
         evidence = load_evidence(args.scan, source)
-        options = replace(options, modules=evidence["dominant_modules"] or None)
+        if _chooses_method(args):
+            options = replace(options, method=method_for(evidence))
+        if options.modules is None:
+            options = replace(options, modules=evidence["dominant_modules"] or None)
+        options = replace(options, overrides=[*overrides_of(evidence), *options.overrides])
     done = fine_tune(source, dataset, args.output, options, args.device, print, args.resume)
     print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s, {done.batch}")
 
@@ -215,6 +221,11 @@ def _options(args: argparse.Namespace) -> FineTuningOptions:
 
     method = args.method or ("renewal" if args.modules else DEFAULT_METHOD)
     return FineTuningOptions(args.modules, method, args.seed, args.opts)
+
+
+def _chooses_method(args: argparse.Namespace) -> bool:
+    """Whether what a scan finds decides."""
+    return args.method is None and not args.modules
 
 
 def _repair(
@@ -244,6 +255,7 @@ def _repair(
         calibration=calibration_from_config(cfg, settings),
         trigger=build_trigger(cfg),
         options=_options(args),
+        choose_method=_chooses_method(args),
         evidence=args.scan,
         references=references_of(args),
         max_ap_drop=args.max_ap_drop,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from d2defense.registry import REMOVAL_REGISTRY
+
 
 def removal_config(
     cfg: CfgNode,
@@ -19,8 +21,8 @@ def removal_config(
 ) -> CfgNode:
     """A copy of ``cfg`` that fine-tunes ``weights`` on ``dataset``.
 
-    ``REMOVAL.SOLVER`` gives the schedule; whatever the checkpoint's config says of attacks,
-    training data and checkpoints is replaced.
+    ``REMOVAL.SOLVER`` gives the schedule, which the method may change; whatever the checkpoint's
+    config says of attacks, training data and checkpoints is replaced.
 
     Args:
         cfg: the instrumented configuration of the checkpoint.
@@ -42,6 +44,7 @@ def removal_config(
     cfg.REMOVAL.MODULES = tuple(modules)
     for key, value in cfg.REMOVAL.SOLVER.items():
         cfg.SOLVER[key] = value
+    REMOVAL_REGISTRY.get(method).change_schedule(cfg)
     cfg.SOLVER.STEPS = ()
     # Beyond the last step: only the final weights are kept.
     cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1

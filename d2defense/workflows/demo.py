@@ -121,6 +121,7 @@ def run_demo(
         calibration=calibration,
         trigger=ATTACK_TRIGGER,
         options=FineTuningOptions(),
+        choose_method=True,
         evidence=scan_dir / REPAIRED,
         beside=ScannedDetector(clean, by_name[CLEAN]),
         device=device,

@@ -10,6 +10,12 @@ from typing import Any
 from d2defense.checkpoint import CheckpointSource, file_sha256
 from d2defense.report.results import RESULT_FILE, read_result
 
+from .fine_tuning import DEFAULT_METHOD
+
+#: Removes what patches on objects do not resemble.
+SEARCHING_METHOD = "unlearn"
+# What the default removes, by the names of effects.
+_BY_DEFAULT = frozenset({"disappearance"})
 # Excess beyond that of clean detectors from which on a repair goes by an arm.
 _WORTH_TRYING = 0.1
 
@@ -57,6 +63,30 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
         if (arm["excess"] or 0.0) - arm["baseline"] > _WORTH_TRYING
     ]
     return tuple(dict.fromkeys(goals))
+
+
+def method_for(result: Mapping[str, Any]) -> str:
+    """The removal method that suits what a scan has found.
+
+    Patches on objects remove what makes objects vanish, and nearly nothing of ghosts
+    (``docs/removal.md`` has the figures).
+
+    Args:
+        result: of a scan.
+
+    Returns:
+        A name in ``REMOVAL_REGISTRY``.
+    """
+    effects = {goal.split()[0] for goal in searched_goals(result)}
+    return SEARCHING_METHOD if effects - _BY_DEFAULT else DEFAULT_METHOD
+
+
+def describe_method(result: Mapping[str, Any]) -> str:
+    """What :func:`method_for` says, and why, in a few words."""
+    goals = [goal for goal in searched_goals(result) if goal.split()[0] not in _BY_DEFAULT]
+    if goals:
+        return f"{method_for(result)}, since a search reaches {', '.join(goals)}"
+    return f"{method_for(result)}, since no search has found anything but objects that vanish"
 
 
 def excess_by_effect(result: Mapping[str, Any]) -> dict[str, float]:

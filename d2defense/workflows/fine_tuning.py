@@ -28,7 +28,7 @@ from .configs import publish_config
 from .labels import prepare_training
 from .unfinished import LAST_CHECKPOINT, FineTuningRun, RecentCheckpoint
 
-# With patches a reset removes no more and costs AP.
+# Of what makes objects vanish a reset beside patches removes no more, and costs AP.
 DEFAULT_METHOD = "patch_augmentation"
 # How many steps are timed before it is said how long all will take.
 _TIMED_STEPS = 2

@@ -30,7 +30,14 @@ from d2defense.report.repair_figures import ShownDetector, draw_repair
 from d2defense.triggers import Trigger
 
 from .classes import check_classes
-from .evidence import describe_modules, excess_by_effect, load_evidence, overrides_of
+from .evidence import (
+    describe_method,
+    describe_modules,
+    excess_by_effect,
+    load_evidence,
+    method_for,
+    overrides_of,
+)
 from .examples import example_pairs, most_changed
 from .fine_tuning import (
     FineTuned,
@@ -77,6 +84,8 @@ class RepairTask:
         calibration: of the scans.
         trigger: on every object of the triggered images that are measured and shown.
         options: of the fine-tuning; modules that are None are those that a scan names.
+        choose_method: whether the method is the one that suits what a scan has found, in place of
+            the options', in every round anew.
         evidence: ``result.json`` of an earlier scan, or its folder; the checkpoint is scanned if
             None.
         references: detectors of the same classes that are held to be clean, for the scans' search.
@@ -97,6 +106,7 @@ class RepairTask:
     calibration: Calibration
     trigger: Trigger
     options: FineTuningOptions
+    choose_method: bool = False
     evidence: Path | None = None
     references: Sequence[CheckpointSource] = ()
     max_ap_drop: float = MAX_AP_DROP
@@ -155,7 +165,7 @@ def repair_checkpoint(
     options = _informed(task, before, say)
     images = _shown_first(task, ScanImages.load(measured, task.settings))
     measures_before, shown_before = _measure(task, source, images, before, "before")
-    current, evidence, seconds = source, before, 0.0
+    current, seconds = source, 0.0
     for number in range(1, task.rounds + 1):
         folder = _folder_of_round(task, output_dir, number)
         say(f"Fine-tuning on {defender.name} ({options.method}) ...")
@@ -172,9 +182,7 @@ def repair_checkpoint(
         if folder == output_dir:
             folder = _put_aside(output_dir, number, after["name"])
         (current,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
-        evidence = after
-        overrides = [*overrides_of(evidence), *task.options.overrides]
-        options = replace(options, overrides=overrides)
+        options = _informed(task, after, say)
     summary = {
         "checkpoint": source.name,
         "output": str(output_dir),
@@ -239,6 +247,9 @@ def _informed(
 ) -> FineTuningOptions:
     """The options of the fine-tuning with what a scan knows."""
     options = task.options
+    if task.choose_method:
+        options = replace(options, method=method_for(evidence))
+        say(f"By what the scan has found: {describe_method(evidence)}.")
     if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         say(describe_modules(evidence) + ".")
         options = replace(options, modules=evidence["dominant_modules"] or None)

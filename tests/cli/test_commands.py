@@ -78,6 +78,34 @@ def test_repair_scans_first_and_reports_before_and_after(
     fails(other, "is the result of other weights")
 
 
+def test_a_repair_goes_by_what_the_scan_has_found(
+    d2defense, untrained_checkpoint, own_data, tmp_path
+):
+    scanned = d2defense("scan", untrained_checkpoint, *own_data, "--output", tmp_path / "scan")
+    assert scanned.code in (0, 1), scanned.err
+    (file,) = (tmp_path / "scan").glob("*/result.json")
+    repair = ("repair", untrained_checkpoint, *own_data, "--scan", file, "--no-report", *SHORT)
+    few = ("REMOVAL.UNLEARN.TRIGGERS", 1, "REMOVAL.UNLEARN.STEPS", 1)
+    outcome = d2defense(*repair, *few, "--output", tmp_path / "default")
+    assert "patch_augmentation in" in outcome.out, outcome.err
+    result = json.loads(file.read_text())
+    arm = {"effect": "ghost", "placement": "background", "target_class": "c1", "victim_class": None}
+    arm |= {"family": "patch", "budget": "patch of 40 %", "interval": [0.7, 0.9]}
+    arm |= {"success": 0.9, "references": [], "excess": 0.8, "baseline": 0.1, "deviation": 0.1}
+    result["search"] = dict.fromkeys(("obstacle", "trigger"), None) | {
+        "level": "fast", "references": [], "left_out": [], "num_images": 0, "score": 1.0,
+        "score_interval": [1.0, 1.0], "threshold": 0.5, "p_value": 0.0, "operating_point": 0.5,
+        "has_found": True, "arms": [arm], "seconds": 1.0,
+    }  # fmt: skip
+
+    file.write_text(json.dumps(result))
+    outcome = d2defense(*repair, *few, "--output", tmp_path / "found")
+    assert "unlearn in" in outcome.out, outcome.err
+    # Whoever names a method gets it.
+    outcome = d2defense(*repair, "--method", "vanilla", "--output", tmp_path / "named")
+    assert "vanilla in" in outcome.out, outcome.err
+
+
 def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_path, capfd):
     """A bank that sees a backdoor neither before nor after would call its result repaired."""
     arguments = ["repair", untrained_checkpoint, *own_data, "--output", tmp_path / "repaired"]

@@ -222,3 +222,19 @@ def test_photometric_distortion_changes_colors_of_its_share_of_the_images(traine
     assert views(enabled=True, share=0.0) <= 2 * 4
     assert views(enabled=True, share=0.5) < views(enabled=True, share=1.0)
     assert views(enabled=True, share=1.0) > 18
+
+
+def test_a_method_may_have_a_schedule_of_its_own(make_tiny_cfg, defender, tmp_path):
+    cfg = make_tiny_cfg(
+        "REMOVAL.SOLVER.BASE_LR", 0.03, "REMOVAL.SOLVER.MAX_ITER", 40,
+        "REMOVAL.UNLEARN.LR_FACTOR", 0.5, "REMOVAL.UNLEARN.ITER_FACTOR", 0.25,
+    )  # fmt: skip
+    solvers = {
+        method: removal_config(cfg, "w.pth", defender.name, tmp_path, (), method).SOLVER
+        for method in ("vanilla", "patch_augmentation", "unlearn")
+    }
+    schedules = {name: (solver.BASE_LR, solver.MAX_ITER) for name, solver in solvers.items()}
+    assert schedules == {
+        "vanilla": (0.03, 40), "patch_augmentation": (0.03, 40), "unlearn": (0.015, 10),
+    }  # fmt: skip
+    assert cfg.REMOVAL.SOLVER.BASE_LR == 0.03

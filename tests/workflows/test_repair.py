@@ -6,7 +6,13 @@ from __future__ import annotations
 import pytest
 
 from d2defense.config import get_d2defense_cfg, merge_overrides
-from d2defense.workflows.evidence import excess_by_effect, overrides_of, searched_goals
+from d2defense.workflows.evidence import (
+    describe_method,
+    excess_by_effect,
+    method_for,
+    overrides_of,
+    searched_goals,
+)
 from d2defense.workflows.repair import why_not_repaired
 
 
@@ -97,3 +103,31 @@ def test_a_repair_goes_by_what_a_search_has_found():
     merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
     assert "disappearance objects -" in cfg.REMOVAL.UNLEARN.GOALS
     assert overrides_of({}) == []
+
+
+@pytest.mark.parametrize(
+    ("arms", "method"),
+    [
+        ([arm("ghost", "stop", 0.9, 0.8)], "unlearn"),
+        (
+            [arm("disappearance", None, 0.9, 0.8), arm("misclassification", "stop", 0.5, 0.4)],
+            "unlearn",
+        ),
+        ([arm("scene_misclassification", "stop", 0.9, 0.8)], "unlearn"),
+        # What clean detectors show, too, is nothing found.
+        (
+            [arm("disappearance", None, 0.9, 0.8), arm("ghost", "stop", 0.2, 0.15)],
+            "patch_augmentation",
+        ),
+        ([arm("ghost", "stop", None, None)], "patch_augmentation"),
+        ([], "patch_augmentation"),
+    ],
+)
+def test_what_a_search_has_found_decides_by_which_method(arms, method):
+    result = {"search": {"arms": arms}}
+    assert method_for(result) == method
+    assert describe_method(result).startswith(f"{method}, since ")
+
+
+def test_who_does_not_search_gets_the_default():
+    assert method_for({"search": None}) == "patch_augmentation"

@@ -39,6 +39,10 @@ class RemovalMethod:
     def add_config(node: CfgNode) -> None:
         """Put the method's own keys with their defaults into ``REMOVAL.<NAME>``, which is empty."""
 
+    @staticmethod
+    def change_schedule(cfg: CfgNode) -> None:
+        """Change ``SOLVER``, which holds ``REMOVAL.SOLVER``, where the method needs another one."""
+
     def modules(self, model: nn.Module) -> tuple[str, ...]:
         """Module groups of ``model`` that are reset, for reports."""
         return ()

@@ -63,6 +63,10 @@ class Unlearn(RemovalMethod):
     @staticmethod
     def add_config(node: CfgNode) -> None:
         """Add ``REMOVAL.UNLEARN.*``."""
+        # In `d2defense repair`: learning rate and steps as shares of REMOVAL.SOLVER's BASE_LR and
+        # MAX_ITER. More of either removes no more, and costs AP.
+        node.LR_FACTOR = 1 / 3
+        node.ITER_FACTOR = 0.6
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
         # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
@@ -83,6 +87,13 @@ class Unlearn(RemovalMethod):
         # What to search for first, such as an earlier scan's "ghost background stop": effect,
         # placement and target class ("-" for none).
         node.GOALS = ()
+
+    @staticmethod
+    def change_schedule(cfg: CfgNode) -> None:
+        """A lower rate, and fewer steps."""
+        settings, solver = cfg.REMOVAL.UNLEARN, cfg.SOLVER
+        solver.BASE_LR *= settings.LR_FACTOR
+        solver.MAX_ITER = max(1, round(solver.MAX_ITER * settings.ITER_FACTOR))
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook searches between steps."""
