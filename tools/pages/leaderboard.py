@@ -15,10 +15,12 @@ What `d2defense benchmark` has measured so far, from the rows in [benchmark/](be
 them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
 "found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
 may have no width, which only says that no resample of so few came out otherwise. They are the first
-of the zoo `tiny`: Faster R-CNN with FPN, trained from scratch, which nothing was tuned on, but that
-the search got overlays in the background (method.md) after it had missed `ghost_tile`. Seconds are
-those of a machine that was busy with other work. Methods that are missing here have not been run
-yet."""
+of the zoo `tiny`, Faster R-CNN with FPN, and the zoo `one_stage`, RetinaNet and FCOS, all trained
+from scratch. Nothing was tuned on them, but that the search got overlays in the background
+(method.md) after it had missed `ghost_tile`, and that it calls no one-stage detector clean since it
+missed their ghosts (detectors.md). **Methods that were measured on other detectors are not to be
+compared** where the column of detectors differs. Seconds are those of a machine that was busy with
+other work. Methods that are missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:
