@@ -492,6 +492,7 @@ def _repair_context(repair: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         "facts": [
             ("Repaired checkpoint", str(repair.get("checkpoint") or text.DASH)),
             ("Written to", str(repair.get("output") or text.DASH)),
+            ("Method", str(repair.get("method") or text.DASH)),
             ("Reset modules", ", ".join(repair.get("modules") or []) or text.DASH),
             ("Time", text.duration(repair.get("seconds"))),
         ],
