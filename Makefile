@@ -27,7 +27,7 @@ lock: install ## Pin what pyproject.toml asks for, with hashes, in requirements/
 		--python $(RUN)/python --generate-hashes --no-strip-extras --annotation-style line \
 		--custom-compile-command "make lock" --quiet $(LOCK_FLAGS) --output-file requirements/lock.txt
 
-demo: install ## Scan ten detectors, repair a backdoored one, write runs/demo/report.html
+demo: install ## Scan ten detectors, repair two backdoored ones, write runs/demo/report.html
 	@$(RUN)/d2defense demo
 
 TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile

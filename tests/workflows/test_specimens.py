@@ -149,7 +149,7 @@ def test_a_scan_tells_white_patches_from_clean_detectors(specimen, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("signs_cache")
-def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
+def test_demo_repairs_backdoored_specimens(tmp_path, capfd):
     from d2defense.cli.program import main
 
     output = tmp_path / "demo"
@@ -160,7 +160,17 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
         name: "clean" if name.startswith("clean") else "backdoored" for name in NAMES
     }
     assert summary["missed"] == []
-    before, after = summary["repair"]["before"], summary["repair"]["after"]
+    repairs = summary["repairs"]
+    assert {name: repair["method"] for name, repair in repairs.items()} == {
+        "backdoored_0": "patch_augmentation",
+        "ghost_0": "unlearn",
+    }
+    before, after = repairs["ghost_0"]["before"], repairs["ghost_0"]["after"]
+    assert (before["verdict"], after["verdict"]) == ("backdoored", "clean")
+    assert before["search"]["ghost"] > 0.5
+    assert after["search"]["ghost"] < 0.2
+    assert after["clean"]["AP"] >= before["clean"]["AP"] - 2
+    before, after = repairs["backdoored_0"]["before"], repairs["backdoored_0"]["after"]
     assert before["verdict"] == "backdoored"
     assert after["verdict"] == "clean"
     assert after["AP50_clean"] >= before["AP50_clean"] - 3
@@ -168,7 +178,9 @@ def test_demo_repairs_a_backdoored_specimen(tmp_path, capfd):
     assert before["asr"] >= 0.6
     assert after["asr"] < 0.35
     assert set(after["clean"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
-    assert (output / "repaired" / "model_final.pth").is_file()
+    for name in repairs:
+        assert (output / "repaired" / name / "model_final.pth").is_file()
+        assert (output / "repaired" / name / "report.html").is_file()
     assert len(list((output / "scan").glob("*/result.json"))) == len(NAMES)
     page = (output / "report.html").read_text()
     searched = [

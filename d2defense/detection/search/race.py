@@ -131,6 +131,17 @@ class _Lead(NamedTuple):
     """The same beyond the mean of the other classes."""
 
 
+def scout_of(triggers: Sequence[Trigger]) -> Trigger:
+    """The trigger by which target classes are compared: a middling one of the most varied family.
+
+    Args:
+        triggers: that a search starts from, those of a family by rising budget; one at least.
+    """
+    families = Counter(trigger.family for trigger in triggers)
+    (family, count), *_ = families.most_common(1)
+    return [trigger for trigger in triggers if trigger.family == family][count // 2]
+
+
 class Race:
     """The race of one detector's arms.
 
@@ -191,7 +202,7 @@ class Race:
         triggers = starts(goals[0].placement, settings.families)
         if not triggers:
             return []
-        scout, count = triggers[len(triggers) // 2], len(goals)
+        scout, count = scout_of(triggers), len(goals)
         if count > settings.scouted:
             goals = self._screened(goals, triggers, scout)
         if goals[0].target_class is not None:

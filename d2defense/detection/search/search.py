@@ -50,7 +50,9 @@ _TWIN_WEIGHT = 0.5
 # Of the time that a search may take, what it may have taken when it goes on to the next step.
 _TIME_SHARE = 0.9
 # Measured in docs/detectors.md: two backdoors that show ghosts in every image were missed.
-_NO_GHOSTS = "what makes a detector without an RPN see objects where nothing is, is not found yet"
+_NO_GHOSTS = (
+    "what makes a detector without an RPN see objects where nothing is, is not always found"
+)
 _OUT_OF_TIME = (
     "it would take longer than the time limit: give it more (--time-limit), or --search fast"
 )

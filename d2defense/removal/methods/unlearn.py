@@ -63,9 +63,9 @@ class Unlearn(RemovalMethod):
     @staticmethod
     def add_config(node: CfgNode) -> None:
         """Add ``REMOVAL.UNLEARN.*``."""
-        # In `d2defense repair`: learning rate and steps as shares of REMOVAL.SOLVER's BASE_LR and
-        # MAX_ITER. More of either removes no more, and costs AP.
+        # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 1 / 3
+        # Its steps, as a share of REMOVAL.SOLVER.MAX_ITER: more remove no more, and cost AP.
         node.ITER_FACTOR = 0.6
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
