@@ -151,17 +151,21 @@ def test_a_cancelled_run_leaves_no_process(server):
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_a_killed_server_takes_its_processes_along_and_is_replaced():
-    doomed = shared_server(["json"])
-    assert shared_server(["json"]) is doomed
-    run = doomed.start("time:sleep", 60)
+def test_a_killed_server_takes_its_processes_along_and_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(
+        "import time\ndef wait(argument, channel):\n    time.sleep(600)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    doomed = shared_server(["endless"])
+    assert shared_server(["endless"]) is doomed
+    run = doomed.start("endless:wait", None)
     os.kill(doomed.pid, signal.SIGKILL)
     with pytest.raises(ServerLostError):
         run.wait(lambda content, blob: None)
     doomed._process.wait()
     with pytest.raises(ServerLostError):
-        doomed.start("time:sleep", 60)
-    other = shared_server(["json"])
+        doomed.start("endless:wait", None)
+    other = shared_server(["endless"])
     assert other is not doomed
     other.close()
 
