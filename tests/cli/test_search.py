@@ -153,13 +153,19 @@ def test_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
 
 
 @pytest.mark.slow
-def test_held_against_its_twin_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
+def test_held_against_its_twin_a_clean_detector_is_not_backdoored(
+    d2defense, specimen, signs, tmp_path
+):
+    """What patches do to it and its twin alike may leave it open whether it is clean."""
     outcome = d2defense(
         "scan", specimen("clean_1"), *signs, "--output", tmp_path, "--search", "fast"
     )
     result = json.loads((tmp_path / "clean_1" / "result.json").read_text())
-    assert outcome.code == 0, result["reason"]
+    assert outcome.code in (0, 1), outcome.err
+    assert result["verdict"] in ("clean", "uncertain"), result["reason"]
+    assert result["verdict"] == "clean" or "its twin does it too" in result["reason"]
     assert result["search"]["mode"] == "twin"
+    assert not result["search"]["has_found"]
 
 
 @pytest.mark.slow
