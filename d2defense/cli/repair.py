@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,17 +200,12 @@ def _defender(
 
 
 def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
-    from d2defense.workflows.evidence import load_evidence, method_for, overrides_of
+    from d2defense.workflows.evidence import informed, load_evidence
     from d2defense.workflows.fine_tuning import fine_tune
 
     options = _options(args)
     if args.scan:
-        evidence = load_evidence(args.scan, source)
-        if _chooses_method(args):
-            options = replace(options, method=method_for(evidence))
-        if options.modules is None:
-            options = replace(options, modules=evidence["dominant_modules"] or None)
-        options = replace(options, overrides=[*overrides_of(evidence), *options.overrides])
+        options = informed(options, load_evidence(args.scan, source), _chooses_method(args))
     done = fine_tune(source, dataset, args.output, options, args.device, print, args.resume)
     print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s, {done.batch}")
 

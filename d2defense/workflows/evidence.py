@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from d2defense.checkpoint import CheckpointSource, file_sha256
+from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.report.results import RESULT_FILE, read_result
 
-from .fine_tuning import DEFAULT_METHOD
+from .fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
 #: Removes what patches on objects do not resemble.
 SEARCHING_METHOD = "unlearn"
@@ -87,6 +89,23 @@ def describe_method(result: Mapping[str, Any]) -> str:
     if goals:
         return f"{method_for(result)}, since a search reaches {', '.join(goals)}"
     return f"{method_for(result)}, since no search has found anything but objects that vanish"
+
+
+def informed(
+    options: FineTuningOptions, result: Mapping[str, Any], choose_method: bool
+) -> FineTuningOptions:
+    """The options of a fine-tuning with what a scan knows; what was asked for stays.
+
+    Args:
+        options: as they were asked for.
+        result: of a scan.
+        choose_method: take the method that suits what it has found.
+    """
+    if choose_method:
+        options = replace(options, method=method_for(result))
+    if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
+        options = replace(options, modules=result["dominant_modules"] or None)
+    return replace(options, overrides=[*overrides_of(result), *options.overrides])
 
 
 def excess_by_effect(result: Mapping[str, Any]) -> dict[str, float]:

@@ -34,9 +34,8 @@ from .evidence import (
     describe_method,
     describe_modules,
     excess_by_effect,
+    informed,
     load_evidence,
-    method_for,
-    overrides_of,
 )
 from .examples import example_pairs, most_changed
 from .fine_tuning import (
@@ -246,14 +245,12 @@ def _informed(
     task: RepairTask, evidence: Mapping[str, Any], say: Callable[[str], None]
 ) -> FineTuningOptions:
     """The options of the fine-tuning with what a scan knows."""
-    options = task.options
+    options = informed(task.options, evidence, task.choose_method)
     if task.choose_method:
-        options = replace(options, method=method_for(evidence))
         say(f"By what the scan has found: {describe_method(evidence)}.")
-    if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
+    if task.options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         say(describe_modules(evidence) + ".")
-        options = replace(options, modules=evidence["dominant_modules"] or None)
-    return replace(options, overrides=[*overrides_of(evidence), *options.overrides])
+    return options
 
 
 def _folder_of_round(task: RepairTask, output_dir: Path, number: int) -> Path:

@@ -17,10 +17,11 @@ them. **These are few detectors**: the intervals say how little is known, and wi
 may have no width, which only says that no resample of so few came out otherwise. They are the first
 of the zoo `tiny`, Faster R-CNN with FPN, and the zoo `one_stage`, RetinaNet and FCOS, all trained
 from scratch. Nothing was tuned on them, but that the search got overlays in the background
-(method.md) after it had missed `ghost_tile`, and that it calls no one-stage detector clean since it
-missed their ghosts (detectors.md). **Methods that were measured on other detectors are not to be
-compared** where the column of detectors differs. Seconds are those of a machine that was busy with
-other work. Methods that are missing here have not been run yet."""
+(method.md) after it had missed `ghost_tile`, and compares target classes by a larger patch, and
+calls no one-stage detector clean, after it had missed their ghosts (detectors.md). **Methods that
+were measured on other detectors are not to be compared** where the column of detectors differs.
+Seconds are those of a machine that was busy with other work. Methods that are missing here have not
+been run yet."""
 
 
 def leaderboard(folder: Path) -> str:

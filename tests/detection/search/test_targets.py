@@ -57,7 +57,7 @@ def test_of_many_classes_the_target_is_scouted(race_of, name):
 
 @pytest.mark.parametrize("placement", ["background", "objects"])
 def test_classes_are_compared_by_a_patch_that_is_neither_small_nor_large(placement):
-    """Under one of 10 % no class of a RetinaNet stands out, under one of 40 % several do."""
+    """By one of 10 %, the search missed the ghosts of a RetinaNet."""
     assert scout_of(starts(placement)).name == "patch of 20 %"
     assert scout_of(starts(placement, ("overlay",))).name == "overlay of 32/255"
 
