@@ -148,7 +148,8 @@ def run_demo(
         scan_dir,
         [
             *(f"Missed: {line}." for line in missed),
-            f"The repair of {SEARCHED} has a report of its own: {repaired[SEARCHED].report}.",
+            f"{SEARCHED} is {'' if repaired[SEARCHED].summary['repaired'] else 'not '}repaired; "
+            f"that has a report of its own: {repaired[SEARCHED].report}.",
         ],
     )
     return Demo(results, truth, summary, report)
