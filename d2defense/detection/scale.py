@@ -10,7 +10,7 @@ on at which the detector does best there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ class LogitScale:
         if objectness is not None and self.objectness is not None:
             middle, unit = self.objectness
             objectness = (objectness - middle) / unit
-        return RegionOutput(objectness, scaled_logits(output.class_logits, self.foreground))
+        class_logits = scaled_logits(output.class_logits, self.foreground)
+        return replace(output, objectness_logits=objectness, class_logits=class_logits)
 
 
 def scaled_logits(class_logits: Tensor, scale: tuple[float, float]) -> Tensor:

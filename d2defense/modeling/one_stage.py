@@ -13,7 +13,7 @@ from detectron2.layers import batched_nms
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from .adapter import Groups, InstrumentedDetector
 from .listeners import listening
@@ -184,14 +184,22 @@ class InstrumentedDense(InstrumentedDetector):
     ) -> RegionOutput:
         """What the head says of the anchors next to them; see the base class.
 
-        For each class the score of the anchor that gives it the largest counts.
+        For each class the score of the anchor that gives it the largest counts, and its box.
         """
         dense = self._dense(features)
-        log_scores = [
-            of_image[self._anchors_of(boxes.float().to(of_image.device), dense.anchors)].amax(dim=1)
-            for of_image, boxes in zip(dense.log_scores, regions, strict=True)
-        ]
-        return RegionOutput(None, softmax_logits(torch.cat(log_scores)))
+        log_scores, overlaps = [], []
+        for of_image, deltas, boxes in zip(dense.log_scores, dense.deltas, regions, strict=True):
+            boxes = boxes.float().to(of_image.device)
+            rows = self._anchors_of(boxes, dense.anchors)
+            largest, which = of_image[rows].max(dim=1)
+            rows = rows.gather(1, which).flatten()
+            said = self.box2box_transform.apply_deltas(
+                deltas[rows].float(), dense.anchors.tensor[rows]
+            )
+            aims = boxes.repeat_interleave(which.shape[1], dim=0)
+            log_scores.append(largest)
+            overlaps.append((1 - generalized_box_iou_loss(said, aims)).view_as(largest))
+        return RegionOutput(None, softmax_logits(torch.cat(log_scores)), torch.cat(overlaps))
 
     def opinion_on(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> Opinion:
         """Of the anchors that they come from; see the base class."""

@@ -26,10 +26,13 @@ class RegionOutput:
         objectness_logits: Tensor of shape (M,): the largest among the region's anchors; None
             without objectness.
         class_logits: Tensor of shape (M, K + 1), background last, of the classifier that counts.
+        overlap: Tensor of shape (M, K), generalized IoU, -1..1, of the region and the box that
+            gives each class its score; None where that is the region itself.
     """
 
     objectness_logits: Tensor | None
     class_logits: Tensor
+    overlap: Tensor | None = None
 
 
 @dataclass(frozen=True)

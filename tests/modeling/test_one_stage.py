@@ -14,6 +14,7 @@ from detectron2.modeling.meta_arch import FCOS
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torchvision.ops import generalized_box_iou
 
 from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.modeling import (
@@ -84,6 +85,20 @@ def assert_same(ours: list[Instances], theirs: list[Instances]) -> None:
 def stock_detections(stock: nn.Module, batch: list[dict]) -> list[Instances]:
     with torch.no_grad():
         return [output["instances"] for output in stock(batch)]
+
+
+def every_detection(stock: nn.Module, image: dict) -> Instances:
+    """Of all anchors and classes, before NMS and not cut to the image."""
+    kept = stock.test_topk_candidates, stock.test_nms_thresh, stock.max_detections_per_image
+    stock.test_topk_candidates, stock.test_nms_thresh = 1 << 20, 1.0
+    stock.max_detections_per_image = 1 << 20
+    with torch.no_grad():
+        images = stock.preprocess_image([image])
+        features = stock.backbone(images.tensor)
+        maps = [features[name] for name in stock.head_in_features]
+        (found,) = stock.forward_inference(images, maps, stock.head(maps))
+    stock.test_topk_candidates, stock.test_nms_thresh, stock.max_detections_per_image = kept
+    return found
 
 
 def class_scores(stock: nn.Module, image: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,14 +220,16 @@ def test_regions_are_judged_by_the_anchors_next_to_them(cfg, twins):
     stock, model = twins
     image = {"image": random_images(((128, 128),))[0]["image"]}
     # Such that no two anchors are as near.
-    regions = torch.tensor([[41.3, 38.2, 71.1, 73.5], [9.7, 61.2, 50.8, 89.9]])
+    regions = torch.tensor([[41.3, 38.2, 71.1, 73.5], [9.7, 51.2, 47.8, 89.9]])
     scores, anchors = class_scores(stock, image)
     with torch.no_grad():
         judged = model.judge([image], [regions])
     assert judged.objectness_logits is None
     if cfg.MODEL.META_ARCHITECTURE == "InstrumentedRetinaNet":
         overlap = pairwise_iou(Boxes(regions), Boxes(anchors))
-        rows = overlap.argsort(dim=1, descending=True, stable=True)[:, :6]
+        largest, rows = overlap.sort(dim=1, descending=True)
+        assert (largest[:, 5] > largest[:, 6]).all()
+        rows = rows[:, :6]
     else:
         # Of the finest level, which is for boxes of this size.
         fine = anchors[:, 2] - anchors[:, 0] == 8
@@ -224,6 +241,16 @@ def test_regions_are_judged_by_the_anchors_next_to_them(cfg, twins):
     expected = torch.stack([scores[row].amax() for row in rows])
     q = 1 - judged.class_logits.softmax(dim=1)[:, -1]
     torch.testing.assert_close(q, expected, rtol=1e-3, atol=1e-4)
+    # The box of each class is the one that stock inference has with that score.
+    found = every_detection(stock, image)
+    for region, row, overlaps in zip(regions, rows, judged.overlap, strict=True):
+        for category, overlap in enumerate(overlaps):
+            of_class = found[found.pred_classes == category]
+            which = (of_class.scores - scores[row, category].max()).abs().argmin()
+            box = of_class.pred_boxes.tensor[which]
+            torch.testing.assert_close(
+                overlap, generalized_box_iou(box[None], region[None])[0, 0], rtol=1e-3, atol=1e-3
+            )
 
 
 def test_gradients_reach_the_image_and_regions_stay_in_order(twins):

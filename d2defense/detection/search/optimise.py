@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ _BETAS = (0.5, 0.9)
 _LEARNING_RATE = 0.15
 # What the RPN's opinion counts beside that of the box head: to silence it, to wake it.
 _SILENCE, _WAKE = 0.5, 0.25
+# What it counts that the box is where it should be, beside what is seen; by 1 it stays too small.
+_PLACE = 3.0
 # After so many steps what the RPN proposes by now is judged beside the fixed regions, so that a
 # trigger cannot fool these alone.
 _REFRESHED = 10
@@ -150,8 +152,10 @@ def judge_views(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=in_half):
         output = model.judge(inputs, [each.regions for each in views], refresh)
     objectness = output.objectness_logits
-    return RegionOutput(
-        None if objectness is None else objectness.float(), output.class_logits.float()
+    return replace(
+        output,
+        objectness_logits=None if objectness is None else objectness.float(),
+        class_logits=output.class_logits.float(),
     )
 
 
@@ -180,7 +184,8 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
 def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:
     """Cross entropy of the regions to the wanted class, and to what the RPN should say.
 
-    ODSCAN's targeted loss (IEEE S&P 2024, section 5), background among the targets.
+    ODSCAN's targeted loss (IEEE S&P 2024, section 5), background among the targets; of a ghost also
+    :func:`placing_loss`.
 
     Args:
         output: on the common scale.
@@ -190,11 +195,27 @@ def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:
     wanted = arm.goal.effect.wanted_class(model_classes(output))
     target = torch.full((count,), wanted, device=output.class_logits.device)
     loss = F.cross_entropy(output.class_logits, target)
+    if wanted != model_classes(output):
+        # An object has its box already.
+        placing = 0 if arm.goal.effect.takes_victim_class else placing_loss(output, wanted)
+        return loss + waking_loss(output) + placing
     if output.objectness_logits is None:
         return loss
-    if wanted == model_classes(output):
-        return loss + _SILENCE * F.softplus(output.objectness_logits).mean()
-    return loss + waking_loss(output)
+    return loss + _SILENCE * F.softplus(output.objectness_logits).mean()
+
+
+def placing_loss(output: RegionOutput, wanted: int) -> Tensor:
+    """Low where the boxes of the wanted class are the regions; 0 of a detector that judges these.
+
+    A detection elsewhere, or of another size, is none of the object that should be there.
+
+    Args:
+        output: of regions.
+        wanted: index of the class.
+    """
+    if output.overlap is None:
+        return output.class_logits.new_zeros(())
+    return _PLACE * (1 - output.overlap[:, wanted]).mean()
 
 
 def waking_loss(output: RegionOutput) -> Tensor:

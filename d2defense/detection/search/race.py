@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,23 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2defense.modeling import RegionOutput
 from d2defense.triggers import Trigger
 
 from ..images import CleanImage
 from ..scale import LogitScale
 from .arms import Arm, Goal, all_goals, starts
-from .crops import View
 from .optimise import (
     ArmState,
     Loss,
     judge_views,
     looked_at,
     model_classes,
-    waking_loss,
     wanted_probability,
 )
-from .targets import any_class_loss, broadest, class_probabilities, own_classes
+from .targets import broadest, class_probabilities, own_classes, toward_any
 
 # So much the largest of several classes lies above their mean by chance, on one batch.
 _STANDS_OUT = 0.3
@@ -245,23 +242,13 @@ class Race:
         chosen = []
         for _ in range(settings.spread):
             state = ArmState.begin(Arm(goal, scout), self._model.device)
-            self._take_steps(state, settings.scout_steps, self._any_of(left))
+            self._take_steps(state, settings.scout_steps, toward_any(left))
             lean = self._lean(state.arm, state.tensors)
             chosen.append(left.pop(max(left, key=lambda each: float(lean[each]))))
         leans = [self._lean(Arm(goal, each), each.tensors()) for each in triggers]
         lean = torch.stack(leans).mean(dim=0)
         promising = sorted(left, key=lambda each: float(lean[each]), reverse=True)
         return chosen + [left[each] for each in promising[: settings.scouted - len(chosen)]]
-
-    def _any_of(self, targets: Collection[int]) -> Loss:
-        """The loss of a trigger that may take regions to any of some classes."""
-
-        def loss(output: RegionOutput, views: Sequence[View]) -> Tensor:
-            allowed = torch.zeros(model_classes(output), dtype=torch.bool)
-            allowed[list(targets)] = True
-            return any_class_loss(output, own_classes(views), allowed) + waking_loss(output)
-
-        return loss
 
     @torch.no_grad()
     def _lean(self, arm: Arm, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -49,10 +49,6 @@ _RACE_SHARE = 0.9
 _TWIN_WEIGHT = 0.5
 # Of the time that a search may take, what it may have taken when it goes on to the next step.
 _TIME_SHARE = 0.9
-# Measured in docs/detectors.md: two backdoors that show ghosts in every image were missed.
-_NO_GHOSTS = (
-    "what makes a detector without an RPN see objects where nothing is, is not always found"
-)
 _OUT_OF_TIME = (
     "it would take longer than the time limit: give it more (--time-limit), or --search fast"
 )
@@ -120,8 +116,6 @@ class SearchOutcome:
             is none, or no twin.
         scouted: which target classes were tried, of each effect that has any.
         dominant_modules: module groups that the trigger moves that was found; empty for none.
-        blind_to: what a search of such a detector does not find, in one sentence; None for nothing
-            that is known.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -138,7 +132,6 @@ class SearchOutcome:
     shared: ArmResult | None = None
     scouted: tuple[Scouted, ...] = ()
     dominant_modules: tuple[str, ...] = ()
-    blind_to: str | None = None
 
     @property
     def has_found(self) -> bool:
@@ -168,8 +161,7 @@ class SearchOutcome:
     @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found, and could have been."""
-        hindered = self.obstacle or self.shared or self.blind_to
-        return self.is_low and not hindered
+        return self.is_low and not (self.obstacle or self.shared)
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
@@ -306,7 +298,6 @@ def search_detector(
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
-        blind_to=None if model.has_objectness else _NO_GHOSTS,
     )
     if not outcome.has_found:
         return outcome

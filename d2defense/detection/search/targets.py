@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from detectron2.structures import Boxes, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2defense.modeling import RegionOutput
 
+from ..images import CleanImage
+from ..scale import LogitScale
 from .arms import Goal
 from .crops import View
+from .optimise import ArmState, Loss, judge_views, looked_at, model_classes, waking_loss
 
 
 def own_classes(views: Sequence[View]) -> Tensor:
@@ -68,6 +71,52 @@ def any_class_loss(output: RegionOutput, own: Tensor, allowed: Tensor) -> Tensor
     """
     means = mean_by_class(output.class_logits.log_softmax(dim=1)[:, :-1], own)
     return -means[allowed.to(means.device)].logsumexp(dim=0)
+
+
+def toward_any(targets: Collection[int]) -> Loss:
+    """The loss of a trigger that may take regions to any of some classes.
+
+    Args:
+        targets: their indices.
+    """
+    targets = list(targets)
+
+    def loss(output: RegionOutput, views: Sequence[View]) -> Tensor:
+        allowed = torch.zeros(model_classes(output), dtype=torch.bool)
+        allowed[targets] = True
+        return any_class_loss(output, own_classes(views), allowed) + waking_loss(output)
+
+    return loss
+
+
+@torch.no_grad()
+def easiest_target(
+    model: nn.Module,
+    images: Sequence[CleanImage],
+    state: ArmState,
+    scale: LogitScale,
+    image_format: str,
+    targets: Collection[int],
+) -> int | None:
+    """The class that regions of others are most likely taken for under an arm's trigger.
+
+    Args:
+        model: in eval mode.
+        images: clean.
+        state: of the arm.
+        scale: of the model's logits.
+        image_format: order of the channels, "BGR" or "RGB".
+        targets: indices of the classes that count.
+
+    Returns:
+        Its index; None where the trigger has no place on the images.
+    """
+    views = looked_at(images, state.arm.goal, 0)
+    if not views:
+        return None
+    output = scale(judge_views(model, views, state.arm, state.tensors, image_format))
+    shares = class_probabilities(output, own_classes(views))
+    return max(targets, key=lambda each: float(shares[each]))
 
 
 def broadest(goals: Sequence[Goal], classes: Tensor) -> Goal:

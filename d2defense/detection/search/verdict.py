@@ -50,9 +50,6 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
             "that does more to it than to the references, but not for sure: more images would tell"
         )
         return replace(verdict, label=UNCERTAIN, reason=reason)
-    if outcome.blind_to:
-        reason = f"bank and search found nothing, but {outcome.blind_to}"
-        return replace(verdict, label=UNCERTAIN, reason=reason)
     reason = (
         "it reacts to none of the triggers of the bank, and a search, held against "
         f"{_AGAINST[outcome.mode]}, found no other"

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where there are many classes, the target is among the few that are scouted."""
+"""Which targets are searched for, and how."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings, open_subject
 from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import SearchOutcome, with_search
-from d2defense.detection.search.arms import starts
+from d2defense.detection.search.arms import Arm, all_goals, starts
+from d2defense.detection.search.optimise import arm_loss
 from d2defense.detection.search.race import Race, RaceSettings, Scouted, scout_of
 from d2defense.detection.search.targets import any_class_loss, class_probabilities
-from d2defense.detection.verdict import CLEAN, UNCERTAIN, Verdict
+from d2defense.detection.verdict import CLEAN, Verdict
 from d2defense.modeling import RegionOutput
 
 TWO = RaceSettings(
@@ -72,13 +74,6 @@ def test_a_clean_verdict_says_that_not_all_classes_were_tried():
     assert "of 80 classes, the 1 likeliest were tried" in reason
 
 
-def test_what_a_search_is_blind_to_is_never_clean():
-    bank = Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5)
-    verdict = with_search(bank, SearchOutcome(blind_to="ghosts are not found yet"))
-    assert verdict.label == UNCERTAIN
-    assert "ghosts are not found yet" in verdict.reason
-
-
 def test_a_class_is_measured_over_objects_of_others():
     logits = torch.tensor([[4.0, 0, 0], [0, 3, 0], [1, 0, 2]], requires_grad=True)
     own = torch.tensor([0, 1, -1])
@@ -91,3 +86,22 @@ def test_a_class_is_measured_over_objects_of_others():
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[1].abs().max() == 0
     assert gradient[0, 1] < 0
+
+
+@pytest.mark.parametrize(("effect", "counts"), [("ghost", True), ("misclassification", False)])
+def test_a_ghost_is_wanted_where_it_is_to_be(effect, counts):
+    names = ["stop", "yield"]
+    goal = next(goal for goal in all_goals(names) if goal.effect.name == effect)
+    arm = Arm(goal, starts(goal.placement)[0])
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    target = goal.target_class
+    overlap = torch.full((3, 2), 0.2)
+    here, elsewhere = overlap.clone(), overlap.clone()
+    here[:, target], elsewhere[:, 1 - target] = 0.7, 0.7
+    plain, better, other = (
+        arm_loss(RegionOutput(None, logits, each), arm) for each in (overlap, here, elsewhere)
+    )
+    assert (better < plain) == counts
+    assert other == plain
+    of_regions = F.cross_entropy(logits, torch.full((3,), target))
+    torch.testing.assert_close(arm_loss(RegionOutput(None, logits), arm), of_regions)
