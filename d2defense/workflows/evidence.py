@@ -60,7 +60,7 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
         Goals as ``REMOVAL.UNLEARN.GOALS`` has them, each once; none without a search.
     """
     goals = [
-        f"{arm['effect']} {arm['placement']} {arm['target_class'] or '-'}"
+        f"{arm['effect']} {arm['placement']} {arm['target_class'] or '-'}: {arm['budget']}"
         for arm in (result.get("search") or {}).get("arms", ())
         if (arm["excess"] or 0.0) - arm["baseline"] > _WORTH_TRYING
     ]

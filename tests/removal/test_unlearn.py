@@ -10,6 +10,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from d2defense.detection.search import Arm, starts
+
 SHORT = ("REMOVAL.UNLEARN.TRIGGERS", 3, "REMOVAL.UNLEARN.STEPS", 2, "REMOVAL.UNLEARN.EVERY", 1)
 
 
@@ -31,12 +33,51 @@ def batch_of(trainer):
 
 def test_what_a_scan_has_found_comes_first(trainer):
     search(trainer).before_train()
-    goals = {
-        (s.arm.goal.effect.name, s.arm.goal.placement, s.arm.goal.effect.cfg.ATTACK.TARGET_CLASS)
-        for s in search(trainer).found
+    arms = [state.arm for state in search(trainer).found]
+    assert {arm.goal.kind for arm in arms} == {("ghost", "background")}
+    # All budgets in turn, as none was named.
+    assert [arm.start for arm in arms] == starts("background")[:3]
+    # As many steps toward the class that is the easiest as then toward the goal.
+    assert [state.steps for state in search(trainer).found] == [4, 4, 4]
+
+
+def test_most_searches_are_for_what_a_scan_has_found_by_its_budget(make_trainer, monkeypatch):
+    goals = ("disappearance objects -: patch of 20 %", "no such goal")
+    trainer = make_trainer("unlearn", *SHORT, "REMOVAL.UNLEARN.GOALS", goals)
+    trainer.resume_or_load(resume=False)
+    searched, looked_for = search(trainer), []
+    searched.before_train()
+    told = searched.found[-1]
+    assert {state.arm.name for state in searched.found} == {
+        "disappearance: patch of 20 % on objects"
     }
-    assert goals == {("ghost", "background", "c2")}
-    assert [state.steps for state in search(trainer).found] == [2, 2, 2]
+    other = copy.copy(told)
+    other.arm = next(
+        Arm(goal, starts(goal.placement)[0])
+        for goal in searched._goals
+        if goal.effect.name == "misclassification"
+    )
+    told.effect, other.effect = 0.1, 0.9
+    monkeypatch.setattr(searched, "_advance", lambda state, rng: looked_for.append(state.arm.name))
+    rng = np.random.default_rng(0)
+    for call in (lambda: searched._begin(rng, None), lambda: searched._improve(rng)):
+        looked_for.clear()
+        for _ in range(40):
+            # What is improved is mostly one of them, though another is obeyed more.
+            searched.found.clear()
+            searched.found.extend([other, told])
+            call()
+        assert 20 < sum(name == told.arm.name for name in looked_for) < 40
+
+
+def test_ghosts_are_searched_for_as_those_of_the_easiest_class(trainer, monkeypatch):
+    """One class gets a higher score everywhere: triggers go to it, whichever was asked for."""
+    predictor = trainer.model.roi_heads.box_predictor.cls_score
+    with torch.no_grad():
+        predictor.weight.zero_()
+        predictor.bias.zero_()[1] = 3
+    search(trainer).before_train()
+    assert {state.arm.goal.target_class for state in search(trainer).found} == {1}
 
 
 def test_a_trigger_goes_on_the_image_and_the_labels_stay(trainer):
@@ -135,5 +176,5 @@ def test_the_trigger_that_is_obeyed_most_is_improved_and_lives_longest(trainer):
     search(trainer)._improve(np.random.default_rng(0))
     found = search(trainer).found
     assert len(found) == 3
-    assert found[-1] is states[1] and found[-1].steps == 4
+    assert found[-1] is states[1] and found[-1].steps == 6
     assert found[0] is states[0] and found[1] is states[2]

@@ -58,6 +58,7 @@ def arm(effect: str, target: str | None, success: float | None, excess: float | 
         "effect": effect,
         "placement": "objects",
         "target_class": target,
+        "budget": "patch of 40 %",
         "success": success,
         "excess": excess,
         "baseline": 0.1,
@@ -74,8 +75,8 @@ def test_a_repair_goes_by_what_clean_detectors_do_not_show():
     ]
     result = {"search": {"arms": arms}}
     assert searched_goals(result) == (
-        "misclassification objects stop",
-        "disappearance objects -",
+        "misclassification objects stop: patch of 40 %",
+        "disappearance objects -: patch of 40 %",
     )
 
 
@@ -101,7 +102,7 @@ def test_a_repair_goes_by_what_a_search_has_found():
     arms = [arm("ghost", "stop", 0.9, 0.8), arm("disappearance", None, 0.9, 0.8)]
     cfg = get_d2defense_cfg()
     merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
-    assert "disappearance objects -" in cfg.REMOVAL.UNLEARN.GOALS
+    assert "disappearance objects -: patch of 40 %" in cfg.REMOVAL.UNLEARN.GOALS
     assert overrides_of({}) == []
 
 

@@ -103,11 +103,12 @@ class Arm:
         return f"{goal.effect.name}{victim}{target}: {self.start.name} on {goal.placement}"
 
 
-def all_goals(class_names: Sequence[str]) -> Iterator[Goal]:
+def all_goals(class_names: Sequence[str], windows: int = _WINDOWS) -> Iterator[Goal]:
     """Every effect that is searched, at each of its placements, with each target class.
 
     Args:
         class_names: of the detector, in order, each once.
+        windows: of an image, at most, where a ghost is tried.
     """
     names = list(class_names)
     for _, effect in EFFECT_REGISTRY:
@@ -117,7 +118,7 @@ def all_goals(class_names: Sequence[str]) -> Iterator[Goal]:
                 cfg.ATTACK.EFFECT = EFFECT_REGISTRY.name_of(effect)
                 cfg.ATTACK.TARGET_CLASS = target
                 cfg.ATTACK.PLACEMENT = placement
-                cfg.ATTACK.PLACES.BACKGROUND.COUNT = _WINDOWS
+                cfg.ATTACK.PLACES.BACKGROUND.COUNT = windows
                 yield Goal(effect(cfg, names), placement)
 
 

@@ -26,6 +26,7 @@ from d2defense.detection.search import (
     names_of_classes,
     starts,
 )
+from d2defense.detection.search.targets import easiest_target, toward_any
 from d2defense.engine.loader import dataset_records
 from d2defense.modeling import number_of_classes
 from d2defense.registry import PLACEMENT_REGISTRY, REMOVAL_REGISTRY, TRIGGER_REGISTRY
@@ -40,10 +41,14 @@ from .base import FineTune, RemovalMethod
 _SCALE_IMAGES = 16
 # Of the weight by which a goal is drawn, what it has whatever its searches reach.
 _FLOOR = 0.1
+# Windows of an image where ghosts are tried: they are few beside all that is judged of it.
+_WINDOWS = 6
 # Share of an image's places that bear a trigger.
 _PLACE_SHARE = 0.7
 # Share of the drawn triggers that go over the whole image.
 _WHOLE_SHARE = 0.25
+# Of the searches, those for what was asked for.
+_TOLD_SHARE = 0.75
 
 
 @REMOVAL_REGISTRY.register("unlearn")
@@ -84,8 +89,9 @@ class Unlearn(RemovalMethod):
         node.STEPS = 10
         # Images of a search's step.
         node.IMAGES = 8
-        # What to search for first, such as an earlier scan's "ghost background stop": effect,
-        # placement and target class ("-" for none).
+        # What to search for first and most, such as an earlier scan's "ghost background stop: patch
+        # of 40 %": effect, placement, target class ("-" for none) and, after a colon, the budget;
+        # without one, all budgets.
         node.GOALS = ()
 
     @staticmethod
@@ -166,12 +172,18 @@ class TriggerSearch(HookBase):
         self._settings = cfg.REMOVAL.UNLEARN
         dataset = cfg.DATASETS.TRAIN[0]
         known = MetadataCatalog.get(dataset).get("thing_classes", ())
-        self._goals = list(all_goals(names_of_classes(number_of_classes(cfg), known)))
+        names = names_of_classes(number_of_classes(cfg), known)
+        self._goals = list(all_goals(names, _WINDOWS))
         self._goals = [goal for goal in self._goals if starts(goal.placement)]
         self._images = load_clean_images(sample_records(dataset_records(cfg), 0, 0), cfg)
         # How well the last search for a goal did, 0..1; what was not tried may do best.
         self._reached = np.ones(len(self._goals))
-        self._first = [index for index, goal in enumerate(self._goals) if self._is_wanted(goal)]
+        self._told = [
+            (index, start)
+            for index, goal in enumerate(self._goals)
+            for start in starts(goal.placement)
+            if self._is_told(goal, start)
+        ]
         self.found: deque[ArmState] = deque(maxlen=self._settings.TRIGGERS)
         """What was found so far, the newest last."""
 
@@ -243,15 +255,18 @@ class TriggerSearch(HookBase):
 
         Args:
             rng: of what is drawn.
-            number: of the first ones, for which some goals may be asked for; None later.
+            number: of the first ones, which go by what was asked for; None later.
         """
-        weights = _FLOOR + self._reached
-        index = rng.choice(len(self._goals), p=weights / weights.sum())
-        if number is not None and self._first:
-            index = self._first[number % len(self._first)]
-        goal = self._goals[index]
-        triggers = starts(goal.placement)
-        state = ArmState.begin(Arm(goal, triggers[rng.integers(len(triggers))]), self._model.device)
+        told = bool(self._told) and (number is not None or rng.random() < _TOLD_SHARE)
+        if told:
+            number = int(rng.integers(len(self._told))) if number is None else number
+            index, start = self._told[number % len(self._told)]
+        else:
+            weights = _FLOOR + self._reached
+            index = rng.choice(len(self._goals), p=weights / weights.sum())
+            triggers = starts(self._goals[index].placement)
+            start = triggers[rng.integers(len(triggers))]
+        state = ArmState.begin(Arm(self._goals[index], start), self._model.device)
         if rng.random() < 0.5:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
             with torch.no_grad():
@@ -259,11 +274,36 @@ class TriggerSearch(HookBase):
                     tensor = state.tensors[name]
                     drawn = torch.rand(tensor.shape, generator=generator)
                     tensor.copy_(low + (high - low) * drawn)
+        if told and state.arm.goal.target_class is not None:
+            self._aim(state, rng)
         self._advance(state, rng)
+
+    def _aim(self, state: ArmState, rng: np.random.Generator) -> None:
+        """Some steps toward whichever target class is the easiest, which then is the goal's.
+
+        A detector that no longer sees ghosts of the class that was found sees others.
+        """
+        goals = {
+            goal.target_class: goal for goal in self._goals if goal.kind == state.arm.goal.kind
+        }
+        image_format = self._cfg.INPUT.FORMAT
+        with standing_still(self._model):
+            for _ in range(self._settings.STEPS):
+                batch = self._batch(rng)
+                state.step(self._model, batch, self._scale, image_format, 0, toward_any(goals))
+            target = easiest_target(
+                self._model, self._batch(rng), state, self._scale, image_format, goals
+            )
+        if target is not None:
+            state.arm = Arm(goals[target], state.arm.start)
 
     def _improve(self, rng: np.random.Generator) -> None:
         """Go on with the trigger that the detector obeys most, which then lives longer."""
-        strongest = max(range(len(self.found)), key=lambda index: self.found[index].effect)
+        pool = range(len(self.found))
+        if self._told and rng.random() < _TOLD_SHARE:
+            told = {self._goals[index].kind for index, _ in self._told}
+            pool = [each for each in pool if self.found[each].arm.goal.kind in told] or pool
+        strongest = max(pool, key=lambda index: self.found[index].effect)
         state = self.found[strongest]
         del self.found[strongest]
         self._advance(state, rng)
@@ -289,9 +329,10 @@ class TriggerSearch(HookBase):
                 # It finds nothing to speak of: its logits are taken as they are.
                 return LogitScale((0.0, 1.0), (0.0, 1.0))
 
-    def _is_wanted(self, goal: Goal) -> bool:
+    def _is_told(self, goal: Goal, start: Trigger) -> bool:
         target = goal.effect.cfg.ATTACK.TARGET_CLASS or "-"
-        return f"{goal.effect.name} {goal.placement} {target}" in self._settings.GOALS
+        name = f"{goal.effect.name} {goal.placement} {target}"
+        return not {name, f"{name}: {start.name}"}.isdisjoint(self._settings.GOALS)
 
 
 def some_of(places: Tensor, rng: np.random.Generator) -> Tensor:
