@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from d2defense.files import write_text
 from d2defense.registry import TASK_REGISTRY
-from d2defense.report.html import write_page
+from d2defense.report.page import write_page
 from d2defense.study.results import FAILED, ResultRow, ResultStore
 from d2defense.text import DASH
 

@@ -29,7 +29,7 @@ class ShownDetector:
 def draw_repair(
     before: ShownDetector, after: ShownDetector, beside: ShownDetector | None, epsilon: float
 ) -> dict[str, bytes]:
-    """PNG files by the names that :func:`d2defense.report.html.write_repair_report` knows.
+    """PNG files by the names that :func:`d2defense.report.repair_page.write_repair_report` knows.
 
     Args:
         before: the detector before the repair.

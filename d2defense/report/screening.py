@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .html import data_uri, write_page
+from .page import data_uri, write_page
 
 _MEANINGS = {
     0: "no image is suspicious",

@@ -14,7 +14,8 @@ from d2defense.data import DatasetSource
 from d2defense.detection import Calibration, ScanSettings
 from d2defense.engine.provenance import read_provenance
 from d2defense.files import write_json
-from d2defense.report.html import REPORT_FILE, write_repair_report
+from d2defense.report.page import REPORT_FILE
+from d2defense.report.repair_page import write_repair_report
 from d2defense.triggers import Patch
 
 from .fine_tuning import FineTuningOptions

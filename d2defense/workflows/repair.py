@@ -25,8 +25,9 @@ from d2defense.files import write_json
 from d2defense.modeling import module_group_parameters
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.report.examples import Example
-from d2defense.report.html import REPORT_FILE, write_repair_report
+from d2defense.report.page import REPORT_FILE
 from d2defense.report.repair_figures import ShownDetector, draw_repair
+from d2defense.report.repair_page import write_repair_report
 from d2defense.triggers import Trigger
 
 from .classes import check_classes

@@ -9,9 +9,9 @@ import re
 import pytest
 
 from d2defense import files
-from d2defense.report import html
 from d2defense.report.figures import draw_histograms
 from d2defense.report.results import error_result
+from d2defense.report.scan_page import write_scan_report
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def report(tmp_path, make_result, browser):
     files.write_bytes(tmp_path / "0" / "histogram.png", png)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    browser.get(html.write_scan_report(tmp_path).as_uri())
+    browser.get(write_scan_report(tmp_path).as_uri())
     return browser
 
 

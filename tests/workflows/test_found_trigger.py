@@ -9,13 +9,13 @@ import pytest
 
 from d2defense.detection import load_bank
 from d2defense.registry import TRIGGER_REGISTRY
-from d2defense.report.html import write_scan_report
 from d2defense.report.results import (
     TRIGGER_BANK_FILE,
     TRIGGER_FILE,
     empty_result,
     validate_result,
 )
+from d2defense.report.scan_page import write_scan_report
 from d2defense.report.table import format_table
 from d2defense.triggers.pictures import random_picture
 from d2defense.workflows.scan.found_trigger import write_found_trigger

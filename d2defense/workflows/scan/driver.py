@@ -18,7 +18,7 @@ from d2defense.checkpoint import CheckpointError, CheckpointSource, Discovery
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.detection import Calibration, ScanImages, ScanSettings
 from d2defense.files import write_bytes, write_json
-from d2defense.report.html import REPORT_FILE, write_scan_report
+from d2defense.report.page import REPORT_FILE
 from d2defense.report.results import (
     FIGURE_FILES,
     RESULT_FILE,
@@ -26,6 +26,7 @@ from d2defense.report.results import (
     TRIGGER_BANK_FILE,
     error_result,
 )
+from d2defense.report.scan_page import write_scan_report
 from d2defense.report.table import SUMMARY_FILES, write_summary_csv, write_summary_json
 from d2defense.text import shorten
 

@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import pytest
 
 from d2defense import files
-from d2defense.report import html
 from d2defense.report.figures import draw_histograms
+from d2defense.report.repair_page import write_repair_report
 from d2defense.report.results import error_result
+from d2defense.report.scan_page import write_scan_report
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>{{7*7}}\x1b\u202e"
 PNG = draw_histograms([0, 0.5, 1], {"clean": [3, 1]}, "made up")
@@ -53,7 +54,7 @@ class Page(HTMLParser):
 def scan_page(folder, *results) -> tuple[str, Page]:
     for index, result in enumerate(results):
         files.write_json(folder / f"{index}" / "result.json", result)
-    source = html.write_scan_report(folder).read_text(encoding="utf-8")
+    source = write_scan_report(folder).read_text(encoding="utf-8")
     return source, Page(source)
 
 
@@ -235,7 +236,7 @@ def test_score_bars_share_one_scale(tmp_path, make_result):
 
 
 def test_the_demo_report_adds_the_repair(tmp_path, make_result):
-    path = html.write_repair_report(
+    path = write_repair_report(
         tmp_path / "report.html",
         [make_result()],
         repair(),
@@ -264,7 +265,7 @@ def test_the_demo_report_adds_the_repair(tmp_path, make_result):
 def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result):
     files.write_bytes(tmp_path / "scan" / "backdoored_0" / "examples.png", PNG)
     files.write_bytes(tmp_path / "outside" / "examples.png", PNG)
-    path = html.write_repair_report(
+    path = write_repair_report(
         tmp_path / "report.html",
         [make_result(), make_result("../outside")],
         repair(),
@@ -278,7 +279,7 @@ def test_the_demo_report_embeds_the_scans_figures_by_name(tmp_path, make_result)
 
 def test_nothing_is_called_repaired_that_is_not(tmp_path):
     told = repair(repaired=False, obstacles=["the scan calls the result uncertain"])
-    path = html.write_repair_report(tmp_path / "report.html", [], told, {})
+    path = write_repair_report(tmp_path / "report.html", [], told, {})
     page = path.read_text()
     assert "but is not repaired" in page
     assert "Not repaired: the scan calls the result uncertain." in page
@@ -289,13 +290,13 @@ def test_what_a_search_reaches_is_shown_for_every_effect(tmp_path):
     told = repair()
     told["before"] = {**told["before"], "search": {"ghost": 0.98, "disappearance": 0.3}}
     told["after"] = {**told["after"], "search": {"ghost": 0.04}}
-    page = html.write_repair_report(tmp_path / "report.html", [], told, {}).read_text()
+    page = write_repair_report(tmp_path / "report.html", [], told, {}).read_text()
     assert "ghost by a search, beyond clean detectors" in page
 
 
 def test_a_repair_without_data_is_dashes(tmp_path):
     empty = {"checkpoint": HOSTILE, "output": None, "modules": [], "seconds": None}
-    path = html.write_repair_report(
+    path = write_repair_report(
         tmp_path / "report.html", [], {**empty, "before": {}, "after": {}}, {}
     )
     source = path.read_text(encoding="utf-8")
@@ -307,9 +308,7 @@ def test_a_repair_says_what_it_was_measured_on(tmp_path):
     for own, proves_less in ((False, False), (True, True)):
         facts = {"measured_on": "signs <b>", "measured_on_training_images": own}
         modules = {"modules": ["rpn", "box_head", "box_predictor"]}
-        path = html.write_repair_report(
-            tmp_path / "report.html", [], repair() | facts | modules, {}
-        )
+        path = write_repair_report(tmp_path / "report.html", [], repair() | facts | modules, {})
         text = Page(path.read_text(encoding="utf-8")).text
         assert "Before and after, on signs <b>" in text
         assert ("the images it was fine-tuned on" in text) == proves_less
@@ -320,6 +319,6 @@ def test_a_repair_says_which_images_an_earlier_scan_was_of(tmp_path):
     for scanned_on in ("signs", "streets"):
         told = repair(measured_on="signs")
         told["before"] = told["before"] | {"scanned_on": scanned_on}
-        path = html.write_repair_report(tmp_path / "report.html", [], told, {})
+        path = write_repair_report(tmp_path / "report.html", [], told, {})
         text = Page(path.read_text(encoding="utf-8")).text
         assert ("the score before on streets" in text) == (scanned_on == "streets")
