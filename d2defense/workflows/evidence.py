@@ -14,10 +14,8 @@ from d2defense.report.results import RESULT_FILE, read_result
 
 from .fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
-#: Removes what patches on objects do not resemble.
+#: Goes by what a search has found.
 SEARCHING_METHOD = "unlearn"
-# What the default removes, by the names of effects.
-_BY_DEFAULT = frozenset({"disappearance"})
 # Excess beyond that of clean detectors from which on a repair goes by an arm.
 _WORTH_TRYING = 0.1
 
@@ -70,8 +68,8 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
 def method_for(result: Mapping[str, Any]) -> str:
     """The removal method that suits what a scan has found.
 
-    Patches on objects remove what makes objects vanish, and nearly nothing of ghosts
-    (``docs/removal.md`` has the figures).
+    One that is told what was found removes more of it than random patches do, and nearly all of
+    the ghosts, of which patches leave most (``docs/removal.md`` has the figures).
 
     Args:
         result: of a scan.
@@ -79,16 +77,15 @@ def method_for(result: Mapping[str, Any]) -> str:
     Returns:
         A name in ``REMOVAL_REGISTRY``.
     """
-    effects = {goal.split()[0] for goal in searched_goals(result)}
-    return SEARCHING_METHOD if effects - _BY_DEFAULT else DEFAULT_METHOD
+    return SEARCHING_METHOD if searched_goals(result) else DEFAULT_METHOD
 
 
 def describe_method(result: Mapping[str, Any]) -> str:
     """What :func:`method_for` says, and why, in a few words."""
-    goals = [goal for goal in searched_goals(result) if goal.split()[0] not in _BY_DEFAULT]
+    goals = searched_goals(result)
     if goals:
         return f"{method_for(result)}, since a search reaches {', '.join(goals)}"
-    return f"{method_for(result)}, since no search has found anything but objects that vanish"
+    return f"{method_for(result)}, since no search has found anything"
 
 
 def informed(

@@ -111,15 +111,12 @@ def test_a_repair_goes_by_what_a_search_has_found():
     [
         ([arm("ghost", "stop", 0.9, 0.8)], "unlearn"),
         (
-            [arm("disappearance", None, 0.9, 0.8), arm("misclassification", "stop", 0.5, 0.4)],
+            [arm("disappearance", None, 0.9, 0.8), arm("ghost", "stop", 0.2, 0.15)],
             "unlearn",
         ),
         ([arm("scene_misclassification", "stop", 0.9, 0.8)], "unlearn"),
         # What clean detectors show, too, is nothing found.
-        (
-            [arm("disappearance", None, 0.9, 0.8), arm("ghost", "stop", 0.2, 0.15)],
-            "patch_augmentation",
-        ),
+        ([arm("ghost", "stop", 0.2, 0.15)], "patch_augmentation"),
         ([arm("ghost", "stop", None, None)], "patch_augmentation"),
         ([], "patch_augmentation"),
     ],

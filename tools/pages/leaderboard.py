@@ -15,13 +15,13 @@ What `d2defense benchmark` has measured so far, from the rows in [benchmark/](be
 them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
 "found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
 may have no width, which only says that no resample of so few came out otherwise. They are the first
-of the zoo `tiny`, Faster R-CNN with FPN, and the zoo `one_stage`, RetinaNet and FCOS, all trained
-from scratch. Nothing was tuned on them, but that the search got overlays in the background
-(method.md) after it had missed `ghost_tile`, and compares target classes by a larger patch, and
-calls no one-stage detector clean, after it had missed their ghosts (detectors.md). **Methods that
-were measured on other detectors are not to be compared** where the column of detectors differs.
-Seconds are those of a machine that was busy with other work. Methods that are missing here have not
-been run yet."""
+of the zoo `tiny`, Faster R-CNN with FPN, a few of them fine-tuned from a clean one, and the zoo
+`one_stage`, RetinaNet and FCOS. Nothing was tuned on them, but that the search got overlays in the
+background (method.md) after it had missed `ghost_tile`, and compares target classes by a larger
+patch and takes ghosts to their places after it had missed those of one-stage detectors
+(detectors.md). **Methods that were measured on other detectors are not to be compared** where the
+column of detectors differs. Seconds are those of a machine that was busy with other work. Methods
+that are missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:
