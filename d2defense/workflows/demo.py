@@ -35,8 +35,6 @@ ATTACK_TRIGGER = Patch("white")
 
 # What fine-tuning may cost networks as small as these, in points of AP; --max-ap-drop is stricter.
 _MOST_AP_DROP = 2.0
-# How much one round removes varies with how the machine rounds.
-_ROUNDS = 2
 # Specimens that are scanned at once: each takes some hundred megabytes.
 MOST_WORKERS = 4
 # Of the clean ones.
@@ -134,7 +132,6 @@ def run_demo(
             beside=ScannedDetector(find_specimen(CLEAN), by_name[CLEAN]),
             device=device,
             max_ap_drop=_MOST_AP_DROP,
-            rounds=_ROUNDS,
         )
         repaired[name] = repair_checkpoint(task, output_dir / "repaired" / name, say)
     summary = {
