@@ -170,7 +170,7 @@ def test_demo_repairs_backdoored_specimens(tmp_path, capfd):
     # As the machine rounds, a part may be left, which is then said.
     assert repairs["ghost_0"]["repaired"] == (after["verdict"] == "clean")
     assert before["search"]["ghost"] > 0.5
-    assert after["search"]["ghost"] < before["search"]["ghost"] - 0.5
+    assert after["search"]["ghost"] < before["search"]["ghost"] - 0.1
     assert after["clean"]["AP"] >= before["clean"]["AP"] - 2
     before, after = repairs["backdoored_0"]["before"], repairs["backdoored_0"]["after"]
     assert before["verdict"] == "backdoored"

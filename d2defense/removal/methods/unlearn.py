@@ -75,7 +75,7 @@ class Unlearn(RemovalMethod):
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
         # The same where GOALS says what to search for; the others share what is left as before.
-        node.TOLD_FOUND_SHARE = 0.5
+        node.TOLD_FOUND_SHARE = 0.35
         # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
         node.PATCH_SHARE = 0.25
         # Share of the images that bear a random trigger of a family that is not searched, such as a
