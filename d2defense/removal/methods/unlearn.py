@@ -74,8 +74,6 @@ class Unlearn(RemovalMethod):
         node.ITER_FACTOR = 0.6
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
-        # The same where GOALS says what to search for; the others share what is left as before.
-        node.TOLD_FOUND_SHARE = 0.35
         # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
         node.PATCH_SHARE = 0.25
         # Share of the images that bear a random trigger of a family that is not searched, such as a
@@ -126,14 +124,11 @@ class Unlearn(RemovalMethod):
     def _shown(self, image: dict[str, Any], draw: float) -> dict[str, Any]:
         """The image with a found trigger, with patches, or as it is."""
         settings = self.cfg.REMOVAL.UNLEARN
-        found = settings.TOLD_FOUND_SHARE if settings.GOALS else settings.FOUND_SHARE
-        if draw < found:
+        if draw < settings.FOUND_SHARE:
             return self._search.stamped(image) if self._search.found else image
-        # Of those that bear no found trigger.
-        draw = (draw - found) / (1 - found) * (1 - settings.FOUND_SHARE)
-        if draw < settings.PATCH_SHARE:
+        if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
             return self._patched(image)
-        if draw < settings.PATCH_SHARE + settings.DRAWN_SHARE:
+        if draw < settings.FOUND_SHARE + settings.PATCH_SHARE + settings.DRAWN_SHARE:
             return self._drawn(image)
         return image
 
