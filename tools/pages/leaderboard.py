@@ -20,8 +20,9 @@ of the zoo `tiny`, Faster R-CNN with FPN, a few of them fine-tuned from a clean 
 background (method.md) after it had missed `ghost_tile`, and compares target classes by a larger
 patch and takes ghosts to their places after it had missed those of one-stage detectors
 (detectors.md). **Methods that were measured on other detectors are not to be compared** where the
-column of detectors differs. Seconds are those of a machine that was busy with other work. Methods
-that are missing here have not been run yet."""
+column of detectors differs. Seconds are those of a machine that was busy with other work; where a
+search was judged anew by a newer null, those of the search. Methods that are missing here have not
+been run yet."""
 
 
 def leaderboard(folder: Path) -> str:
