@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=REMOVAL_REGISTRY.choices(),
         metavar="NAME",
         help="name of a removal method (renewal if --modules is given, else what suits the scan: "
-        f"{SEARCHING_METHOD} where a search finds anything, else {DEFAULT_METHOD})",
+        f"{SEARCHING_METHOD} where a search finds what the bank does not, else {DEFAULT_METHOD})",
     )
     methods.add_argument(
         "--modules",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from d2defense.checkpoint import CheckpointSource, file_sha256
+from d2defense.detection.verdict import BACKDOORED
 from d2defense.registry import REMOVAL_REGISTRY
-from d2defense.report.results import RESULT_FILE, read_result
+from d2defense.report.results import RESULT_FILE, found_by_search, read_result
 
 from .fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
@@ -68,8 +69,8 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
 def method_for(result: Mapping[str, Any]) -> str:
     """The removal method that suits what a scan has found.
 
-    One that is told what was found removes more of it than random patches do, and nearly all of
-    the ghosts, of which patches leave most (``docs/removal.md`` has the figures).
+    Random patches remove what the bank finds, which resembles them, as long as objects vanish, and
+    cost less; one that is told removes what a search finds (``docs/removal.md`` has the figures).
 
     Args:
         result: of a scan.
@@ -77,15 +78,28 @@ def method_for(result: Mapping[str, Any]) -> str:
     Returns:
         A name in ``REMOVAL_REGISTRY``.
     """
-    return SEARCHING_METHOD if searched_goals(result) else DEFAULT_METHOD
+    return SEARCHING_METHOD if _to_be_told(result) else DEFAULT_METHOD
 
 
 def describe_method(result: Mapping[str, Any]) -> str:
     """What :func:`method_for` says, and why, in a few words."""
-    goals = searched_goals(result)
+    goals = _to_be_told(result)
     if goals:
         return f"{method_for(result)}, since a search reaches {', '.join(goals)}"
-    return f"{method_for(result)}, since no search has found anything"
+    why = "the bank has found it" if _by_bank(result) else "no search has found anything"
+    return f"{method_for(result)}, since {why}"
+
+
+def _to_be_told(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a search did better at than on clean detectors, but what the bank tells as well."""
+    goals = searched_goals(result)
+    vanishing = all(goal.startswith("disappearance ") for goal in goals)
+    return () if _by_bank(result) and vanishing else goals
+
+
+def _by_bank(result: Mapping[str, Any]) -> bool:
+    """Whether it is the bank that has found a backdoor."""
+    return result["verdict"] == BACKDOORED and found_by_search(result) is None
 
 
 def informed(

@@ -122,10 +122,27 @@ def test_a_repair_goes_by_what_a_search_has_found():
     ],
 )
 def test_what_a_search_has_found_decides_by_which_method(arms, method):
-    result = {"search": {"arms": arms}}
+    result = {"verdict": "uncertain", "search": {"arms": arms, "has_found": False}}
     assert method_for(result) == method
     assert describe_method(result).startswith(f"{method}, since ")
 
 
+@pytest.mark.parametrize(
+    ("effect", "has_found", "method"),
+    [
+        # What the bank finds, random patches remove, but no wrong classes.
+        ("disappearance", False, "patch_augmentation"),
+        ("misclassification", False, "unlearn"),
+        ("disappearance", True, "unlearn"),
+    ],
+)
+def test_what_the_bank_has_found_is_removed_by_patches(effect, has_found, method):
+    arms = [arm(effect, None, 0.9, 0.8)]
+    result = {"verdict": "backdoored", "search": {"arms": arms, "has_found": has_found}}
+    assert method_for(result) == method
+    assert ("the bank" in describe_method(result)) == (method == "patch_augmentation")
+
+
 def test_who_does_not_search_gets_the_default():
-    assert method_for({"search": None}) == "patch_augmentation"
+    for verdict in ("clean", "backdoored"):
+        assert method_for({"verdict": verdict, "search": None}) == "patch_augmentation"
