@@ -27,6 +27,7 @@ from PIL import Image
 
 from d2defense import text
 from d2defense.report.examples import Example
+from d2defense.report.reached import most_reached
 from d2defense.statistics import found as matching
 
 # Okabe and Ito's palette, told apart by every common form of colour vision; found and missed
@@ -235,25 +236,27 @@ def draw_histograms(
 
 
 def draw_before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> bytes:
-    """Paired bars before and after the repair: AP50 clean, AP50 triggered, ASR.
+    """Paired bars before and after the repair: AP50 clean, AP50 triggered, what went farthest.
 
     Args:
-        before: ``{"clean": {"AP50": 0..100}, "triggered": {"AP50": 0..100}, "asr": 0..1}``;
-            a missing or null value is drawn as no bar.
+        before: ``{"clean": {"AP50": 0..100}, "triggered": {"AP50": 0..100}, "asr": 0..1,
+            "search": {effect: 0..1}}``; a missing or null value is drawn as no bar.
         after: the same for the repaired model.
 
     Returns:
         A PNG file.
     """
-    groups = ("AP50\nclean images", "AP50\ntriggered images", "attack\nsuccess rate")
+    worst = most_reached(before, after)
+    name = worst.label.replace(" by a", "\nby a").replace("attack ", "attack\n")
+    groups = ("AP50\nclean images", "AP50\ntriggered images", name)
     figure = _figure(6.4, 3.9)
     axis = figure.subplots()
     width = 0.34
-    for offset, label, values, color, hatch in (
-        (-0.5, "before", before, MISSED_COLOR, "///"),
-        (0.5, "after", after, SERIES_COLORS[0], None),
+    for offset, label, values, reached, color, hatch in (
+        (-0.5, "before", before, worst.before, MISSED_COLOR, "///"),
+        (0.5, "after", after, worst.after, SERIES_COLORS[0], None),
     ):
-        for index, value in enumerate(_bar_values(values)):
+        for index, value in enumerate(_bar_values(values, reached)):
             position = index + offset * (width + 0.04)
             axis.bar(
                 position,
@@ -285,12 +288,11 @@ def draw_before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> by
     return _png(figure)
 
 
-def _bar_values(values: Mapping[str, Any]) -> list[float | None]:
-    asr = values.get("asr")
+def _bar_values(values: Mapping[str, Any], reached: float | None) -> list[float | None]:
     return [
         (values.get("clean") or {}).get("AP50"),
         (values.get("triggered") or {}).get("AP50"),
-        None if asr is None else 100.0 * asr,
+        None if reached is None else 100.0 * reached,
     ]
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from d2defense import text
 
 from .page import picture_of, write_page
+from .reached import by_search, most_reached
 from .results import VERDICTS, Result, by_severity
 from .scan_page import page_context
 
 _REPAIR_FIGURES = {
-    "before_after": "AP50 and attack success rate before and after the repair.",
+    "before_after": "AP50, and how far the backdoor goes, before and after the repair.",
     "histograms": "Inconsistency of each model on clean and on triggered images (as in Figure 3 of "
     "the paper).",
     "heatmaps": "The same triggered image seen by each model: bright where the region proposals "
@@ -100,9 +101,7 @@ def _repair_context(repair: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
             ("Reset modules", ", ".join(repair.get("modules") or []) or text.DASH),
             ("Time", text.duration(repair.get("seconds"))),
         ],
-        "chart": picture_of(
-            chart, _REPAIR_FIGURES["before_after"], "bars of the table's AP50 and ASR rows"
-        ),
+        "chart": picture_of(chart, _REPAIR_FIGURES["before_after"], "bars of rows of the table"),
         "pictures": [picture for picture in pictures if picture],
     }
 
@@ -141,6 +140,7 @@ def _repair_tiles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[d
     def precision(values: Mapping[str, Any], images: str) -> str:
         return text.number((values.get(images) or {}).get("AP50"), 1)
 
+    worst = most_reached(before, after)
     return [
         {
             "label": "AP50, clean images",
@@ -155,9 +155,9 @@ def _repair_tiles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[d
             "note": "higher is better",
         },
         {
-            "label": "Attack success rate",
-            "before": _percent(before.get("asr")),
-            "after": _percent(after.get("asr")),
+            "label": worst.label[:1].upper() + worst.label[1:],
+            "before": _percent(worst.before),
+            "after": _percent(worst.after),
             "note": "lower is better",
         },
     ]
@@ -190,12 +190,9 @@ def _repair_rows(
         "badge": False,
     }
     rows = [_share_row("ASR", before.get("asr"), after.get("asr")), score]
-    was, now = before.get("search") or {}, after.get("search") or {}
     rows += [
-        _share_row(
-            f"{effect} by a search, beyond clean detectors", was.get(effect), now.get(effect)
-        )
-        for effect in sorted(was.keys() | now.keys())
+        _share_row(f"{each.label}, beyond clean detectors", each.before, each.after)
+        for each in by_search(before, after)
     ]
     verdicts = before.get("verdict"), after.get("verdict")
     if all(verdict in VERDICTS for verdict in verdicts):

@@ -182,6 +182,16 @@ def test_bars_follow_the_values():
     assert share_of_color(repaired, blue) > share_of_color(unrepaired, blue) + 0.01
 
 
+def test_the_last_bars_are_of_what_went_farthest_before():
+    before = {"asr": 0.02, "search": {"ghost": 0.9, "disappearance": 0.1}}
+    after = {"asr": 0.5, "search": {"ghost": 0.1}}
+    few = {**after, "asr": 0.01}
+    drawn = pixels(figures.draw_before_after(before, after))
+    assert np.array_equal(drawn, pixels(figures.draw_before_after(before, few)))
+    more = {**after, "search": {"ghost": 0.4}}
+    assert not np.array_equal(drawn, pixels(figures.draw_before_after(before, more)))
+
+
 def test_bars_without_data_are_left_out():
     assert share_of_color(figures.draw_before_after({}, {}), figures.SERIES_COLORS[0]) < 0.005
 

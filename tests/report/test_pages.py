@@ -292,6 +292,9 @@ def test_what_a_search_reaches_is_shown_for_every_effect(tmp_path):
     told["after"] = {**told["after"], "search": {"ghost": 0.04}}
     page = write_repair_report(tmp_path / "report.html", [], told, {}).read_text()
     assert "ghost by a search, beyond clean detectors" in page
+    # What a repair was about stands at its head, not what a white patch does to ghosts.
+    assert "Ghost by a search" in page
+    assert "Attack success rate" not in page
 
 
 def test_a_repair_without_data_is_dashes(tmp_path):
