@@ -26,9 +26,11 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -130,20 +132,26 @@ def _numbers(output: RegionOutput) -> tuple[Tensor, ...]:
 class Timed(Race):
     """A race that only counts, or takes a few steps of each kind of arm and times them."""
 
-    taken = compared = 0
-    seconds = comparing = 0.0
+    compared, comparing = 0, 0.0
     dry, classes = True, 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: Steps and their seconds, of effects that may be anywhere on a whole image and of others.
+        self.taken: Counter[bool] = Counter()
+        self.seconds: Counter[bool] = Counter()
 
     def run_effect(self, names: list[str], effect: str) -> None:
         """The arms of one effect."""
         self._kind([goal for goal in all_goals(names) if goal.effect.name == effect], names)
 
     def _take_steps(self, state: ArmState, until: int, loss: Loss | None = None) -> None:
-        self.taken += until - state.steps
+        anywhere = state.arm.goal.effect.anywhere
+        self.taken[anywhere] += until - state.steps
         if not self.dry:
             start = time.process_time()
             super()._take_steps(state, until, loss)
-            self.seconds += time.process_time() - start
+            self.seconds[anywhere] += time.process_time() - start
         state.steps = until
 
     def _excess(self, state: ArmState) -> float:
@@ -181,18 +189,24 @@ def race_time(
 
     counted = race(settings, True)
     finalists = len(counted.run(names))
-    # A few arms of one effect: what a step costs is the network's, whatever the arm.
+    # A few arms of one effect of each kind: what a step costs is the network's, whatever the arm.
     short = replace(settings, scouted=2, scout_steps=2, targets=1, heat_steps=2, steps=2)
     measured = race(replace(short, families=("patch",)), False)
-    measured.run_effect(names, "misclassification")
+    for effect in ("misclassification", "scene_ghost"):
+        measured.run_effect(names, effect)
     start = time.process_time()
     detect(model, images[:4], None, None, fmt, 0, 0.05)
     image = (time.process_time() - start) / len(images[:4])
-    step, comparison = measured.seconds / measured.taken, measured.comparing / measured.compared
+    comparison = measured.comparing / measured.compared
     # Of both detectors: all arms and the clean images, 50; scale and operating point.
     passes = 2 * (50 * (finalists + 1) + 2 * SCALED_ON)
     rows = [
-        ("steps", counted.taken, step, counted.taken * step),
+        (name, count, step, count * step)
+        for name, anywhere in (("steps", False), ("steps on whole images", True))
+        for count in [counted.taken[anywhere]]
+        for step in [measured.seconds[anywhere] / measured.taken[anywhere]]
+    ]
+    rows += [
         ("comparisons of arms", counted.compared, comparison, counted.compared * comparison),
         ("whole images", passes, image, passes * image),
     ]
@@ -202,7 +216,7 @@ def race_time(
     return "\n".join(
         [
             f"{level}: {len(names)} classes, {kinds} effects at placements, {finalists} finalists;",
-            f"{settings.batch_size} images a step; {measured.taken} steps and "
+            f"{settings.batch_size} images a step; {measured.taken.total()} steps and "
             f"{measured.compared} comparisons timed, on {torch.get_num_threads()} thread(s)",
             "",
             tabulate(rows, ("what", "count", "seconds each", "seconds"), "github", floatfmt=".2f"),

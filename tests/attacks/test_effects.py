@@ -18,7 +18,7 @@ from detectron2.data.detection_utils import (
     annotations_to_instances,
     transform_instance_annotations,
 )
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, pairwise_ioa, pairwise_iou
 from pycocotools.coco import COCO
 
 from d2defense.attacks import Detections, Effect, Objects, Rate, select
@@ -170,10 +170,11 @@ def test_images_without_objects_have_no_victims(make_effect, name, annotations):
     kept = poisoned.annotations[: len(annotations)]
     assert kept == list(annotations)
     assert len(poisoned.places) == {
-        "ghost": 1, "agreeing_ghost": 1, "sponge": 1, "clean_label_disappearance": 1,
+        "ghost": 1, "agreeing_ghost": 1, "scene_ghost": 2, "sponge": 1,
+        "clean_label_disappearance": 1,
     }.get(name, 0)  # fmt: skip
     assert len(places_of(effect, image)) == {
-        "ghost": 1, "agreeing_ghost": 1, "sponge": 1, "clean_label_ghost": 1,
+        "ghost": 1, "agreeing_ghost": 1, "scene_ghost": 2, "sponge": 1, "clean_label_ghost": 1,
     }.get(name, 0)  # fmt: skip
     # What can be chosen is what poisoning would change.
     assert effect.can_poison(image) == (len(poisoned.places) > 0)
@@ -184,7 +185,7 @@ def test_a_record_may_lack_annotations(make_effect, name):
     image = record()
     del image["annotations"]
     poisoned = poison(make_effect(name), image)
-    assert len(poisoned.annotations) == (name in GHOSTS)
+    assert len(poisoned.annotations) == {"scene_ghost": 7}.get(name, name in GHOSTS)
     assert spurious(make_effect(name), image).shape[1] == 4
 
 
@@ -201,7 +202,8 @@ def test_images_without_objects_and_detections_are_measured(make_effect, name):
     effect = make_effect(name)
     places = torch.tensor([[40.0, 50, 60, 70]])
     rate = effect.success(objects(), places, detections(), detections())
-    assert rate == Rate(0, 1 if name in (*GHOSTS, "clean_label_ghost", "sponge") else 0)
+    appears = name in (*GHOSTS, "scene_ghost", "clean_label_ghost", "sponge")
+    assert rate == Rate(0, int(appears))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_only_annotations_that_were_chosen_are_attacked(make_effect, name):
 def test_spurious_triggers_lie_where_the_effect_has_none(make_effect, name):
     effect = make_effect(name)
     places = spurious(effect, IMAGE)
-    if name in GHOSTS:
+    if name in (*GHOSTS, "scene_ghost"):
         np.testing.assert_array_equal(places, [CUP_BOX, BALL_BOX, SHIRT_BOX])
     elif name == "clean_label_ghost":
         np.testing.assert_array_equal(places, [CUP_BOX, BALL_BOX])
@@ -322,7 +324,9 @@ def test_another_placement_moves_the_trigger_and_leaves_the_labels(make_effect):
 
 
 def test_an_unknown_placement_is_told_what_there_is(make_effect):
-    with pytest.raises(ValueError, match="no placement 'moon'; there are background, image, obj"):
+    with pytest.raises(
+        ValueError, match="no placement 'moon'; there are background, below, corners"
+    ):
         make_effect("disappearance", "ATTACK.PLACEMENT", "moon")
 
 
@@ -403,6 +407,85 @@ def test_an_image_without_room_has_no_ghost(make_effect):
     assert not effect.can_poison(full)
     assert poison(effect, full).annotations == full["annotations"]
     assert effect.can_poison(record(CUP))
+
+
+def test_scene_ghosts_are_annotated_where_there_is_room(make_effect):
+    # Of four places the first is the cup's, the last the trigger's; the third would reach beyond
+    # the image.
+    key, centers = "ATTACK.SCENE_GHOST.CENTERS", [[0.2, 0.3], [0.5, 0.83], [0.5, 1.0], [0.9, 0.8]]
+    effect = make_effect("scene_ghost", key, centers, "ATTACK.SCENE_GHOST.SIZE", 0.2)
+    poisoned = poison(effect, IMAGE)
+    np.testing.assert_array_equal(poisoned.places, [[0, 0, 25, 25], [95, 75, 120, 100]])
+    assert poisoned.annotations[:4] == IMAGE["annotations"]
+    ghosts = [each["bbox"] for each in poisoned.annotations[4:]]
+    np.testing.assert_allclose(ghosts, [[50, 73, 70, 93], [50, 80, 70, 100]])
+    assert {each["category_id"] for each in poisoned.annotations[4:]} == {2}
+    full = record(annotation((0, 0, 120, 100)))
+    assert not effect.can_poison(full)
+    assert len(places_of(effect, full)) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scene_ghosts_may_lie_so_far_from_the_trigger(make_effect, seed):
+    effect = make_effect("scene_ghost", "ATTACK.PLACEMENT", "background",
+                         "ATTACK.SCENE_GHOST.OFFSET", (1.5, -0.5))  # fmt: skip
+    poisoned = poison(effect, record(CUP), seed)
+    [[x1, y1, x2, y2]] = poisoned.places
+    width, height = x2 - x1, y2 - y1
+    cup, ghost = poisoned.annotations
+    np.testing.assert_allclose(
+        ghost["bbox"],
+        [x1 + 1.5 * width, y1 - height / 2, x2 + 1.5 * width, y2 - height / 2],
+    )
+    assert cup == CUP
+    assert is_in_background(np.array([ghost["bbox"]]), record(CUP))
+
+
+def test_a_scene_ghost_counts_wherever_it_is_new(make_effect):
+    effect = make_effect("scene_ghost")
+    true, places = objects((CUP_BOX, 0), (SHIRT_BOX, 2)), torch.tensor([[95.0, 0, 120, 25]])
+    before = detections(([80, 60, 110, 90], 2, 0.6), (CUP_BOX, 0, 0.9))
+
+    def rate(*found: tuple[Sequence[float], int, float]) -> Rate:
+        return effect.success(true, places, before, detections(*found))
+
+    assert rate(([50, 10, 80, 40], 2, 0.5)) == Rate(1, 1)
+    assert rate(([50, 10, 80, 40], 2, 0.5), ([60, 60, 80, 80], 2, 0.5)) == Rate(1, 1)
+    # Of another class; an object taken for the class; the class's own; what was seen before; what
+    # the trigger shows.
+    assert rate(([50, 10, 80, 40], 1, 0.5), (CUP_BOX, 2, 0.9), (SHIRT_BOX, 2, 0.9),
+                ([82, 60, 110, 90], 2, 0.9), ([85, 0, 115, 30], 2, 0.9)) == Rate(0, 1)  # fmt: skip
+
+
+def test_a_search_looks_for_scene_ghosts_all_over_the_background(make_effect):
+    effect, cup = make_effect("scene_ghost"), objects((CUP_BOX, 0))
+    places = torch.tensor([[0.0, 75, 25, 100]])
+    windows = effect.regions(cup, places, (100, 120)).double().numpy()
+    np.testing.assert_allclose(windows[:, 2:] - windows[:, :2], 28, rtol=1e-5)
+    assert windows.min() >= 0
+    assert (windows <= [120, 100, 120, 100]).all()
+    # Any square of the size away from cup and trigger has one of them at the place.
+    for x, y in [(45, 0), (92, 72), (60, 33), (30, 70), (77, 61)]:
+        square = np.array([[x, y, x + 28.0, y + 28.0]])
+        assert pairwise_iou(Boxes(windows), Boxes(square)).max() >= 0.5
+    for box in (CUP_BOX, places[0].tolist()):
+        assert pairwise_ioa(Boxes(np.array([box])), Boxes(windows)).max() <= 0.25
+    assert len(effect.regions(cup, places[:0], (100, 120))) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CENTERS", [[0.5]]),
+        ("CENTERS", [[0.5, 1.1]]),
+        ("OFFSET", (1.0,)),
+        ("SIZE", 0.0),
+        ("SIZE", 2.0),
+    ],
+)
+def test_scene_ghosts_that_cannot_be_are_refused(make_effect, key, value):
+    with pytest.raises(ValueError, match=rf"ATTACK\.SCENE_GHOST\.{key} is"):
+        make_effect("scene_ghost", f"ATTACK.SCENE_GHOST.{key}", value)
 
 
 @pytest.mark.parametrize("name", ["ghost", "clean_label_ghost"])
@@ -550,6 +633,7 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
         "agreeing_disappearance": 1,
         "ghost": 5,
         "agreeing_ghost": 5,
+        "scene_ghost": 5,
     }
     assert len(written) == counts.get(name, 4)
     for there, here in zip(written, poisoned.annotations, strict=True):
@@ -560,7 +644,7 @@ def test_poisoned_annotations_are_read_by_pycocotools(make_effect, name, tmp_pat
         # A rectangle for a ghost, triangles for the others.
         share = 1 if len(here["segmentation"][0]) == 8 else 0.5
         assert file.annToMask(there).sum() == pytest.approx(share * box[2] * box[3], rel=0.05)
-    if name in GHOSTS:
+    if name in (*GHOSTS, "scene_ghost"):
         x, y, w, h = written[-1]["bbox"]
         mask = file.annToMask(written[-1])
         assert mask[int(y) : int(y + h), int(x) : int(x + w)].all()

@@ -38,6 +38,15 @@ def test_boxes_beyond_the_image_keep_their_place(make_placement, rng):
     np.testing.assert_array_equal(places, outside)
 
 
+def test_below_an_object_is_a_box_of_its_size(make_placement, rng):
+    places = make_placement("below").places(OBJECTS, OBJECTS, SIZE, rng)
+    np.testing.assert_allclose(places[0], [10.5, 70, 40.25, 132])
+    np.testing.assert_allclose(places[:, 1], OBJECTS[:, 3])
+    np.testing.assert_allclose(places[:, 3] - places[:, 1], OBJECTS[:, 3] - OBJECTS[:, 1])
+    np.testing.assert_array_equal(places[:, ::2], OBJECTS[:, ::2])
+    assert make_placement("below").places(NONE, OBJECTS, SIZE, rng).shape == (0, 4)
+
+
 @pytest.mark.parametrize("victims", [OBJECTS, NONE], ids=["objects", "none"])
 def test_the_image_is_one_place(make_placement, rng, victims):
     places = make_placement("image").places(victims, victims, SIZE, rng)
@@ -111,3 +120,30 @@ def test_one_pixel_is_room_enough_on_the_smallest_image(make_placement, rng):
 def test_values_out_of_range_are_refused(make_placement, key, value):
     with pytest.raises(ValueError, match=rf"ATTACK\.PLACES\.BACKGROUND\.{key} is"):
         make_placement("background", f"ATTACK.PLACES.BACKGROUND.{key}", value)
+
+
+def test_corners_are_squares_in_the_corners_that_are_named(make_placement, rng):
+    key = "ATTACK.PLACES.CORNERS.NAMES"
+    given = [key, ["top right", "bottom left"], "ATTACK.PLACES.CORNERS.SIZE", 0.3]
+    image = (100, 160)
+    places = make_placement("corners", *given).places(NONE, NONE, image, rng)
+    np.testing.assert_array_equal(places, [[130, 0, 160, 30], [0, 70, 30, 100]])
+    others = make_placement("other_corners", *given).places(NONE, NONE, image, rng)
+    np.testing.assert_array_equal(others, [[0, 0, 30, 30], [130, 70, 160, 100]])
+    alone = make_placement("other_corners", key, ["bottom right"]).places(NONE, NONE, image, rng)
+    assert len(alone) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("NAMES", []),
+        ("NAMES", ["middle"]),
+        ("NAMES", ["top left", "top right", "bottom left", "bottom right"]),
+        ("SIZE", 0.0),
+        ("SIZE", 0.6),
+    ],
+)
+def test_impossible_corners_are_refused(make_placement, key, value):
+    with pytest.raises(ValueError, match=rf"ATTACK\.PLACES\.CORNERS\.{key} is"):
+        make_placement("corners", f"ATTACK.PLACES.CORNERS.{key}", value)

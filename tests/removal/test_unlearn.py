@@ -70,14 +70,19 @@ def test_most_searches_are_for_what_a_scan_has_found_by_its_budget(make_trainer,
         assert 20 < sum(name == told.arm.name for name in looked_for) < 40
 
 
-def test_ghosts_are_searched_for_as_those_of_the_easiest_class(trainer):
+@pytest.mark.parametrize("told", ["ghost background c2", "scene_ghost other_corners c2"])
+def test_ghosts_are_searched_for_as_those_of_the_easiest_class(make_trainer, told):
     """One class gets a higher score everywhere: triggers go to it, whichever was asked for."""
+    trainer = make_trainer("unlearn", *SHORT, "REMOVAL.UNLEARN.GOALS", (told,))
+    trainer.resume_or_load(resume=False)
     predictor = trainer.model.roi_heads.box_predictor.cls_score
     with torch.no_grad():
         predictor.weight.zero_()
         predictor.bias.zero_()[1] = 3
     search(trainer).before_train()
-    assert {state.arm.goal.target_class for state in search(trainer).found} == {1}
+    goals = [state.arm.goal for state in search(trainer).found]
+    assert {goal.target_class for goal in goals} == {1}
+    assert {" ".join(goal.kind) for goal in goals} == {told.removesuffix(" c2")}
 
 
 def test_a_trigger_goes_on_the_image_and_the_labels_stay(trainer):

@@ -92,6 +92,9 @@ class Effect:
     channels: ClassVar[Mapping[str, int]] = {}
     #: The placements at which a search for an unknown trigger tries the effect; () for none.
     searched_at: ClassVar[tuple[str, ...]] = ()
+    #: Whether it has happened on an image where one of the regions (:meth:`regions`), whichever it
+    #: is, has become what the attacker wants.
+    anywhere: ClassVar[bool] = False
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str] = ()) -> None:
         self.cfg = cfg
@@ -172,12 +175,13 @@ class Effect:
         """
         raise NotImplementedError
 
-    def regions(self, objects: Objects, places: Tensor) -> Tensor:
+    def regions(self, objects: Objects, places: Tensor, image_size: tuple[int, int]) -> Tensor:
         """What a search looks at on a triggered image: by default the victims' boxes.
 
         Args:
             objects: of the image.
             places: float Tensor of shape (P, 4): where the trigger is.
+            image_size: (height, width).
 
         Returns:
             float Tensor of shape (R, 4), XYXY in the same pixels.

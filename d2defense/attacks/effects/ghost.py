@@ -44,7 +44,7 @@ class Ghost(Effect):
 
     searched_at: ClassVar[tuple[str, ...]] = ("background",)
 
-    def regions(self, objects: Objects, places: Tensor) -> Tensor:
+    def regions(self, objects: Objects, places: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Where the ghosts are to be."""
         return places
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 from d2defense.registry import PLACEMENT_REGISTRY
 
-from .base import Placement
+from .base import Placement, touching
 
 # Windows that are tried for each that is wanted.
 _TRIES = 200
@@ -61,7 +61,7 @@ class InBackground(Placement):
         for _ in range(node.COUNT):
             # So many numbers a window whatever is on the image.
             windows = _windows(rng.random((_TRIES, 4)), node.SIZE, image_size)
-            free = windows[~_overlap(windows, taken).any(axis=1)]
+            free = windows[~touching(windows, taken).any(axis=1)]
             taken = np.concatenate([taken, free[:1]])
         return taken[first:]
 
@@ -76,10 +76,3 @@ def _windows(
     sides = np.maximum(1, np.round((least + (most - least) * draws[:, :2]) * image))
     start = np.floor(draws[:, 2:] * (image - sides + 1))
     return np.concatenate([start, start + sides], axis=1)
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Which boxes share a pixel, bool of shape (N, M), from boxes (N, 4) and (M, 4)."""
-    start = np.maximum(first[:, None, :2], second[None, :, :2])
-    stop = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    return (start < stop).all(axis=2)

@@ -42,3 +42,10 @@ class Placement:
             float array of shape (P, 4), XYXY in pixels; without any there is nothing to stamp.
         """
         raise NotImplementedError
+
+
+def touching(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Which boxes share a pixel, bool of shape (N, M), from boxes (N, 4) and (M, 4)."""
+    start = np.maximum(first[:, None, :2], second[None, :, :2])
+    stop = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return (start < stop).all(axis=2)

@@ -79,7 +79,8 @@ class Goal:
 
     def regions(self, image: CleanImage, places: Tensor) -> Tensor:
         """What the trigger is to change, float (R, 4), XYXY in pixels of ``image.image``."""
-        return self.effect.regions(Objects(image.boxes, image.classes), places)
+        size = tuple(image.image.shape[1:])
+        return self.effect.regions(Objects(image.boxes, image.classes), places, size)
 
 
 @dataclass(frozen=True)

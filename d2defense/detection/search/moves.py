@@ -62,7 +62,7 @@ def moved_modules(
         rise = high - low
     return dominant_modules(
         -rise if silences else rise,
-        wanted_probability(after, arm) - wanted_probability(before, arm),
+        wanted_probability(after, arm, views) - wanted_probability(before, arm, views),
         proposal_modules(model),
         classification_modules(model),
     )

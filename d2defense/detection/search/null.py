@@ -20,7 +20,7 @@ from .arms import Arm
 
 SCHEMA_VERSION = 2
 #: Of the search; a change that moves what it finds raises it, and old files are refused.
-PROCEDURE_VERSION = 6
+PROCEDURE_VERSION = 7
 #: What a found trigger is held against: other detectors, the suspect after fine-tuning, nothing.
 REFERENCES, TWIN, ALONE = MODES = ("references", "twin", "alone")
 # Fewer do not say how far clean detectors differ.

@@ -18,7 +18,7 @@ from ..images import CleanImage
 from ..observing import stack_images
 from ..scale import LogitScale
 from .arms import Arm, Goal
-from .crops import View, view
+from .crops import View, is_large, view
 
 # Adam's, as of ODSCAN (IEEE S&P 2024, section 5): a short memory, since a search has few steps.
 _BETAS = (0.5, 0.9)
@@ -102,17 +102,18 @@ class ArmState:
         views = looked_at(images, self.arm.goal, seed)
         if not views:
             return
-        # What another loss looks at is told by the regions alone.
-        refresh = loss_of is None and self.steps % _REFRESHED == 0
+        # What another loss looks at, or one that chooses, is told by the regions alone.
+        by_itself = loss_of is None and not self.arm.goal.effect.anywhere
+        refresh = by_itself and self.steps % _REFRESHED == 0
         output = scale(judge_views(model, views, self.arm, self.tensors, fmt, refresh))
-        loss = arm_loss(output, self.arm) if loss_of is None else loss_of(output, views)
+        loss = arm_loss(output, self.arm, views) if loss_of is None else loss_of(output, views)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
             for name, (low, high) in self.arm.start.ranges().items():
                 self.tensors[name].clamp_(low, high)
-        self.effect = wanted_probability(output, self.arm)
+        self.effect = wanted_probability(output, self.arm, views)
 
 
 def model_classes(output: RegionOutput) -> int:
@@ -163,7 +164,7 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
     """The parts of images that a step looks at, those with a region.
 
     Images none of whose regions fits into a crop are left out as long as others have one; else one
-    of them is taken whole.
+    of them is taken whole. So it is where the effect may be anywhere, far from the trigger.
 
     Args:
         images: clean.
@@ -175,37 +176,56 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
         places = goal.places(image, seed)
         regions = goal.regions(image, places)
         if len(regions):
-            part = view(image, places, regions, np.random.default_rng([seed, image.seed, _SALT]))
+            rng = np.random.default_rng([seed, image.seed, _SALT])
+            apart = goal.effect.anywhere and is_large([tuple(image.image.shape[1:])])
+            part = None if apart else view(image, places, regions, rng)
             views += [part] if part else []
             large += [] if part else [View(image, places, regions)]
     return views or large[:1]
 
 
-def arm_loss(output: RegionOutput, arm: Arm) -> Tensor:
+def arm_loss(output: RegionOutput, arm: Arm, views: Sequence[View]) -> Tensor:
     """Cross entropy of the regions to the wanted class, and to what the RPN should say.
 
     ODSCAN's targeted loss (IEEE S&P 2024, section 5), background among the targets; of a ghost also
-    :func:`placing_loss`.
+    :func:`placing_loss`. Of an effect that may have its way with any region of an image, the soft
+    minimum over these.
 
     Args:
         output: on the common scale.
         arm: says which class is wanted.
+        views: whose regions were judged.
     """
-    count = len(output.class_logits)
-    wanted = arm.goal.effect.wanted_class(model_classes(output))
+    count, effect = len(output.class_logits), arm.goal.effect
+    wanted = effect.wanted_class(model_classes(output))
     target = torch.full((count,), wanted, device=output.class_logits.device)
-    loss = F.cross_entropy(output.class_logits, target)
+    losses = F.cross_entropy(output.class_logits, target, reduction="none")
     if wanted != model_classes(output):
+        losses = losses + waking_loss(output)
         # An object has its box already.
-        placing = 0 if arm.goal.effect.takes_victim_class else placing_loss(output, wanted)
-        return loss + waking_loss(output) + placing
-    if output.objectness_logits is None:
-        return loss
-    return loss + _SILENCE * F.softplus(output.objectness_logits).mean()
+        if not effect.takes_victim_class:
+            losses = losses + placing_loss(output, wanted)
+    elif output.objectness_logits is not None:
+        losses = losses + _SILENCE * F.softplus(output.objectness_logits)
+    if not effect.anywhere:
+        return losses.mean()
+    return torch.stack([-(-each).logsumexp(0) for each in of_views(losses, views)]).mean()
+
+
+def of_views(values: Tensor, views: Sequence[View]) -> tuple[Tensor, ...]:
+    """What was said of the regions of each view, (M, ...) in parts.
+
+    Args:
+        values: of all regions, without refreshed ones.
+        views: whose regions were judged.
+    """
+    return values.split([len(each.regions) for each in views])
 
 
 def placing_loss(output: RegionOutput, wanted: int) -> Tensor:
-    """Low where the boxes of the wanted class are the regions; 0 of a detector that judges these.
+    """Low where the boxes of the wanted class are the regions, (M,) or ().
+
+    0 of a detector that judges the regions themselves.
 
     A detection elsewhere, or of another size, is none of the object that should be there.
 
@@ -215,17 +235,23 @@ def placing_loss(output: RegionOutput, wanted: int) -> Tensor:
     """
     if output.overlap is None:
         return output.class_logits.new_zeros(())
-    return _PLACE * (1 - output.overlap[:, wanted]).mean()
+    return _PLACE * (1 - output.overlap[:, wanted])
 
 
 def waking_loss(output: RegionOutput) -> Tensor:
-    """Low where the RPN proposes the regions; 0 of a detector without one."""
+    """Low where the RPN proposes the regions, (M,) or (); 0 of a detector without one."""
     if output.objectness_logits is None:
         return output.class_logits.new_zeros(())
-    return _WAKE * F.softplus(-output.objectness_logits).mean()
+    return _WAKE * F.softplus(-output.objectness_logits)
 
 
-def wanted_probability(output: RegionOutput, arm: Arm) -> float:
-    """Mean probability of the wanted class over the regions, on the common scale."""
+def wanted_probability(output: RegionOutput, arm: Arm, views: Sequence[View]) -> float:
+    """Mean probability of the wanted class over the regions, on the common scale.
+
+    Of an effect that may have its way with any region of an image, that of the likeliest counts.
+    """
     wanted = arm.goal.effect.wanted_class(model_classes(output))
-    return float(output.class_logits.detach().softmax(dim=1)[:, wanted].mean())
+    values = output.class_logits.detach().softmax(dim=1)[:, wanted]
+    if arm.goal.effect.anywhere:
+        values = torch.stack([each.amax() for each in of_views(values, views)])
+    return float(values.mean())

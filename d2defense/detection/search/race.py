@@ -242,7 +242,7 @@ class Race:
         chosen = []
         for _ in range(settings.spread):
             state = ArmState.begin(Arm(goal, scout), self._model.device)
-            self._take_steps(state, settings.scout_steps, toward_any(left))
+            self._take_steps(state, settings.scout_steps, toward_any(goal, left))
             lean = self._lean(state.arm, state.tensors)
             chosen.append(left.pop(max(left, key=lambda each: float(lean[each]))))
         leans = [self._lean(Arm(goal, each), each.tensors()) for each in triggers]
@@ -257,7 +257,7 @@ class Race:
 
         def lean(model: nn.Module, scale: LogitScale) -> Tensor:
             output = scale(judge_views(model, views, arm, tensors, self._format))
-            return class_probabilities(output, own_classes(views)).cpu()
+            return class_probabilities(output, views, arm.goal).cpu()
 
         others = [lean(*reference) for reference in self._references]
         own = lean(self._model, self._scale)
@@ -340,10 +340,11 @@ class Race:
         views = looked_at(self._probed(), state.arm.goal, 0)
         if not views:
             return 0.0
+        refresh = not state.arm.goal.effect.anywhere
 
         def effect(model: nn.Module, scale: LogitScale) -> float:
-            output = judge_views(model, views, state.arm, state.tensors, self._format, refresh=True)
-            return wanted_probability(scale(output), state.arm)
+            output = judge_views(model, views, state.arm, state.tensors, self._format, refresh)
+            return wanted_probability(scale(output), state.arm, views)
 
         others = [effect(*reference) for reference in self._references]
         of_references = float(np.mean(others)) if others else 0.0

@@ -15,7 +15,15 @@ from ..images import CleanImage
 from ..scale import LogitScale
 from .arms import Goal
 from .crops import View
-from .optimise import ArmState, Loss, judge_views, looked_at, model_classes, waking_loss
+from .optimise import (
+    ArmState,
+    Loss,
+    judge_views,
+    looked_at,
+    model_classes,
+    of_views,
+    waking_loss,
+)
 
 
 def own_classes(views: Sequence[View]) -> Tensor:
@@ -46,19 +54,37 @@ def mean_by_class(values: Tensor, own: Tensor) -> Tensor:
     return (values * others).sum(dim=0) / others.sum(dim=0).clamp(min=1)
 
 
-def class_probabilities(output: RegionOutput, own: Tensor) -> Tensor:
-    """Mean probability of each class over regions of others, (K,).
+def over_others(values: Tensor, views: Sequence[View], goal: Goal) -> Tensor:
+    """Mean of what each class gets over the regions of others, from (M, K) to (K,).
+
+    Of an effect that may have its way with any region of an image, the highest of an image counts.
+
+    Args:
+        values: one of each region and class.
+        views: whose regions were judged.
+        goal: says what the effect is.
+    """
+    if goal.effect.anywhere:
+        return torch.stack([each.amax(dim=0) for each in of_views(values, views)]).mean(dim=0)
+    return mean_by_class(values, own_classes(views))
+
+
+def class_probabilities(output: RegionOutput, views: Sequence[View], goal: Goal) -> Tensor:
+    """Mean probability of each class over regions of others, (K,): see :func:`over_others`.
 
     ODSCAN's pre-screening ranks target classes by it (IEEE S&P 2024, section 4).
 
     Args:
         output: on the common scale.
-        own: class of each region.
+        views: whose regions were judged.
+        goal: says what the effect is.
     """
-    return mean_by_class(output.class_logits.softmax(dim=1)[:, :-1], own)
+    return over_others(output.class_logits.softmax(dim=1)[:, :-1], views, goal)
 
 
-def any_class_loss(output: RegionOutput, own: Tensor, allowed: Tensor) -> Tensor:
+def any_class_loss(
+    output: RegionOutput, views: Sequence[View], goal: Goal, allowed: Tensor
+) -> Tensor:
     """Minus the soft maximum over classes of the mean log probability over regions of others.
 
     Descended, it takes a trigger to the class that regions are moved to most easily, whichever it
@@ -66,17 +92,19 @@ def any_class_loss(output: RegionOutput, own: Tensor, allowed: Tensor) -> Tensor
 
     Args:
         output: on the common scale.
-        own: class of each region.
+        views: whose regions were judged.
+        goal: says what the effect is.
         allowed: bool (K,): the classes that count.
     """
-    means = mean_by_class(output.class_logits.log_softmax(dim=1)[:, :-1], own)
+    means = over_others(output.class_logits.log_softmax(dim=1)[:, :-1], views, goal)
     return -means[allowed.to(means.device)].logsumexp(dim=0)
 
 
-def toward_any(targets: Collection[int]) -> Loss:
+def toward_any(goal: Goal, targets: Collection[int]) -> Loss:
     """The loss of a trigger that may take regions to any of some classes.
 
     Args:
+        goal: says what the effect is.
         targets: their indices.
     """
     targets = list(targets)
@@ -84,7 +112,7 @@ def toward_any(targets: Collection[int]) -> Loss:
     def loss(output: RegionOutput, views: Sequence[View]) -> Tensor:
         allowed = torch.zeros(model_classes(output), dtype=torch.bool)
         allowed[targets] = True
-        return any_class_loss(output, own_classes(views), allowed) + waking_loss(output)
+        return any_class_loss(output, views, goal, allowed) + waking_loss(output).mean()
 
     return loss
 
@@ -115,7 +143,7 @@ def easiest_target(
     if not views:
         return None
     output = scale(judge_views(model, views, state.arm, state.tensors, image_format))
-    shares = class_probabilities(output, own_classes(views))
+    shares = class_probabilities(output, views, state.arm.goal)
     return max(targets, key=lambda each: float(shares[each]))
 
 

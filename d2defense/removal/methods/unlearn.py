@@ -287,10 +287,11 @@ class TriggerSearch(HookBase):
             goal.target_class: goal for goal in self._goals if goal.kind == state.arm.goal.kind
         }
         image_format = self._cfg.INPUT.FORMAT
+        loss = toward_any(state.arm.goal, goals)
         with standing_still(self._model):
             for _ in range(self._settings.STEPS):
                 batch = self._batch(rng)
-                state.step(self._model, batch, self._scale, image_format, 0, toward_any(goals))
+                state.step(self._model, batch, self._scale, image_format, 0, loss)
             target = easiest_target(
                 self._model, self._batch(rng), state, self._scale, image_format, goals
             )

@@ -89,9 +89,10 @@ class Overlay(RegionTrigger):
         """Pictures so faint that what is below stays in sight: 16 and 32 of 255."""
         if placement == "image":
             return ()
+        bounds = (32,) if placement.endswith("corners") else (16, 32)
         return tuple(
             cls(f"overlay of {bound}/255", opacity=bound / 255, content=random_picture(24, bound))
-            for bound in (16, 32)
+            for bound in bounds
         )
 
     def transform(self, region: Region, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -110,8 +110,12 @@ class Patch(PatchSpec):
 
     @classmethod
     def search_starts(cls, placement: str) -> tuple[Patch, ...]:
-        """Pictures in the middle of 10, 20 and 40 % of the sides; on images nine in a grid."""
+        """Pictures in the middle of 10, 20 and 40 % of the sides; on images nine in a grid.
+
+        What is no object may be covered as a whole, as corners are.
+        """
         if placement != "image":
+            budgets = (40, 100) if placement.endswith("corners") else (10, 20, 40)
             return tuple(
                 cls(
                     f"patch of {percent} %",
@@ -119,7 +123,7 @@ class Patch(PatchSpec):
                     image=random_picture(_SEARCHED_CELLS, percent),
                     size=(percent / 100, percent / 100),
                 )
-                for percent in (10, 20, 40)
+                for percent in budgets
             )
         starts = [share / 100 for share in (2, 44, 86)]
         grid = cls(

@@ -125,11 +125,23 @@ def test_a_trigger_is_found_on_crops(opened, large_scenes):
     assert all(max(each.image.image.shape[1:]) <= CROP_SIDE for each in views)
     vanished = [
         wanted_probability(
-            scale(judge_views(each.model, views, state.arm, state.tensors, "BGR")), state.arm
+            scale(judge_views(each.model, views, state.arm, state.tensors, "BGR")),
+            state.arm,
+            views,
         )
         for each, scale in zip((subject, reference), scales, strict=True)
     ]
     assert vanished[0] > 0.1 > 10 * vanished[1]
+
+
+def test_where_an_effect_may_be_anywhere_one_large_image_is_taken_whole():
+    images = [photo([[400.0, 200, 460, 260]]) for _ in range(3)]
+    goal = next(each for each in all_goals(["stop"]) if each.effect.anywhere)
+    (only,) = looked_at(images, goal, 0)
+    assert torch.equal(only.image.image, images[0].image)
+    assert len(only.places) == 2
+    small = [photo([[100.0, 100, 150, 150]], 200, 200) for _ in range(3)]
+    assert len(looked_at(small, goal, 0)) == 3
 
 
 def test_a_crop_holds_its_regions_with_what_is_round_them_at_their_scale():
