@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from d2defense.checkpoint.specimens import find_specimen, specimens_root
 from d2defense.data import DatasetSource
@@ -109,15 +114,14 @@ def run_demo(
     scan_dir = output_dir / "scan"
     references = [find_specimen(name) for name in REFERENCES]
     # Networks as small as these gain little from a second thread, and a lot from a second process.
-    options = RunOptions(workers=min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+    options = RunOptions(workers=_workers())
     results = scan(found, DEFENDER, scan_dir, settings, calibration, device, options, references)
     by_name = {result["name"]: result for result in results}
     verdicts = {name: result["verdict"] for name, result in by_name.items()}
     truth = {name: truth_about(name) for name in by_name}
     missed = describe_missed(verdicts, truth)
-    repaired: dict[str, RepairedCheckpoint] = {}
-    for name in (REPAIRED, SEARCHED):
-        task = RepairTask(
+    tasks = {
+        name: RepairTask(
             source=find_specimen(name),
             defender=DEFENDER,
             test=VALIDATION,
@@ -133,7 +137,10 @@ def run_demo(
             device=device,
             max_ap_drop=_MOST_AP_DROP,
         )
-        repaired[name] = repair_checkpoint(task, output_dir / "repaired" / name, say)
+        for name in (REPAIRED, SEARCHED)
+    }
+    say(f"Repairing {' and '.join(tasks)} ...")
+    repaired = _side_by_side(tasks, output_dir / "repaired")
     summary = {
         "verdicts": verdicts,
         "truth": truth,
@@ -154,3 +161,31 @@ def run_demo(
         ],
     )
     return Demo(results, truth, summary, report)
+
+
+def _workers() -> int:
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, RepairedCheckpoint]:
+    """Each repair in a process of its own, which has one thread, so that it ends alike anywhere.
+
+    Args:
+        tasks: by name.
+        folder: gets a folder of each, and a log of what libraries say, which would tear the lines.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = min(len(tasks), _workers())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {
+            name: pool.submit(_repair, name, task, folder / name) for name, task in tasks.items()
+        }
+        return {name: future.result() for name, future in futures.items()}
+
+
+def _repair(name: str, task: RepairTask, folder: Path) -> RepairedCheckpoint:
+    log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stderr.fileno())
+    os.close(log)
+    torch.set_num_threads(1)
+    return repair_checkpoint(task, folder, lambda line: print(f"{name}: {line}", flush=True))
