@@ -134,6 +134,7 @@ def found_examples(
         count: of the pairs.
     """
     worst, point = outcome.telling, outcome.operating_point
+    images = worst.arm.goal.scenes(images)
     order = sorted(range(len(images)), key=lambda index: -worst.hits[index])[:count]
     return [
         (

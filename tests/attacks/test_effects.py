@@ -451,6 +451,7 @@ def test_a_scene_ghost_counts_wherever_it_is_new(make_effect):
 
     assert rate(([50, 10, 80, 40], 2, 0.5)) == Rate(1, 1)
     assert rate(([50, 10, 80, 40], 2, 0.5), ([60, 60, 80, 80], 2, 0.5)) == Rate(1, 1)
+    assert rate(([50, 10, 80, 40], 2, 0.49)) == Rate(0, 1)
     # Of another class; an object taken for the class; the class's own; what was seen before; what
     # the trigger shows.
     assert rate(([50, 10, 80, 40], 1, 0.5), (CUP_BOX, 2, 0.9), (SHIRT_BOX, 2, 0.9),

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from d2defense.attacks import Detections, Objects
-from d2defense.detection.scale import LogitScale, on_common_scale, operating_point
+from d2defense.detection.scale import LogitScale, lenient_point, on_common_scale, operating_point
 from d2defense.modeling import RegionOutput
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
@@ -86,8 +87,21 @@ def test_the_operating_point_parts_right_detections_from_wrong_ones():
     assert 0.11 < point <= 0.12
 
 
+def test_the_lenient_point_is_halfway_to_the_lowest_score_that_does_hardly_worse():
+    objects = [Objects(BOXES[:1], torch.tensor([1]))] * 50
+    wrong = [detections((0, 0.9), (2, score)) for score in (0.6, 0.3)]
+    seen = [*wrong, *[detections((0, 0.9))] * 48]
+    # At 0.6 one detection of 51 is wrong, at 0.3 one more.
+    assert 0.6 < operating_point(objects, seen) <= 0.9 + 1e-6
+    middle = np.log([p / (1 - p) for p in (0.3, operating_point(objects, seen))]).mean()
+    assert lenient_point(objects, seen) == pytest.approx(1 / (1 + np.exp(-middle)), abs=1e-4)
+    flood = [detections((0, 0.9), (2, 0.2), (3, 0.2), (4, 0.2))] * 50
+    assert lenient_point(objects, flood) > 0.2
+
+
 def test_without_detections_the_operating_point_is_the_usual_one():
-    assert operating_point([Objects(BOXES, torch.tensor([1, 1]))], [detections()]) == 0.5
+    nothing = [Objects(BOXES, torch.tensor([1, 1]))], [detections()]
+    assert operating_point(*nothing) == 0.5 == pytest.approx(lenient_point(*nothing))
 
 
 def test_detections_count_from_the_operating_point_on():

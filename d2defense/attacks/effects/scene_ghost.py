@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
 from torch import Tensor
 
 from d2defense.registry import EFFECT_REGISTRY
+from d2defense.statistics import SCORE_THRESHOLD
 
 from ..placements.base import touching
 from .base import Detections, Objects, Poisoned, Rate, Record, boxes_of, copied
@@ -100,8 +101,10 @@ class SceneGhost(Ghost):
         """
         if not len(places):
             return Rate(0, 0)
-        after = triggered.boxes[triggered.classes == self.target_class]
-        before = clean.boxes[clean.classes == self.target_class]
+        after, before = (
+            each.boxes[(each.classes == self.target_class) & (each.scores >= SCORE_THRESHOLD)]
+            for each in (triggered, clean)
+        )
         of_object = pairwise_ioa(Boxes(objects.boxes.to(after)), Boxes(after)) > _LEAST_OUTSIDE
         of_trigger = pairwise_ioa(Boxes(places.to(after)), Boxes(after)) > _AT_TRIGGER
         known = pairwise_iou(Boxes(before.to(after)), Boxes(after)) >= _SAME_IOU

@@ -17,6 +17,7 @@ from d2defense.registry import EFFECT_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
 from ..images import CleanImage
+from .room import with_room
 
 # Windows of an image where a ghost is tried.
 _WINDOWS = 2
@@ -64,6 +65,14 @@ class Goal:
         cfg = self.effect.cfg.clone()
         cfg.ATTACK.VICTIM_CLASS = class_names[category]
         return Goal(type(self.effect)(cfg, list(class_names)), self.placement)
+
+    def scenes(self, images: Sequence[CleanImage]) -> Sequence[CleanImage]:
+        """The images on which it is tried: those given, with room where that is needed.
+
+        Args:
+            images: clean.
+        """
+        return with_room(images) if self.effect.anywhere else images
 
     def places(self, image: CleanImage, seed: int) -> Tensor:
         """Where the trigger goes on an image, float (P, 4), XYXY in pixels of ``image.image``."""

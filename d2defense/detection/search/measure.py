@@ -17,9 +17,16 @@ from d2defense.triggers import Trigger
 
 from ..images import CleanImage, input_shapes
 from ..observing import stack_images
-from ..scale import LEAST_SCORE, as_detections, on_common_scale, operating_point
+from ..scale import (
+    LEAST_SCORE,
+    as_detections,
+    lenient_point,
+    on_common_scale,
+    operating_point,
+)
 from .arms import Goal
 from .crops import is_large
+from .room import with_room
 
 # That go through the network together.
 _MOST_IMAGES, _MOST_PIXELS = 8, 1 << 21
@@ -31,13 +38,17 @@ class Measured:
 
     Attributes:
         model: in eval mode.
-        point: the score from which on its detections count.
-        clean: its detections on the images for measurement, on the common scale.
+        point: the score from which on it finds an object.
+        lenient: the score from which on what it says where nothing is counts.
+        clean: its detections on the images for measurement, from the point on, on the common scale.
+        with_room: likewise on those with room (:func:`~.room.with_room`), from the lenient one on.
     """
 
     model: nn.Module
     point: float
+    lenient: float
     clean: tuple[Detections, ...]
+    with_room: tuple[Detections, ...]
 
     def found(self, images: Sequence[CleanImage]) -> float:
         """Share of the objects that it finds without a trigger, 0..1.
@@ -69,9 +80,15 @@ class Measured:
         """
         seen = detect(model, tuning, None, None, image_format, 0, LEAST_SCORE)
         objects = [Objects(image.boxes, image.classes) for image in tuning]
-        point = operating_point(objects, seen)
-        clean = detect(model, images, None, None, image_format, 0, point)
-        return cls(model, point, tuple(on_common_scale(each, point) for each in clean))
+        point, lenient = operating_point(objects, seen), lenient_point(objects, seen)
+        clean, roomy = (
+            tuple(
+                on_common_scale(each, least)
+                for each in detect(model, shown, None, None, image_format, 0, least)
+            )
+            for shown, least in ((images, point), (with_room(images), lenient))
+        )
+        return cls(model, point, lenient, clean, roomy)
 
 
 def detect(
@@ -142,11 +159,14 @@ def success_terms(
     Returns:
         One of shape (G,) for each of the goals.
     """
-    seen = detect(subject.model, images, trigger, goals[0], image_format, seed, subject.point)
+    effect, images = goals[0].effect, goals[0].scenes(images)
+    before = subject.with_room if effect.anywhere else subject.clean
+    point = subject.point if effect.takes_victim_class else subject.lenient
+    seen = detect(subject.model, images, trigger, goals[0], image_format, seed, point)
     rates = []
-    for image, clean, triggered in zip(images, subject.clean, seen, strict=True):
+    for image, clean, triggered in zip(images, before, seen, strict=True):
         objects = Objects(image.boxes, image.classes)
-        places, after = goals[0].places(image, seed), on_common_scale(triggered, subject.point)
+        places, after = goals[0].places(image, seed), on_common_scale(triggered, point)
         rates.append([goal.effect.success(objects, places, clean, after) for goal in goals])
     counts = torch.tensor(rates, dtype=torch.float64).reshape(len(images), len(goals), 2)
     return [Terms(*each) for each in counts.permute(1, 2, 0)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2defense.files import write_json
+from d2defense.registry import EFFECT_REGISTRY
 
 from ..reference import Reference
 from .arms import Arm
@@ -30,6 +31,8 @@ _FALSE_ALARM_RATE = 0.01
 # excess, and of scores.
 _LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
 _OF_ONE_CLASS = " of one class"
+# Sorts of arms, see _sort.
+_SORTS = _ALL, _ONE_CLASS, _ANYWHERE = ("all", "one class", "anywhere")
 _HOW_TO = "make one with python tools/calibrate_search.py"
 
 
@@ -122,14 +125,14 @@ class ModeNull:
         Their mean by the same arm, or by those of the same effect where none of them got so far;
         and, since the arm that does most is looked at, what that lies above its mean.
         """
-        return self._mean(key) + self._heights[_OF_ONE_CLASS in key][0]
+        return self._mean(key) + self._heights[_sort(key)][0]
 
     def deviation(self, key: str) -> float:
         """How far clean detectors differ in that: a standard deviation, 0.05 at least.
 
-        That of all victims or that of one class, which chance makes larger.
+        That of arms of its sort (:func:`_sort`).
         """
-        return self._heights[_OF_ONE_CLASS in key][1]
+        return self._heights[_sort(key)][1]
 
     def standardise(self, key: str, value: float) -> float:
         """How far a value lies above those of clean detectors, in deviations."""
@@ -154,8 +157,8 @@ class ModeNull:
         scores = [
             max(
                 (
-                    (highest - self._heights[of_class][0]) / self._heights[of_class][1]
-                    for of_class, highest in each.items()
+                    (highest - self._heights[sort][0]) / self._heights[sort][1]
+                    for sort, highest in each.items()
                 ),
                 default=0.0,
             )
@@ -166,27 +169,27 @@ class ModeNull:
         )
 
     @cached_property
-    def _highest(self) -> list[dict[bool, float]]:
-        """Of each search the largest beyond the others: of all victims, and of one class."""
+    def _highest(self) -> list[dict[str, float]]:
+        """Of each search the largest beyond the others, by the sort of arm."""
         found = []
         for index, each in enumerate(self.searches):
             others = replace(self, searches=self.searches[:index] + self.searches[index + 1 :])
-            highest: dict[bool, float] = {}
+            highest: dict[str, float] = {}
             for key, value in each.items():
-                of_class, margin = _OF_ONE_CLASS in key, value - others._mean(key)
-                highest[of_class] = max(highest.get(of_class, margin), margin)
+                sort, margin = _sort(key), value - others._mean(key)
+                highest[sort] = max(highest.get(sort, margin), margin)
             found.append(highest)
         return found
 
     @cached_property
-    def _heights(self) -> dict[bool, tuple[float, float]]:
+    def _heights(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of that."""
         heights = {}
-        for of_class in (False, True):
-            values = [each[of_class] for each in self._highest if of_class in each]
+        for sort in _SORTS:
+            values = [each[sort] for each in self._highest if sort in each]
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             middle = float(np.mean(values)) if values else 0.0
-            heights[of_class] = (middle, max(_LEAST_DEVIATION, spread))
+            heights[sort] = (middle, max(_LEAST_DEVIATION, spread))
         return heights
 
     def _mean(self, key: str) -> float:
@@ -196,6 +199,19 @@ class ModeNull:
             value for each in self.searches for k, value in each.items() if _effect(k) == effect
         ]
         return float(np.mean(values)) if values else 0.0
+
+
+def _sort(key: str) -> str:
+    """Of an arm's key, what chance it leaves to clean detectors.
+
+    Most to one class, the largest of several; least to what must appear where nothing is and
+    nothing was put, which they hardly show. The others lie between.
+    """
+    if _OF_ONE_CLASS in key:
+        return _ONE_CLASS
+    effect = _effect(key)
+    known = {name: each for name, each in EFFECT_REGISTRY}
+    return _ANYWHERE if effect in known and known[effect].anywhere else _ALL
 
 
 def _effect(key: str) -> str:

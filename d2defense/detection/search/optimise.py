@@ -172,7 +172,7 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
         seed: of places and crops.
     """
     views, large = [], []
-    for image in images:
+    for image in goal.scenes(images):
         places = goal.places(image, seed)
         regions = goal.regions(image, places)
         if len(regions):

@@ -76,6 +76,16 @@ def test_one_class_is_held_against_one_class():
     assert null.score({"a, big": 0.9}) == pytest.approx(without.score({"a, big": 0.9}))
 
 
+def test_what_may_be_anywhere_is_held_against_its_like():
+    """Clean detectors hardly show it, so that a share that others show by chance is much."""
+    searches = tuple({"ghost, big": v, "scene_ghost, big": v / 50} for v in (0, 0.1, 1))
+    null = ModeNull(REFERENCES, searches)
+    assert null.deviation("ghost, big") > 0.05 == null.deviation("scene_ghost, big")
+    assert null.score({"scene_ghost, big": 0.4}) > 5 > 1 > null.score({"ghost, big": 0.4})
+    # An effect that is not registered here is one like others.
+    assert ModeNull(REFERENCES, ({"x, big": 0.1},) * 3).score({"x, big": 0.2}) == pytest.approx(2)
+
+
 def test_the_threshold_is_the_end_of_students_prediction_interval():
     scores = (np.array(highest()) - np.mean(highest())) / np.std(highest(), ddof=1)
     deviation = max(np.std(scores, ddof=1), 1.0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from d2defense.attacks import Detections
 from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
@@ -24,6 +25,7 @@ from d2defense.detection.search import (
     Shown,
     divide,
     levels,
+    measure,
     search_detector,
 )
 from d2defense.detection.search.arms import Arm, all_goals, starts
@@ -220,3 +222,29 @@ def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
     assert of_class.arm.name.startswith("disappearance of yield: patch of")
     assert of_class.standardised > whole.standardised
     torch.testing.assert_close(resampled, torch.full((50,), of_class.standardised).double())
+
+
+@pytest.mark.parametrize("effect", ["ghost", "scene_ghost", "disappearance"])
+def test_what_appears_counts_from_a_lower_score_on_than_what_is_found(monkeypatch, effect):
+    """Ghosts with scores just below where objects' begin would be seen by whoever asks for less."""
+    box = torch.tensor([[80.0, 80, 110, 110]])
+    image = CleanImage("", torch.zeros(3, 160, 160), box, torch.tensor([1]), seed=0)
+    goal = next(each for each in all_goals(["stop", "yield"]) if each.effect.name == effect)
+    place = goal.places(image, 0)[:1]
+    where = {"ghost": place, "scene_ghost": box - 20, "disappearance": box}[effect]
+    classes = torch.tensor([1 if effect == "disappearance" else 0])
+
+    def seen(model, images, trigger, goal, image_format, seed, score):
+        found = Detections(where, classes, torch.tensor([0.6]))
+        return [Detections(*(each[found.scores >= score] for each in found))]
+
+    monkeypatch.setattr(measure, "detect", seen)
+    before = Detections(box, torch.tensor([1]), torch.tensor([0.99]))
+    subject = Measured(None, 0.8, 0.1, (before,), (before,))
+    start = starts(goal.placement)[0]
+    (terms,) = measure.success_terms(subject, [image], start, [goal], "BGR", 0)
+    # An object of such a score is none that is found: it has vanished.
+    assert float(terms.numerator) == 1
+    lower = Measured(None, 0.8, 0.7, (before,), (before,))
+    (terms,) = measure.success_terms(lower, [image], start, [goal], "BGR", 0)
+    assert (float(terms.numerator) == 1) == (effect == "disappearance")
