@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from d2defense.report.repair_page import write_repair_report
 from d2defense.triggers import Patch
 
 from .fine_tuning import FineTuningOptions
+from .own_log import redirect_stderr
 from .repair import RepairedCheckpoint, RepairTask, ScannedDetector, repair_checkpoint
 from .scan import RunOptions, find_sources, scan
 
@@ -172,11 +172,12 @@ def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, Re
 
     Args:
         tasks: by name.
-        folder: gets a folder of each, and a log of what libraries say, which would tear the lines.
+        folder: gets a folder of each, and a log of their bars and warnings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(len(tasks), _workers())
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    context, log = multiprocessing.get_context("spawn"), str(folder / "log.txt")
+    with ProcessPoolExecutor(workers, context, redirect_stderr, (log,)) as pool:
         futures = {
             name: pool.submit(_repair, name, task, folder / name) for name, task in tasks.items()
         }
@@ -184,8 +185,5 @@ def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, Re
 
 
 def _repair(name: str, task: RepairTask, folder: Path) -> RepairedCheckpoint:
-    log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, sys.stderr.fileno())
-    os.close(log)
     torch.set_num_threads(1)
     return repair_checkpoint(task, folder, lambda line: print(f"{name}: {line}", flush=True))
