@@ -31,6 +31,8 @@ _PLACE = 3.0
 # After so many steps what the RPN proposes by now is judged beside the fixed regions, so that a
 # trigger cannot fool these alone.
 _REFRESHED = 10
+# Of the regions of an image any of which will do, those that a step looks at: all are many.
+_ANYWHERE = 24
 # Sets the choice of crops apart from other random numbers.
 _SALT = 0x63726F70
 
@@ -177,6 +179,8 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
         regions = goal.regions(image, places)
         if len(regions):
             rng = np.random.default_rng([seed, image.seed, _SALT])
+            if goal.effect.anywhere:
+                regions = regions[torch.from_numpy(rng.permutation(len(regions))[:_ANYWHERE])]
             apart = goal.effect.anywhere and is_large([tuple(image.image.shape[1:])])
             part = None if apart else view(image, places, regions, rng)
             views += [part] if part else []
