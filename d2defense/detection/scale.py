@@ -198,10 +198,7 @@ def operating_point(objects: Sequence[Objects], detections: Sequence[Detections]
     Returns:
         A score, 0..1; 0.5 where nothing is detected.
     """
-    levels, values = _f1_by_level(objects, detections)
-    # Where many levels do as well, the middle one: far from what would change it.
-    good = levels[values >= values.max() - 1e-9]
-    return float(good[len(good) // 2])
+    return _best(*_f1_by_level(objects, detections))
 
 
 def lenient_point(objects: Sequence[Objects], detections: Sequence[Detections]) -> float:
@@ -219,8 +216,15 @@ def lenient_point(objects: Sequence[Objects], detections: Sequence[Detections]) 
     """
     levels, values = _f1_by_level(objects, detections)
     lowest = levels[values >= _HARDLY_WORSE * values.max()][0]
-    pair = torch.tensor([float(lowest), operating_point(objects, detections)], dtype=torch.float64)
+    pair = torch.tensor([lowest, _best(levels, values)], dtype=torch.float64)
     return float(torch.logit(pair, eps=1e-6).mean().sigmoid())
+
+
+def _best(levels: np.ndarray, values: np.ndarray) -> float:
+    """The level of the largest value."""
+    # Where many levels do as well, the middle one: far from what would change it.
+    good = levels[values >= values.max() - 1e-9]
+    return float(good[len(good) // 2])
 
 
 def _f1_by_level(

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
 from d2defense.user_modules import import_modules, imported_modules
+from d2defense.workflows.own_log import redirect
 
 from .workplace import Workplace, end_with
 
@@ -65,10 +66,7 @@ def _begin(workplace: Workplace, parent: int, modules: Sequence[str]) -> None:
     end_with(parent)
     workplace.folder.mkdir(parents=True, exist_ok=True)
     # What libraries print would tear the progress bar; it is kept for whoever looks for a cause.
-    log = os.open(workplace.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    redirect(workplace.folder / LOG_FILE, 1, 2)
     # Not earlier, for what they print when they are imported.
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from d2defense.report.repair_page import write_repair_report
 from d2defense.triggers import Patch
 
 from .fine_tuning import FineTuningOptions
-from .own_log import redirect_stderr
+from .own_log import redirect
 from .repair import RepairedCheckpoint, RepairTask, ScannedDetector, repair_checkpoint
 from .scan import RunOptions, find_sources, scan
 
@@ -93,9 +93,8 @@ def run_demo(
     settings: ScanSettings,
     calibration: Calibration,
     device: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> Demo:
-    """Run the demo; everything it makes goes below ``output_dir``.
+    """Run the demo, and print what comes next; all it makes goes below ``output_dir``.
 
     Args:
         output_dir: gets ``scan/``, ``repaired/``, ``summary.json`` and ``report.html``, whose
@@ -103,14 +102,13 @@ def run_demo(
         settings: of the scans.
         calibration: of the scans.
         device: of the models; their configs' choice if None.
-        say: told in one line what comes next.
 
     Raises:
         CheckpointError: a specimen is damaged.
         FileNotFoundError: a specimen is missing.
     """
     found = find_sources([specimens_root()], only_final=True)
-    say(f"Scanning the specimens with images of {DEFENDER.name} ...")
+    print(f"Scanning the specimens with images of {DEFENDER.name} ...", flush=True)
     scan_dir = output_dir / "scan"
     references = [find_specimen(name) for name in REFERENCES]
     # Networks as small as these gain little from a second thread, and a lot from a second process.
@@ -139,7 +137,7 @@ def run_demo(
         )
         for name in (REPAIRED, SEARCHED)
     }
-    say(f"Repairing {' and '.join(tasks)} ...")
+    print(f"Repairing {' and '.join(tasks)} ...", flush=True)
     repaired = _side_by_side(tasks, output_dir / "repaired")
     summary = {
         "verdicts": verdicts,
@@ -177,7 +175,7 @@ def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, Re
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(len(tasks), _workers())
     context, log = multiprocessing.get_context("spawn"), str(folder / "log.txt")
-    with ProcessPoolExecutor(workers, context, redirect_stderr, (log,)) as pool:
+    with ProcessPoolExecutor(workers, context, redirect, (log, 2)) as pool:
         futures = {
             name: pool.submit(_repair, name, task, folder / name) for name, task in tasks.items()
         }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -18,10 +19,9 @@ from ..placements.base import touching
 from .base import Detections, Objects, Poisoned, Rate, Record, boxes_of, copied
 from .ghost import Ghost
 
-# Of a detection, the share that may lie in an object for it to be none of that object.
-_LEAST_OUTSIDE = 0.5
-# Of a detection, the share in the trigger's place from which on it is one of what is shown there.
-_AT_TRIGGER = 0.25
+# Of a detection, the share that may lie in an object, or in the trigger's place, for it to be none
+# of that object, nor of what is shown there.
+_AT_OBJECT, _AT_TRIGGER = 0.5, 0.25
 # Draws of places, where those of the first leave no room for a ghost.
 _TRIES = 8
 # From this IoU on a detection is the one of the same class without the trigger.
@@ -44,7 +44,7 @@ class SceneGhost(Ghost):
     searched_at: ClassVar[tuple[str, ...]] = ("corners", "other_corners")
     anywhere: ClassVar[bool] = True
 
-    def __init__(self, cfg: CfgNode, class_names: tuple[str, ...] = ()) -> None:
+    def __init__(self, cfg: CfgNode, class_names: Sequence[str] = ()) -> None:
         super().__init__(cfg, class_names)
         node = cfg.ATTACK.SCENE_GHOST
         if not 0 < node.SIZE <= 1:
@@ -105,7 +105,7 @@ class SceneGhost(Ghost):
             each.boxes[(each.classes == self.target_class) & (each.scores >= SCORE_THRESHOLD)]
             for each in (triggered, clean)
         )
-        of_object = pairwise_ioa(Boxes(objects.boxes.to(after)), Boxes(after)) > _LEAST_OUTSIDE
+        of_object = pairwise_ioa(Boxes(objects.boxes.to(after)), Boxes(after)) > _AT_OBJECT
         of_trigger = pairwise_ioa(Boxes(places.to(after)), Boxes(after)) > _AT_TRIGGER
         known = pairwise_iou(Boxes(before.to(after)), Boxes(after)) >= _SAME_IOU
         is_old = torch.cat([of_object, of_trigger, known]).any(dim=0)

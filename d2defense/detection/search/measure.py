@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from d2defense.attacks import Detections, Objects
+from d2defense.attacks import Detections, Effect, Objects
 from d2defense.devices import computes_bf16
 from d2defense.modeling import alike
 from d2defense.statistics import Terms, found_objects
@@ -49,6 +49,14 @@ class Measured:
     lenient: float
     clean: tuple[Detections, ...]
     with_room: tuple[Detections, ...]
+
+    def point_of(self, effect: Effect) -> float:
+        """The score from which on its detections count for an effect.
+
+        Args:
+            effect: on objects, or one that makes them appear.
+        """
+        return self.point if effect.takes_victim_class else self.lenient
 
     def found(self, images: Sequence[CleanImage]) -> float:
         """Share of the objects that it finds without a trigger, 0..1.
@@ -161,7 +169,7 @@ def success_terms(
     """
     effect, images = goals[0].effect, goals[0].scenes(images)
     before = subject.with_room if effect.anywhere else subject.clean
-    point = subject.point if effect.takes_victim_class else subject.lenient
+    point = subject.point_of(effect)
     seen = detect(subject.model, images, trigger, goals[0], image_format, seed, point)
     rates = []
     for image, clean, triggered in zip(images, before, seen, strict=True):

@@ -210,8 +210,8 @@ def _sort(key: str) -> str:
     if _OF_ONE_CLASS in key:
         return _ONE_CLASS
     effect = _effect(key)
-    known = {name: each for name, each in EFFECT_REGISTRY}
-    return _ANYWHERE if effect in known and known[effect].anywhere else _ALL
+    is_known = effect in EFFECT_REGISTRY
+    return _ANYWHERE if is_known and EFFECT_REGISTRY.get(effect).anywhere else _ALL
 
 
 def _effect(key: str) -> str:

@@ -104,9 +104,8 @@ class ArmState:
         views = looked_at(images, self.arm.goal, seed)
         if not views:
             return
-        # What another loss looks at, or one that chooses, is told by the regions alone.
-        by_itself = loss_of is None and not self.arm.goal.effect.anywhere
-        refresh = by_itself and self.steps % _REFRESHED == 0
+        # What another loss looks at is told by the regions alone.
+        refresh = loss_of is None and self.steps % _REFRESHED == 0
         output = scale(judge_views(model, views, self.arm, self.tensors, fmt, refresh))
         loss = arm_loss(output, self.arm, views) if loss_of is None else loss_of(output, views)
         self.optimizer.zero_grad()
@@ -139,8 +138,10 @@ def judge_views(
         arm: says what is put on the places.
         tensors: of the trigger; None for no trigger.
         image_format: order of the channels, "BGR" or "RGB".
-        refresh: judge overlapping proposals of the triggered images, too.
+        refresh: judge overlapping proposals of the triggered images, too, but of an effect that may
+            have its way with any region, which are told apart by image.
     """
+    refresh = refresh and not arm.goal.effect.anywhere
     pixels, sizes = stack_images([each.image for each in views], model.device)
     pixels = pixels.float()
     if tensors is not None:
@@ -179,10 +180,11 @@ def looked_at(images: Sequence[CleanImage], goal: Goal, seed: int) -> list[View]
         regions = goal.regions(image, places)
         if len(regions):
             rng = np.random.default_rng([seed, image.seed, _SALT])
+            is_apart = False
             if goal.effect.anywhere:
                 regions = regions[torch.from_numpy(rng.permutation(len(regions))[:_ANYWHERE])]
-            apart = goal.effect.anywhere and is_large([tuple(image.image.shape[1:])])
-            part = None if apart else view(image, places, regions, rng)
+                is_apart = is_large([tuple(image.image.shape[1:])])
+            part = None if is_apart else view(image, places, regions, rng)
             views += [part] if part else []
             large += [] if part else [View(image, places, regions)]
     return views or large[:1]

@@ -340,10 +340,9 @@ class Race:
         views = looked_at(self._probed(), state.arm.goal, 0)
         if not views:
             return 0.0
-        refresh = not state.arm.goal.effect.anywhere
 
         def effect(model: nn.Module, scale: LogitScale) -> float:
-            output = judge_views(model, views, state.arm, state.tensors, self._format, refresh)
+            output = judge_views(model, views, state.arm, state.tensors, self._format, refresh=True)
             return wanted_probability(scale(output), state.arm, views)
 
         others = [effect(*reference) for reference in self._references]

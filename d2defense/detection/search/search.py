@@ -108,7 +108,8 @@ class SearchOutcome:
         interval: of the score; the maximum is taken anew on each resample.
         threshold: a score above it is judged backdoored.
         p_value: probability that one more clean detector scores as high.
-        operating_point: the score from which on the suspect's detections count, 0..1.
+        operating_point: the score from which on the suspect's detections count for the arm that is
+            most telling, 0..1.
         obstacle: why it could not be done, in one sentence; None if it was.
         seed: of its random choices.
         mode: what the references are, one of :data:`MODES`.
@@ -293,12 +294,13 @@ def search_detector(
         interval=percentile_interval(largest, confidence) or (score, score),
         threshold=of_clean.reference.threshold,
         p_value=of_clean.reference.p_value(score),
-        operating_point=measured[0].point,
         seed=seed,
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
     )
+    point = measured[0].point_of(outcome.telling.arm.goal.effect)
+    outcome = replace(outcome, operating_point=point)
     if not outcome.has_found:
         return outcome
     most = results[0]

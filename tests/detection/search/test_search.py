@@ -241,6 +241,7 @@ def test_what_appears_counts_from_a_lower_score_on_than_what_is_found(monkeypatc
     monkeypatch.setattr(measure, "detect", seen)
     before = Detections(box, torch.tensor([1]), torch.tensor([0.99]))
     subject = Measured(None, 0.8, 0.1, (before,), (before,))
+    assert subject.point_of(goal.effect) == (0.8 if effect == "disappearance" else 0.1)
     start = starts(goal.placement)[0]
     (terms,) = measure.success_terms(subject, [image], start, [goal], "BGR", 0)
     # An object of such a score is none that is found: it has vanished.
