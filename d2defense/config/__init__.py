@@ -10,13 +10,14 @@ from .defaults import (
     merge_overrides,
 )
 from .files import merge_config_file
-from .paths import config_root
+from .paths import config_root, find_config
 
 __all__ = [
     "OWN_NODES",
     "add_d2defense_config",
     "add_part_config",
     "config_root",
+    "find_config",
     "get_base_cfg",
     "get_d2defense_cfg",
     "merge_config_file",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -17,3 +18,24 @@ def config_root() -> Path:
         if (root / "SynthSigns").is_dir():
             return root
     raise FileNotFoundError(f"the configs of d2defense are missing beside {package}")
+
+
+def find_config(folder: str, source: str | Path, beside: Path = Path()) -> Path:
+    """The file that a shipped name, or a path, stands for.
+
+    Args:
+        folder: of the shipped configs, such as "triggers".
+        source: the name of a file there, without its end, or the path of a file.
+        beside: what a path is relative to.
+
+    Raises:
+        ValueError: it is neither; the message lists the names.
+    """
+    shipped = {file.stem: file for file in sorted((config_root() / folder).glob("*.yaml"))}
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = beside / source
+    # What looks like a file is said to be missing when it is read.
+    if path.suffix in (".yaml", ".yml") or os.path.exists(path):
+        return path
+    raise ValueError(f"{str(source)!r}: neither a file nor one of {', '.join(shipped)}")

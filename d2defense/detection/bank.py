@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from d2defense.config import config_root
+from d2defense.config import find_config
 from d2defense.registry import TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
@@ -37,7 +37,10 @@ def load_bank(source: str | Path = DEFAULT_BANK) -> tuple[Trigger, ...]:
     Raises:
         TriggerBankError: the file cannot be read, or an entry of it cannot be used.
     """
-    path = _find(source)
+    try:
+        path = find_config("triggers", source)
+    except ValueError as error:
+        raise TriggerBankError(f"no trigger bank {error}") from None
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -94,19 +97,6 @@ def select_triggers(
     if len(set(names)) != len(names):
         raise ValueError("a trigger is named twice")
     return tuple(by_name[name] for name in names) if names else bank
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    folder = config_root() / "triggers"
-    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if str(source) not in shipped:
-        raise TriggerBankError(
-            f"no trigger bank {str(source)!r}: neither a file nor one of {', '.join(shipped)}"
-        )
-    return shipped[str(source)]
 
 
 def _expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
+from d2defense.config import config_root, find_config
+from d2defense.config.described import load_described, shipped_schema
 
-from d2defense.config import config_root
-from d2defense.files import open_readable
-
-# Far more than any manifest needs.
-_LARGEST_FILE = 1 << 20
 #: What a group's names are when it means all of them.
 ALL = "all"
 #: Of a control that is a detector of the manifest itself.
@@ -89,11 +81,9 @@ class Manifest:
         raise ManifestError(f"manifest {self.name}: no config {name}")
 
 
-@cache
 def manifest_schema() -> dict[str, Any]:
     """The JSON schema of a manifest."""
-    file = resources.files("d2defense") / "assets" / "benchmark" / "manifest.schema.json"
-    return json.loads(file.read_text(encoding="utf-8"))
+    return shipped_schema("benchmark/manifest.schema.json")
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -106,19 +96,11 @@ def load_manifest(path: Path) -> Manifest:
         ManifestError: it cannot be read, is not as the schema says, or names a detector, an attack
             or a schedule that it does not have.
     """
-    path = Path(path)
-    shipped = config_root() / "zoo" / f"{path}.yaml"
-    path = shipped if not path.suffix and shipped.is_file() else path
     try:
-        with open_readable(path) as stream:
-            content = yaml.safe_load(stream.read(_LARGEST_FILE))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ManifestError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    validator = jsonschema.Draft202012Validator(manifest_schema())
-    error = jsonschema.exceptions.best_match(validator.iter_errors(content))
-    if error is not None:
-        where = "/".join(map(str, error.absolute_path)) or "the file"
-        raise ManifestError(f"{path}: {where}: {error.message[:300]}")
+        path = find_config("zoo", path)
+        content = load_described(path, manifest_schema())
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
     schedules = content.get("schedules") or {"scratch": {}}
     known = {
         "detectors": content["detectors"],
