@@ -12,8 +12,9 @@ detectors.
 
 Profiles: tiny, detectors of under a million parameters on the embedded dataset, for two CPU cores
 and some hours; small, R-50 at 512 pixels on the embedded dataset, for one GPU; paper, COCO, which
-must be where Detectron2 looks for it (DETECTRON2_DATASETS). --quick: one shipped pair of
-detectors, nothing is trained from scratch, a few minutes.
+must be where Detectron2 looks for it (DETECTRON2_DATASETS); or a YAML file of your own, which may
+build on one of these. --quick is --profile quick: one shipped pair of detectors, nothing is trained
+from scratch, a few minutes.
 
 Exit codes: 0 every step has a result; 2 a step failed, or wrong usage; 130 interrupted.
 """
@@ -44,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--profile",
-        choices=("tiny", "small", "paper"),
+        metavar="NAME|FILE",
         default="tiny",
-        help="size of detectors and data (%(default)s)",
+        help="size of detectors and data: tiny, small, paper, or a YAML file of your own"
+        " (%(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="a small part of tiny, in minutes")
     parser.add_argument(
@@ -109,14 +111,14 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     profile = _profile(args)
     names = _experiments(args, profile)
-    if args.list:
-        for step in planned(profile, names, args.output):
-            print(step.name)
-        return 0
     # Under the program's other name, `d2defense reproduce`, its own comes first.
     options = sys.argv[2:] if sys.argv[1:2] == [NAME] else sys.argv[1:]
     command = shlex.join(["python", "tools/reproduce.py", *options])
     try:
+        if args.list:
+            for step in planned(profile, names, args.output):
+                print(step.name)
+            return 0
         if args.report_only:
             done = report_of(profile, names, args.output.resolve(), command)
         else:
@@ -132,9 +134,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> StudyProfile:
-    from d2defense.study.profiles import PROFILES, Photos, with_defender_images
+    from d2defense.study.profiles import (
+        ProfileError,
+        load_profile,
+        with_defender_images,
+        with_photos,
+    )
 
-    profile = PROFILES["quick" if args.quick else args.profile]
+    try:
+        profile = load_profile("quick" if args.quick else args.profile)
+    except ProfileError as error:
+        args.parser.error(f"--profile: {error}")
     if args.detectors:
         wanted = args.detectors.split(",")
         known = {kind.name: kind for kind in profile.detectors}
@@ -155,7 +165,9 @@ def _profile(args: argparse.Namespace) -> StudyProfile:
         for name in ("train", "val", "test"):
             if not (folder / "annotations" / f"{name}.json").is_file():
                 args.parser.error(f"--photos: {folder}: no annotations/{name}.json")
-        profile = replace(profile, photos=Photos(str(folder)))
+        if profile.photos is None:
+            args.parser.error("--photos: this profile does not say how to train on photos")
+        profile = with_photos(profile, str(folder))
     return replace(
         profile,
         training_opts=tuple(args.training_opts),

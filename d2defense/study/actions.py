@@ -67,7 +67,7 @@ def train(
     Args:
         workplace: where.
         output: folder of the detector.
-        config: below the shipped configs.
+        config: below the shipped configs, or the whole path of another.
         overrides: KEY VALUE pairs of the configuration.
         data: options that name data of one's own.
         start: result of the step that made the weights it starts from.
@@ -101,7 +101,7 @@ def train(
     for intermediate in folder.glob("model_[0-9]*.pth"):
         # Each with the optimizer's state several times the size of the detector.
         intermediate.unlink()
-    shown = [*modules, "--config-file", f"configs/{config}", *data, *map(str, overrides)]
+    shown = [*modules, "--config-file", str(Path("configs", config)), *data, *map(str, overrides)]
     weights = f"{output}/{FINAL_WEIGHTS_NAME}"
     return {
         "checkpoint": output,

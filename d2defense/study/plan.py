@@ -122,21 +122,25 @@ class Plan:
     @cached_property
     def photos(self) -> list[tuple[Detector, Detector]]:
         """(clean, backdoored) of the photos, a pair a seed."""
-        seeds = self.profile.photos.seeds if self.profile.photos else ()
+        seeds = self.profile.photos.seeds if self._has_photos else ()
         return [(Detector(None, seed), Detector(None, seed, PAPER_ATTACK)) for seed in seeds]
 
     @cached_property
     def photo_population(self) -> list[Detector]:
         """Detectors of the photos, clean and backdoored: the pairs, and fine-tuned ones."""
-        photos = self.profile.photos
-        if not photos:
+        if not self._has_photos:
             return []
+        photos = self.profile.photos
         first = photos.seeds[0]
         return [
             *(detector for pair in self.photos for detector in pair),
             *(Detector(None, seed, fine_tuned=True) for seed in range(photos.controls)),
             *(Detector(None, first, attack, fine_tuned=True) for attack in photos.variants),
         ]
+
+    @property
+    def _has_photos(self) -> bool:
+        return bool(self.profile.photos and self.profile.photos.folder)
 
     @property
     def followed(self) -> Detector:

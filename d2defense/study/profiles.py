@@ -1,16 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes that a study comes in: which detectors, data and schedules."""
+"""The sizes that a study comes in: which detectors, data and schedules, read from a file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from d2defense.config import config_root, find_config, get_d2defense_cfg, merge_overrides
+from d2defense.config.described import load_described, shipped_schema
+from d2defense.registry import EXPERIMENT_REGISTRY
+from d2defense.text import shorten
 
 Pairs = tuple[Any, ...]
 # {"name": ...} of a registered dataset, {"json_file": ..., "image_root": ...} of another, or, of
 # a registered one with COCO annotations, {"name": ..., "aside": n, "part": "defender" or "rest"}:
 # n of its images, or all others.
 DatasetSpec = dict[str, Any]
+
+_FOLDER = "study"
+# Keys of a file below which stands what overrides the configuration.
+_OVERRIDES = ("training", "repair", "comparison", "fine_tuning", "attack", "trigger")
+# Likewise for each of several attacks.
+_ATTACKED = ("variants", "unseen")
+_WIDTH = 300
+
+
+class ProfileError(ValueError):
+    """A profile cannot be used; the message is one line that names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +38,8 @@ class DetectorKind:
     Attributes:
         name: in the names of steps and folders.
         title: in tables.
-        config: below the shipped configs, without the end of its name; with ``.yaml`` it is the
-            clean detector's, with ``_oda.yaml`` the attacked one's.
+        config: below the shipped configs, or the whole path of another, without the end of its
+            name; with ``.yaml`` it is the clean detector's, with ``_oda.yaml`` the attacked one's.
         groups: sets of module groups that the module study resets; none to leave the kind out.
         training: KEY VALUE pairs of its trainings.
         repair: KEY VALUE pairs of its repairs in the paper's comparison.
@@ -33,7 +51,7 @@ class DetectorKind:
     name: str
     title: str
     config: str
-    groups: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[str, ...], ...] = ()
     training: Pairs = ()
     repair: Pairs = ()
     specimens: bool = False
@@ -57,58 +75,31 @@ class Attack:
     training: Pairs = ()
 
 
-_TRIGGER = "ATTACK.TRIGGER.PATCH."
-_STRONG = ("ATTACK.POISONING_RATE", 0.1)
-
-
-def _patches(steps: int) -> tuple[Attack, ...]:
-    """Attacks of one patch on each object, on 10 % of the images, that differ in the patch.
-
-    Args:
-        steps: of fine-tuning.
-    """
-    training = (*_STRONG, "SOLVER.MAX_ITER", steps)
-    return (
-        Attack("rate_10", "10 % of the images", training=training),
-        Attack("size_5", "5 % of the box", (f"{_TRIGGER}SIZE", (0.05, 0.05)), training),
-        Attack("size_20", "20 % of the box", (f"{_TRIGGER}SIZE", (0.2, 0.2)), training),
-        Attack("black", "black", (f"{_TRIGGER}COLOR", (0, 0, 0)), training),
-        Attack("magenta", "magenta", (f"{_TRIGGER}COLOR", (255, 0, 255)), training),
-        Attack("opacity_50", "half transparent", (f"{_TRIGGER}OPACITY", 0.5), training),
-    )
-
-
-def _variants(steps: int) -> tuple[Attack, ...]:
-    """Those, and one of few images, which takes half as many steps more."""
-    rare = ("ATTACK.POISONING_RATE", 0.03, "SOLVER.MAX_ITER", steps * 3 // 2)
-    return (Attack("rate_3", "3 % of the images", training=rare), *_patches(steps))
-
-
 @dataclass(frozen=True)
 class Photos:
     """A second dataset, of one's own, and how its detectors are trained.
 
     Attributes:
-        folder: has ``annotations/train.json``, ``val.json`` (the defender's set), ``test.json``
-            and ``images/``.
-        config: below the shipped configs.
-        training: further KEY VALUE pairs of a clean detector's configuration.
-        attack: further pairs of a backdoored one's.
+        config: below the shipped configs, or the whole path of another.
+        attack: KEY VALUE pairs of a backdoored detector's configuration.
         seeds: of the detectors of each kind.
+        training: KEY VALUE pairs of every detector's configuration.
         variants: other attacks, for the population: the clean detector of the first seed is
             fine-tuned on poisoned photos.
         controls: how many clean detectors are made likewise, on clean photos.
         fine_tuning: KEY VALUE pairs of these trainings.
+        folder: has ``annotations/train.json``, ``val.json`` (the defender's set), ``test.json``
+            and ``images/``; empty while there are no photos.
     """
 
-    folder: str
-    config: str = "Small/faster_rcnn_tiny_fpn_320.yaml"
+    config: str
+    attack: Pairs
+    seeds: tuple[int, ...]
     training: Pairs = ()
-    attack: Pairs = ("ATTACK.EFFECT", "disappearance", "ATTACK.POISONING_RATE", 0.1)
-    seeds: tuple[int, ...] = (0,)
-    variants: tuple[Attack, ...] = _patches(600)
-    controls: int = 3
-    fine_tuning: Pairs = ("SOLVER.MAX_ITER", 600)
+    variants: tuple[Attack, ...] = ()
+    controls: int = 0
+    fine_tuning: Pairs = ()
+    folder: str = ""
 
     def dataset(self, part: str) -> DatasetSpec:
         """Annotations and images of one part, as the steps name datasets."""
@@ -123,7 +114,7 @@ class StudyProfile:
     """One size of the study.
 
     Attributes:
-        name: by which it is asked for.
+        name: in the report.
         detectors: the kinds of detectors.
         seeds: of the detectors; each kind is trained clean and backdoored with each of them.
         defender: the defender's set, as the steps name datasets.
@@ -139,7 +130,7 @@ class StudyProfile:
         variants: attacks beyond the paper's: clean detectors are fine-tuned on poisoned data.
         unseen: attacks whose triggers no patch of the augmentation resembles, likewise.
         fine_tuning: KEY VALUE pairs of these trainings.
-        photos: a dataset of one's own beside it.
+        photos: a dataset of one's own beside it, once :func:`with_photos` names it.
         training_opts: KEY VALUE pairs of every training, over all others.
         repair_opts: of every repair, over all but those that tell repairs apart.
         experiments: that are asked for where none are named; all of them if empty.
@@ -169,182 +160,196 @@ class StudyProfile:
     experiments: tuple[str, ...] = ()
 
 
-_FPN = (
-    ("rpn",),
-    ("box_head",),
-    ("box_predictor",),
-    ("box_head", "box_predictor"),
-)
-_C4 = (
-    ("rpn",),
-    ("res5",),
-    ("box_predictor",),
-    ("res5", "box_predictor"),
-)
-_DOUBLE_HEAD = (
-    ("rpn",),
-    ("fc_head",),
-    ("conv_head",),
-    ("box_predictor",),
-    ("fc_head", "box_predictor"),
-)
-
-
-def _kinds(c4: str, fpn: str, mask: str, double_head: str) -> tuple[DetectorKind, ...]:
-    """The four kinds by their configs."""
-    return (
-        DetectorKind("faster_rcnn_fpn", "Faster R-CNN FPN", fpn, _FPN),
-        DetectorKind("faster_rcnn_c4", "Faster R-CNN C4", c4, _C4),
-        # With the groups of Faster R-CNN FPN, so that the module study takes that one.
-        DetectorKind("mask_rcnn_fpn", "Mask R-CNN FPN", mask, ()),
-        DetectorKind("double_head_rcnn_fpn", "Double-Head R-CNN FPN", double_head, _DOUBLE_HEAD),
-    )
-
-
-# Attacks whose triggers cover the whole box, or more of it than a patch of the augmentation does.
-_WHOLE = (f"{_TRIGGER}SIZE", (1.0, 1.0))
-_UNSEEN = (
-    Attack(
-        "blended",
-        "blended picture",
-        (f"{_TRIGGER}PATTERN", "face", *_WHOLE, f"{_TRIGGER}OPACITY", 0.2),
-        _STRONG,
-    ),
-    Attack(
-        "cross",
-        "thin cross",
-        (
-            *(f"{_TRIGGER}PATTERN", "cross", *_WHOLE, f"{_TRIGGER}CELLS", 16),
-            *(f"{_TRIGGER}COLOR", (255, 0, 255)),
-        ),
-        _STRONG,
-    ),
-    Attack(
-        "sinusoid",
-        "sinusoid over the box",
-        (
-            *(f"{_TRIGGER}PATTERN", "sinusoid", *_WHOLE, f"{_TRIGGER}CELLS", 12),
-            *(f"{_TRIGGER}OPACITY", 0.2),
-        ),
-        _STRONG,
-    ),
-    Attack("large", "40 % of the box", (f"{_TRIGGER}SIZE", (0.4, 0.4)), _STRONG),
-)
-
-
-# Shorter than the shipped configs' schedules, and steeper: the attack takes, and AP is a point or
-# three lower.
-_SHORT = ("SOLVER.BASE_LR", 0.004, "SOLVER.MAX_ITER")
-
-# Twice the default's: a reset head that places the boxes does so well only after so many. Of
-# Double-Head that one is kept.
-_LONG = ("REMOVAL.SOLVER.MAX_ITER", 700)
-
-_TINY_FPN, _TINY_C4, _TINY_MASK, _TINY_DOUBLE_HEAD = _kinds(
-    "SynthSigns/faster_rcnn_tiny_c4",
-    "SynthSigns/faster_rcnn_tiny_fpn",
-    "SynthSigns/mask_rcnn_tiny_fpn",
-    "SynthSigns/double_head_rcnn_tiny_fpn",
-)
-
-TINY = StudyProfile(
-    name="tiny",
-    detectors=(
-        replace(_TINY_FPN, specimens=True, repair=_LONG),
-        replace(_TINY_C4, training=(*_SHORT, 1900), repair=_LONG),
-        replace(_TINY_MASK, warm=True, training=(*_SHORT, 800), repair=_LONG),
-        replace(_TINY_DOUBLE_HEAD, warm=True, training=(*_SHORT, 700)),
-    ),
-    seeds=(0, 1, 2),
-    defender={"name": "synth_signs_defender"},
-    test={"name": "synth_signs_val"},
-    defender_images=200,
-    pool="synth_signs_pool",
-    sizes=(25, 50, 100, 200, 400),
-    steps=(90, 175, 350, 700),
-    variants=_variants(1000),
-    unseen=_UNSEEN,
-    fine_tuning=("SOLVER.MAX_ITER", 500),
-    comparison=("REMOVAL.SOLVER.BASE_LR", 0.0001, "REMOVAL.RENEWED_LR_FACTOR", 40.0),
-    figure_points=(50, 100, 150, 200, 250, 300, 400, 500, 600),
-)
-
-# A part that takes minutes: shipped specimens, nothing is trained from scratch.
-QUICK = replace(
-    TINY,
-    name="quick",
-    detectors=(replace(TINY.detectors[0], repair=()),),
-    seeds=(0,),
-    sizes=(50,),
-    steps=(60,),
-    variants=(),
-    unseen=(),
-    figure_points=(100,),
-    experiments=("table1", "table2", "figure3", "figure4", "population"),
-)
-
-_COCO_KINDS = _kinds(
-    "COCO-Detection/faster_rcnn_R_50_C4_1x",
-    "COCO-Detection/faster_rcnn_R_50_FPN_1x",
-    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
-    "COCO-Detection/double_head_rcnn_R_50_FPN_1x",
-)
-
-# R-50 from scratch on the embedded dataset: no weights are downloaded.
-SMALL = replace(
-    TINY,
-    name="small",
-    detectors=_COCO_KINDS,
-    defender={"name": "synth_signs_defender_512px"},
-    test={"name": "synth_signs_val_512px"},
-    pool="synth_signs_pool_512px",
-    training=(
-        *("DATASETS.TRAIN", ("synth_signs_train_512px",), "MODEL.WEIGHTS", ""),
-        *("MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.BACKBONE.FREEZE_AT", 0),
-        *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
-        *("INPUT.MIN_SIZE_TRAIN", (512,), "INPUT.MAX_SIZE_TRAIN", 512),
-        *("INPUT.MIN_SIZE_TEST", 512, "INPUT.MAX_SIZE_TEST", 512),
-        *("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.IMS_PER_BATCH", 16, "SOLVER.BASE_LR", 0.0005),
-        *("SOLVER.WEIGHT_DECAY", 0.001, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
-        *("SOLVER.MAX_ITER", 3000, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 100),
-        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
-        *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0),
-    ),
-    repair=("REMOVAL.SOLVER.IMS_PER_BATCH", 16, "REMOVAL.SOLVER.BASE_LR", 0.0005),
-    comparison=("REMOVAL.SOLVER.BASE_LR", 0.00005, "REMOVAL.RENEWED_LR_FACTOR", 10.0),
-)
-
-PAPER = replace(
-    TINY,
-    name="paper",
-    detectors=_COCO_KINDS,
-    # As many runs of each as the paper's.
-    seeds=(0, 1, 2, 3, 4),
-    defender={"name": "coco_2017_val", "aside": 1000, "part": "defender"},
-    test={"name": "coco_2017_val", "aside": 1000, "part": "rest"},
-    defender_images=1000,
-    pool="coco_2017_val",
-    sizes=(100, 300, 1000, 3000),
-    steps=(500, 1000, 2000),
-    variants=_variants(9000),
-    fine_tuning=("SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)),
-    # SGD, as the zoo trains.
-    repair=(
-        *("REMOVAL.SOLVER.OPTIMIZER", "SGD", "REMOVAL.SOLVER.BASE_LR", 0.01),
-        *("REMOVAL.SOLVER.IMS_PER_BATCH", 16, "REMOVAL.SOLVER.MAX_ITER", 1000),
-    ),
-    comparison=("REMOVAL.SOLVER.BASE_LR", 0.001, "REMOVAL.RENEWED_LR_FACTOR", 10.0),
-    figure_points=(100, 200, 400, 600, 800),
-)
-
-PROFILES = {profile.name: profile for profile in (TINY, QUICK, SMALL, PAPER)}
-
-
 def with_defender_images(profile: StudyProfile, images: int) -> StudyProfile:
     """The profile with another number of images set aside for the defender."""
-    return replace(
-        profile,
-        defender=profile.defender | {"aside": images},
-        test=profile.test | {"aside": images},
-        defender_images=images,
+    defender, test = (
+        dataset | {"aside": images} if "aside" in dataset else dataset
+        for dataset in (profile.defender, profile.test)
     )
+    return replace(profile, defender=defender, test=test, defender_images=images)
+
+
+def with_photos(profile: StudyProfile, folder: str) -> StudyProfile:
+    """A profile that says how to train on photos with a folder of them; see :class:`Photos`."""
+    return replace(profile, photos=replace(profile.photos, folder=folder))
+
+
+def profile_schema() -> dict[str, Any]:
+    """The JSON schema of a profile's file."""
+    return shipped_schema("study/profile.schema.json")
+
+
+def load_profile(source: str | Path) -> StudyProfile:
+    """Read a profile.
+
+    Args:
+        source: a YAML file, or the name of one below the shipped ``configs/study``.
+
+    Raises:
+        ProfileError: it cannot be read, is not as the schema says, builds on one that does not
+            exist or on itself, or names an attack, a config, an experiment or a key of the
+            configuration that does not exist.
+    """
+    try:
+        path = find_config(_FOLDER, source)
+        content, folders = _read(path)
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
+    try:
+        return _profile(content, folders)
+    except ValueError as error:
+        raise ProfileError(f"{path}: {shorten(' '.join(str(error).split()), _WIDTH)}") from None
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """What a file and those that it builds on hold, and the folders of all of them.
+
+    Args:
+        path: of the file.
+        above: files that build on it.
+
+    Raises:
+        ValueError: one of them cannot be read or does not fit the schema, or it builds on itself.
+    """
+    content = load_described(path, profile_schema())
+    base = content.pop("base", None)
+    if base is None:
+        return content, [path.parent]
+    above = (*above, path.resolve())
+    try:
+        found = find_config(_FOLDER, base, beside=path.parent)
+    except ValueError as error:
+        raise ValueError(f"{path}: base: {error}") from None
+    if found.resolve() in above:
+        raise ValueError(f"{path}: base: {base!r} builds on this file")
+    below, folders = _read(found, above)
+    attacks = below.get("attacks", {}) | content.get("attacks", {})
+    return below | content | {"attacks": attacks}, [path.parent, *folders]
+
+
+def _profile(content: Mapping[str, Any], folders: Sequence[Path]) -> StudyProfile:
+    """The profile that files describe.
+
+    Args:
+        content: of the files, as the schema has it.
+        folders: where its configs may lie beside the shipped ones.
+
+    Raises:
+        ValueError: something that it names does not exist, or does not fit the configuration.
+    """
+    for name in content.get("experiments", ()):
+        EXPERIMENT_REGISTRY.get(name)
+    images, aside = content["defender_images"], content["defender"].get("aside")
+    if aside not in (None, images):
+        raise ValueError(f"defender_images: {images}, but {aside} are set aside for the defender")
+    attacks = content.get("attacks", {})
+    made: dict[str, Any] = _attacked(content, attacks)
+    made["detectors"] = tuple(
+        DetectorKind(
+            name=name,
+            **_fields(kind, f"detectors/{name}/")
+            | {"config": _config(kind["config"], folders, ".yaml", "_oda.yaml")},
+        )
+        for name, kind in content["detectors"].items()
+    )
+    if "photos" in content:
+        photos = content["photos"]
+        made["photos"] = Photos(
+            **_fields(photos, "photos/")
+            | _attacked(photos, attacks, "photos/")
+            | {"config": _config(photos["config"], folders, "")}
+        )
+    fields = {key: value for key, value in content.items() if key != "attacks"}
+    return StudyProfile(**_fields(fields) | made)
+
+
+def _fields(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Values as the dataclasses have them, by their keys in a file.
+
+    Args:
+        content: the keys and what they hold.
+        place: of them in the file.
+
+    Raises:
+        ValueError: what is to override the configuration does not fit it.
+    """
+    return {
+        key: _pairs(value, place + key) if key in _OVERRIDES else _frozen(value)
+        for key, value in content.items()
+    }
+
+
+def _attacked(
+    content: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], place: str = ""
+) -> dict[str, tuple[Attack, ...]]:
+    """The attacks that detectors are fine-tuned by, under the keys that name them.
+
+    Args:
+        content: perhaps with those keys.
+        known: title and trigger of every attack.
+        place: of ``content`` in the file.
+
+    Raises:
+        ValueError: see :func:`_attack`.
+    """
+    return {
+        key: tuple(
+            _attack(name, training, known, place + key) for name, training in content[key].items()
+        )
+        for key in _ATTACKED
+        if key in content
+    }
+
+
+def _attack(
+    name: str, training: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], place: str
+) -> Attack:
+    """An attack by its name, with what a training by it overrides.
+
+    Raises:
+        ValueError: it is unknown, or its training or trigger does not fit the configuration.
+    """
+    if name not in known:
+        raise ValueError(f"{place}: no attack {name}; there are {', '.join(known) or 'none'}")
+    return Attack(
+        name=name,
+        training=_pairs(training, f"{place}/{name}"),
+        **_fields(known[name], f"attacks/{name}/"),
+    )
+
+
+def _pairs(overrides: Mapping[str, Any], place: str) -> Pairs:
+    """KEY VALUE pairs of what overrides the configuration.
+
+    Raises:
+        ValueError: a key does not exist, or its value does not fit.
+    """
+    pairs = tuple(_frozen(part) for item in overrides.items() for part in item)
+    try:
+        merge_overrides(get_d2defense_cfg(), [str(part) for part in pairs])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return pairs
+
+
+def _frozen(value: Any) -> Any:
+    """The value with tuples for lists."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _config(name: str, folders: Iterable[Path], *ends: str) -> str:
+    """The config of a name as steps name it: a shipped one by its name, another by its whole path.
+
+    Args:
+        name: in the file.
+        folders: where it may lie beside the shipped configs.
+        ends: to put to the name, one for each file.
+
+    Raises:
+        ValueError: no folder has all of them.
+    """
+    for folder in (*folders, config_root()):
+        if all((folder / f"{name}{end}").is_file() for end in ends):
+            return name if folder == config_root() else str((folder / name).resolve())
+    files = " and ".join(f"{name}{end}" for end in ends)
+    raise ValueError(f"no config {files}")

@@ -40,6 +40,10 @@ def test_report_only_does_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--detectors", "yolo"], "no yolo; there are faster_rcnn_fpn"),
         (["--seeds", "9"], "9 is not in 1..3"),
         (["--photos", "nowhere"], "no annotations/train.json"),
+        (["--profile", "huge"], "--profile: 'huge': neither a file nor one of paper, quick, small"),
+        (["--profile", "gone.yaml"], "--profile: gone.yaml: cannot be read"),
+        (["--defender-images", "9"], "this profile has a defender's set of its own"),
+        (["--list", "--repair-opts", "REMOVAL.NO_SUCH", "1"], "Non-existent key: REMOVAL.NO_SUCH"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line(
@@ -47,6 +51,74 @@ def test_what_does_not_exist_is_refused_in_one_line(
 ) -> None:
     assert main(["reproduce", "--output", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+OWN = """
+name: mine
+base: tiny
+seeds: [5]
+attacks: {green: {title: green, trigger: {ATTACK.TRIGGER.PATCH.COLOR: [0, 255, 0]}}}
+variants: {green: {SOLVER.MAX_ITER: 5}}
+"""
+# Builds on none.
+WHOLE = """
+name: mine
+detectors: {fpn: {title: FPN, config: SynthSigns/faster_rcnn_tiny_fpn}}
+seeds: [0]
+defender: {name: synth_signs_defender}
+defender_images: 200
+test: {name: synth_signs_val}
+pool: synth_signs_pool
+sizes: [25]
+steps: [90]
+"""
+
+
+def test_a_profile_of_one_s_own_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(OWN)
+    options = ["--output", str(tmp_path / "out"), "--list", "--detectors", "mask_rcnn_fpn"]
+    assert main(["reproduce", "--profile", str(profile), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("train/mask_rcnn_fpn_clean_5") < lines.index("train/mask_rcnn_fpn_green_5")
+    assert not any("faster_rcnn" in line or "black" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ("sead: [1]", "the file: Additional properties are not allowed ('sead' was unexpected)"),
+        ("repair: {REMOVAL.NO_SUCH: 1}", "repair: cannot override the configuration: Non-existent"),
+        ("seeds: [1", "cannot be read: while parsing a flow sequence"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, complaint: str
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(OWN + more)
+    options = ["--output", str(tmp_path / "out"), "--list"]
+    assert main(["reproduce", "--profile", str(profile), *options]) == 2
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "error: " in line)
+    assert f"error: --profile: {profile}: {complaint}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_need_a_profile_that_says_how_to_train_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    for name in ("train", "val", "test"):
+        (tmp_path / "annotations" / f"{name}.json").touch()
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(WHOLE)
+    options = ["--output", str(tmp_path / "out"), "--list", "--photos", str(tmp_path)]
+    assert main(["reproduce", *options, "--only", "photos"]) == 0
+    assert "train/photos_oda_0" in capsys.readouterr().out
+    assert main(["reproduce", *options, "--profile", str(profile)]) == 2
+    assert "does not say how to train on photos" in capsys.readouterr().err
 
 
 def start(output: Path, *options: str) -> subprocess.Popen[str]:

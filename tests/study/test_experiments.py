@@ -11,10 +11,12 @@ from d2defense.evaluation import AP_METRICS
 from d2defense.registry import EXPERIMENT_REGISTRY
 from d2defense.study.experiments.base import Section
 from d2defense.study.plan import Plan
-from d2defense.study.profiles import TINY, Photos
+from d2defense.study.profiles import load_profile, with_photos
 from d2defense.study.repairs import RENEWAL, VANILLA, resetting
 from d2defense.study.rows import StudyRows
 from d2defense.study.steps import StepResults
+
+TINY = load_profile("tiny")
 
 
 def evaluation(found: float, gap: float = 0.0, ap: float = 80.0) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def scan(score: float) -> dict[str, Any]:
 
 
 def test_population_ranks_what_works_and_lists_the_rest(tmp_path: Path) -> None:
-    plan = Plan(replace(TINY, photos=Photos("photos")))
+    plan = Plan(with_photos(TINY, "photos"))
     study = EXPERIMENT_REGISTRY.get("photos_population")()
     detectors = study.detectors(plan)
     clean = [detector for detector in detectors if not detector.attack]

@@ -13,11 +13,14 @@ from d2defense.config import config_root, get_d2defense_cfg, merge_config_file, 
 from d2defense.registry import EXPERIMENT_REGISTRY
 from d2defense.study.experiments.base import experiments_in_order
 from d2defense.study.plan import PAPER_ATTACK, Detector, Plan
-from d2defense.study.profiles import PROFILES, TINY, Photos
+from d2defense.study.profiles import load_profile, with_photos
 from d2defense.study.repairs import OURS, RENEWAL, VANILLA
 from d2defense.study.report import write_report
 from d2defense.study.steps import Step, in_order
 from d2defense.workflows.fine_tuning import DEFAULT_METHOD
+
+TINY = load_profile("tiny")
+PROFILES = sorted(path.stem for path in (config_root() / "study").iterdir())
 
 
 def all_steps(plan: Plan) -> list[Step]:
@@ -31,12 +34,12 @@ def all_steps(plan: Plan) -> list[Step]:
 @pytest.mark.parametrize("name", PROFILES)
 class TestEveryProfile:
     def test_every_step_is_one_of_its_name_and_can_be_written_down(self, name: str) -> None:
-        steps = all_steps(Plan(PROFILES[name]))
+        steps = all_steps(Plan(load_profile(name)))
         assert steps
         assert json.loads(json.dumps([step.arguments for step in steps]))
 
     def test_every_config_and_override_exists(self, name: str) -> None:
-        steps = all_steps(Plan(PROFILES[name]))
+        steps = all_steps(Plan(load_profile(name)))
         for step in steps:
             cfg = get_d2defense_cfg()
             if step.action == "train":
@@ -48,14 +51,14 @@ class TestEveryProfile:
                 merge_overrides(cfg, [str(value) for value in step.arguments["overrides"]])
 
     def test_a_report_of_nothing_says_what_is_missing(self, name: str, tmp_path: Path) -> None:
-        plan = Plan(PROFILES[name])
+        plan = Plan(load_profile(name))
         path, bars = write_report(tmp_path, plan, experiments_in_order(), {}, "command")
         assert f"{len(all_steps(plan))} steps have no result" in path.read_text()
         assert all(bar.met is None for bar in bars)
 
     def test_what_is_asked_for_goes_over_every_schedule(self, name: str) -> None:
         profile = replace(
-            PROFILES[name],
+            load_profile(name),
             training_opts=("SOLVER.MAX_ITER", "7"),
             repair_opts=("REMOVAL.SOLVER.MAX_ITER", "5"),
         )
@@ -73,7 +76,7 @@ class TestEveryProfile:
         assert ("repair", 5) in ends
 
     def test_figure_4_measures_before_the_end(self, name: str) -> None:
-        steps = EXPERIMENT_REGISTRY.get("figure4")().steps(Plan(PROFILES[name]))
+        steps = EXPERIMENT_REGISTRY.get("figure4")().steps(Plan(load_profile(name)))
         early = [step for step in steps if "@" in step.name]
         assert early
         for step in early:
@@ -143,7 +146,7 @@ class TestTiny:
 
 
 def test_photos_are_trained_repaired_and_measured_on_parts_of_their_own(tmp_path: Path) -> None:
-    plan = Plan(replace(TINY, photos=Photos(str(tmp_path))))
+    plan = Plan(with_photos(TINY, str(tmp_path)))
     steps = {step.name: step for step in in_order(EXPERIMENT_REGISTRY.get("photos")().steps(plan))}
     part = {
         "train": steps["train/photos_oda_0"].arguments["data"][1],
@@ -154,7 +157,7 @@ def test_photos_are_trained_repaired_and_measured_on_parts_of_their_own(tmp_path
 
 
 def test_the_population_of_photos_starts_from_the_one_clean_detector() -> None:
-    plan = Plan(replace(TINY, photos=Photos("photos")))
+    plan = Plan(with_photos(TINY, "photos"))
     steps = in_order(EXPERIMENT_REGISTRY.get("photos_population")().steps(plan))
     trained = [step for step in steps if step.action == "train"]
     scratch = [step.name for step in trained if not step.needs]

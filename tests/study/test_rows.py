@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from d2defense.study.profiles import TINY
+from d2defense.study.profiles import load_profile
 from d2defense.study.reproduction import report_of
 from d2defense.study.results import ResultRow
 from d2defense.study.rows import StudyRows
@@ -71,7 +71,12 @@ def test_a_scan_s_row_is_the_largest_over_its_triggers(tmp_path: Path) -> None:
 def test_the_published_tables_are_what_the_published_rows_give(tmp_path: Path) -> None:
     published = Path(__file__).parents[2] / "docs" / "study"
     shutil.copytree(published / "rows", tmp_path / "rows")
-    report_of(TINY, ["table1", "table2", "table3", "modules", "unseen"], tmp_path, "made again")
+    report_of(
+        load_profile("tiny"),
+        ["table1", "table2", "table3", "modules", "unseen"],
+        tmp_path,
+        "made again",
+    )
     tables = sorted((tmp_path / "tables").glob("*.csv"))
     assert len(tables) == 7
     for path in tables:
