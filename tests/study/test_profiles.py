@@ -189,7 +189,10 @@ class TestRefused:
         [
             ({"sead": [1]}, "the file: Additional properties are not allowed ('sead'"),
             ({"detectors": {"fpn": FPN | {"cold": True}}}, "detectors/fpn: Additional properties"),
-            ({"photos": {"folder": "mine"}}, "photos: "),
+            (
+                {"photos": {"config": FPN["config"], "attack": {}, "seeds": [0], "folder": "a"}},
+                "photos: Additional properties are not allowed ('folder'",
+            ),
             ({"seeds": []}, "seeds: [] "),
             ({"training": {"MODEL.WEIGHTS": None}}, "training/MODEL.WEIGHTS: None is not of type"),
             ({"training": {"SOLVER": {"MAX_ITER": 3}}}, "training/SOLVER: {'MAX_ITER': 3} is not"),
