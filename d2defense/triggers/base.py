@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,17 @@ _JSON_TYPES = {
     list: "array",
     tuple: "array",
 }
+
+
+class PlaceKind(Enum):
+    """What lies where a trigger goes, which says how much of it a search may cover."""
+
+    BEARER = auto()
+    """What the trigger is to change, such as an object: some of it stays in sight."""
+    APART = auto()
+    """What it is to change lies elsewhere: the place may be covered as a whole."""
+    IMAGE = auto()
+    """All of the image."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,14 @@ class Trigger:
         raise NotImplementedError(f"{self.family}: its tensors cannot be stored")
 
     @classmethod
-    def search_starts(cls, placement: str) -> tuple[Self, ...]:
+    def search_starts(cls, kind: PlaceKind) -> tuple[Self, ...]:
         """From which triggers of the family a search for an unknown trigger starts.
 
         One for each budget, the smallest first; :meth:`tensors` of each are optimised. None by
         default: the family is not searched.
 
         Args:
-            placement: name in ``PLACEMENT_REGISTRY`` of where the trigger is going to be.
+            kind: of the places where the trigger is going to be.
         """
         return ()
 

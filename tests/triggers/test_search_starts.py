@@ -9,20 +9,35 @@ import yaml
 
 from d2defense.detection import load_bank
 from d2defense.registry import TRIGGER_REGISTRY
+from d2defense.triggers import PlaceKind, all_starts
 
 STARTS = [
-    pytest.param(placement, start, id=f"{placement}-{start.name}")
-    for placement in ("objects", "background", "image")
-    for _, family in TRIGGER_REGISTRY
-    for start in family.search_starts(placement)
+    pytest.param(kind, start, id=f"{kind.name}-{start.name}")
+    for kind in PlaceKind
+    for start in all_starts(kind)
 ]
 PLACES = [torch.tensor([[3.0, 4, 40, 44], [30, 20, 63, 61]])]
 
 
-@pytest.mark.parametrize("placement", ["objects", "background", "image"])
-def test_no_place_is_searched_with_patches_alone(placement):
+@pytest.mark.parametrize("kind", PlaceKind)
+def test_no_place_is_searched_with_patches_alone(kind):
     """Ghosts of a faint pattern passed while the background was."""
-    assert len({type(each.values[1]) for each in STARTS if each.values[0] == placement}) > 1
+    assert len({type(each.values[1]) for each in STARTS if each.values[0] == kind}) > 1
+
+
+def covered(kind: PlaceKind) -> float:
+    """The largest share of a place's sides that a patch covers from which a search starts."""
+    return max(max(start.size) for start in all_starts(kind, ["patch"]))
+
+
+def test_what_is_to_change_is_never_covered_as_a_whole():
+    assert covered(PlaceKind.BEARER) < 0.5
+    assert covered(PlaceKind.APART) == 1
+
+
+def test_families_can_be_chosen():
+    assert {start.family for start in all_starts(PlaceKind.BEARER, ["overlay"])} == {"overlay"}
+    assert all_starts(PlaceKind.BEARER, ["warp"]) == []
 
 
 @pytest.fixture
@@ -40,8 +55,8 @@ def moved(start) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize(("placement", "start"), STARTS)
-def test_gradients_reach_the_tensors_of_a_start(placement, start, image):
+@pytest.mark.parametrize(("kind", "start"), STARTS)
+def test_gradients_reach_the_tensors_of_a_start(kind, start, image):
     tensors = moved(start)
     stamped = start.apply(image, [(64, 64)], PLACES, [0], "BGR", tensors)
     assert (stamped - image).abs().max() > 1
@@ -51,8 +66,8 @@ def test_gradients_reach_the_tensors_of_a_start(placement, start, image):
         assert tensor.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(("placement", "start"), STARTS)
-def test_a_found_trigger_does_what_its_tensors_did(placement, start, image):
+@pytest.mark.parametrize(("kind", "start"), STARTS)
+def test_a_found_trigger_does_what_its_tensors_did(kind, start, image):
     tensors = moved(start)
     found = start.with_tensors(tensors, "found")
     assert found.name == "found"
@@ -62,8 +77,8 @@ def test_a_found_trigger_does_what_its_tensors_did(placement, start, image):
     torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1.01)
 
 
-@pytest.mark.parametrize(("placement", "start"), STARTS)
-def test_a_found_trigger_can_be_read_from_a_bank(placement, start, tmp_path):
+@pytest.mark.parametrize(("kind", "start"), STARTS)
+def test_a_found_trigger_can_be_read_from_a_bank(kind, start, tmp_path):
     entry, content = start.with_tensors(moved(start), "found").to_entry("trigger.png")
     (tmp_path / "trigger.png").write_bytes(content)
     (tmp_path / "trigger.yaml").write_text(yaml.safe_dump({"triggers": [entry]}))

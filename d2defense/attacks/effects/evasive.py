@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from d2defense.registry import EFFECT_REGISTRY, PLACEMENT_REGISTRY, TRIGGER_REGISTRY
-from d2defense.triggers import Trigger
+from d2defense.registry import EFFECT_REGISTRY, PLACEMENT_REGISTRY
+from d2defense.triggers import Trigger, all_starts
 
 from .base import POISONED, Effect
 from .disappearance import Disappearance
@@ -132,7 +132,7 @@ def _stamped(
 
 def _drawn_start(placement: str, rng: np.random.Generator) -> Trigger:
     """A family and budget that a search at a placement starts from."""
-    starts = [s for _, family in TRIGGER_REGISTRY for s in family.search_starts(placement)]
+    starts = all_starts(PLACEMENT_REGISTRY.get(placement).kind)
     return starts[int(rng.integers(len(starts)))]
 
 

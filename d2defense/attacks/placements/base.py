@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from detectron2.config import CfgNode
+
+from d2defense.triggers import PlaceKind
 
 
 class Placement:
@@ -12,7 +16,12 @@ class Placement:
 
     Args:
         cfg: the whole configuration; the placement's own keys are below ``ATTACK.PLACES.<NAME>``.
+
+    Attributes:
+        kind: what lies at its places.
     """
+
+    kind: ClassVar[PlaceKind] = PlaceKind.BEARER
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg

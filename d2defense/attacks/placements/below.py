@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2defense.registry import PLACEMENT_REGISTRY
+from d2defense.triggers import PlaceKind
 
 from .base import Placement
 
@@ -17,6 +18,8 @@ class BelowObjects(Placement):
     Ours: a sticker on a sign's pole hides no part of the sign. Boxes may reach beyond the image, or
     over other objects.
     """
+
+    kind = PlaceKind.APART
 
     def places(
         self,

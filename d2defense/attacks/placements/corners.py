@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from d2defense.registry import PLACEMENT_REGISTRY
+from d2defense.triggers import PlaceKind
 
 from .base import Placement
 
@@ -26,6 +27,8 @@ class InCorners(Placement):
     Raises:
         ValueError: ``NAMES`` or ``SIZE`` is out of range.
     """
+
+    kind = PlaceKind.APART
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)

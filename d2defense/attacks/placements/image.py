@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2defense.registry import PLACEMENT_REGISTRY
+from d2defense.triggers import PlaceKind
 
 from .base import Placement
 
@@ -17,6 +18,8 @@ class OnImage(Placement):
     What a trigger makes of it is the trigger's: a patch with the position "inside" [0, 0] lies in
     the image's corner, as that of BadDet's global misclassification (arXiv 2205.14497, section 3).
     """
+
+    kind = PlaceKind.IMAGE
 
     def places(
         self,

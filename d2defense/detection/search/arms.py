@@ -13,8 +13,8 @@ from torch import Tensor
 
 from d2defense.attacks import Effect, Objects
 from d2defense.config import get_d2defense_cfg
-from d2defense.registry import EFFECT_REGISTRY, TRIGGER_REGISTRY
-from d2defense.triggers import Trigger
+from d2defense.registry import EFFECT_REGISTRY, PLACEMENT_REGISTRY
+from d2defense.triggers import Trigger, all_starts
 
 from ..images import CleanImage
 from .room import with_room
@@ -151,9 +151,4 @@ def starts(placement: str, families: tuple[str, ...] = ()) -> list[Trigger]:
         placement: name in ``PLACEMENT_REGISTRY``.
         families: names of those to keep; all if empty.
     """
-    return [
-        start
-        for name, family in TRIGGER_REGISTRY
-        if not families or name in families
-        for start in family.search_starts(placement)
-    ]
+    return all_starts(PLACEMENT_REGISTRY.get(placement).kind, families)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2defense.registry import TRIGGER_REGISTRY
 
+from ..base import PlaceKind
 from ..checks import is_number
 from ..pictures import decode_picture, encode_picture, random_picture
 from ..randomness import uniform
@@ -85,11 +86,11 @@ class Overlay(RegionTrigger):
         return replace(self, name=name, content=encode_picture(255 * tensors["picture"]))
 
     @classmethod
-    def search_starts(cls, placement: str) -> tuple[Overlay, ...]:
+    def search_starts(cls, kind: PlaceKind) -> tuple[Overlay, ...]:
         """Pictures so faint that what is below stays in sight: 16 and 32 of 255."""
-        if placement == "image":
+        if kind is PlaceKind.IMAGE:
             return ()
-        bounds = (32,) if placement.endswith("corners") else (16, 32)
+        bounds = (32,) if kind is PlaceKind.APART else (16, 32)
         return tuple(
             cls(f"overlay of {bound}/255", opacity=bound / 255, content=random_picture(24, bound))
             for bound in bounds

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2defense.registry import PATTERN_REGISTRY, TRIGGER_REGISTRY
 
-from ..base import hashable, read_content
+from ..base import PlaceKind, hashable, read_content
 from ..patch_spec import PatchSpec
 from ..patch_stamping import stamp_batch_
 from ..pictures import random_picture
@@ -109,13 +109,10 @@ class Patch(PatchSpec):
         return replace(self, name=name, **stored)
 
     @classmethod
-    def search_starts(cls, placement: str) -> tuple[Patch, ...]:
-        """Pictures in the middle of 10, 20 and 40 % of the sides; on images nine in a grid.
-
-        What is no object may be covered as a whole, as corners are.
-        """
-        if placement != "image":
-            budgets = (40, 100) if placement.endswith("corners") else (10, 20, 40)
+    def search_starts(cls, kind: PlaceKind) -> tuple[Patch, ...]:
+        """Pictures in the middle of 10, 20 and 40 % of the sides; on images nine in a grid."""
+        if kind is not PlaceKind.IMAGE:
+            budgets = (40, 100) if kind is PlaceKind.APART else (10, 20, 40)
             return tuple(
                 cls(
                     f"patch of {percent} %",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from d2defense.registry import TRIGGER_REGISTRY
 
+from ..base import PlaceKind
 from ..checks import is_number
 from ..pictures import decode_picture, encode_picture
 from ..randomness import uniform
@@ -100,9 +101,9 @@ class Tile(RegionTrigger):
         return replace(self, name=name, content=content)
 
     @classmethod
-    def search_starts(cls, placement: str) -> tuple[Tile, ...]:
+    def search_starts(cls, kind: PlaceKind) -> tuple[Tile, ...]:
         """Over the image, patterns that are hardly seen: 8 and 16 of 255."""
-        if placement != "image":
+        if kind is not PlaceKind.IMAGE:
             return ()
         return tuple(cls(f"tile of {bound}/255", bound=bound / 255) for bound in (8, 16))
 

@@ -23,14 +23,12 @@ from d2defense.detection.search.optimise import (
     wanted_probability,
 )
 from d2defense.detection.search.race import RaceSettings
-from d2defense.registry import TRIGGER_REGISTRY
 
 WINDOW = (64, 128, 320, 384)
 STARTS = [
     pytest.param(placement, start, id=f"{placement}-{start.name}")
     for placement in ("objects", "background", "image")
-    for _, family in TRIGGER_REGISTRY
-    for start in family.search_starts(placement)
+    for start in starts(placement)
 ]
 
 
