@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2defense.checkpoint import load_weights
-from d2defense.modeling import Opinion
+from d2defense.modeling import Opinion, RegionOutput
+
+from .standstill import kept_statistics
 
 # Proposals of an image that are compared, those of highest objectness.
 _PROPOSALS = 48
@@ -27,7 +29,8 @@ class SelfDistillation:
     Distillation in the way of Hinton et al. (arXiv 1503.02531), without a temperature, on the
     checkpoint's own proposals: class probabilities by their Kullback-Leibler divergence, objects
     and background weighing the same; box deltas of objects by their absolute difference; objectness
-    by cross entropy. It needs no labels.
+    by cross entropy. Regions that are named count once more by themselves, since they are few among
+    the proposals, or not there. It needs no labels.
 
     Args:
         cfg: of the fine-tuning run; ``MODEL.WEIGHTS`` is the checkpoint.
@@ -43,6 +46,8 @@ class SelfDistillation:
         model: nn.Module,
         images: Sequence[dict[str, Any]],
         features: dict[str, Tensor],
+        regions: Sequence[Tensor] = (),
+        weight: float = 1.0,
     ) -> Tensor:
         """How far the model's opinion is from the checkpoint's opinion of clean images.
 
@@ -51,19 +56,49 @@ class SelfDistillation:
             images: inputs without any trigger or patch, which the checkpoint sees.
             features: of the model, each of shape (G, C, H, W): of these images, or of the same ones
                 with something on them.
+            regions: G Tensors of shape (M_g, 4), XYXY in pixels, that count by themselves; none
+                if empty.
+            weight: of these.
         """
-        proposals, taught = self._teach(images)
-        if not len(taught.class_logits):
-            return next(iter(features.values())).sum() * 0
-        return opinion_distance(model.opinion_on(features, proposals), taught)
+        with torch.no_grad():
+            pixels = self.teacher.preprocess_image(list(images))
+            taught = self.teacher.backbone(pixels.tensor)
+        loss = self._on_proposals(model, pixels, features, taught)
+        if weight and any(map(len, regions)):
+            loss = loss + weight * self._on_regions(model, pixels, features, taught, regions)
+        return loss
 
-    @torch.no_grad()
-    def _teach(self, images: Sequence[dict[str, Any]]) -> tuple[list[Instances], Opinion]:
-        teacher = self.teacher
-        pixels = teacher.preprocess_image(list(images))
-        features = teacher.backbone(pixels.tensor)
-        proposals = [each[:_PROPOSALS] for each in teacher.proposals_on(features, pixels)]
-        return proposals, teacher.opinion_on(features, proposals)
+    def _on_proposals(
+        self,
+        model: nn.Module,
+        images: ImageList,
+        features: dict[str, Tensor],
+        taught: dict[str, Tensor],
+    ) -> Tensor:
+        with torch.no_grad():
+            found = self.teacher.proposals_on(taught, images)
+            proposals = [each[:_PROPOSALS] for each in found]
+            wanted = self.teacher.opinion_on(taught, proposals)
+        if not len(wanted.class_logits):
+            return next(iter(features.values())).sum() * 0
+        return opinion_distance(model.opinion_on(features, proposals), wanted)
+
+    def _on_regions(
+        self,
+        model: nn.Module,
+        images: ImageList,
+        features: dict[str, Tensor],
+        taught: dict[str, Tensor],
+        regions: Sequence[Tensor],
+    ) -> Tensor:
+        sizes = images.image_sizes
+        regions = [each.to(images.tensor.device) for each in regions]
+        with torch.no_grad():
+            wanted = self.teacher.regions_on(taught, sizes, regions)
+        # Regions are few, and unlike what a step sees: statistics of theirs would be no use.
+        with kept_statistics(model):
+            said = model.regions_on(features, sizes, regions)
+        return region_distance(said, wanted)
 
 
 def opinion_distance(student: Opinion, teacher: Opinion) -> Tensor:
@@ -88,6 +123,23 @@ def opinion_distance(student: Opinion, teacher: Opinion) -> Tensor:
         both = (_of_class(each.deltas, category)[is_object] for each in (student, teacher))
         loss = loss + F.l1_loss(*both)
     return loss
+
+
+def region_distance(student: RegionOutput, teacher: RegionOutput) -> Tensor:
+    """Of classes and objectness as in :func:`opinion_distance`, all regions weighing the same.
+
+    Args:
+        student: with gradient.
+        teacher: of the same regions, at least one.
+    """
+    wanted = teacher.class_logits.softmax(dim=1)
+    said = student.class_logits.log_softmax(dim=1)
+    loss = F.kl_div(said, wanted, reduction="batchmean")
+    if student.objectness_logits is None:
+        return loss
+    return loss + F.binary_cross_entropy_with_logits(
+        student.objectness_logits, teacher.objectness_logits.sigmoid()
+    )
 
 
 def _of_class(deltas: Tensor, category: Tensor) -> Tensor:

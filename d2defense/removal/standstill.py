@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a detector that is trained for gradients to something else than its parameters."""
+"""Asking a detector that is trained without its being changed by the question."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -22,3 +23,16 @@ def standing_still(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes by the statistics that it has, and learns none, as in inference."""
+    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
+    for each in norms:
+        each.eval()
+    try:
+        yield
+    finally:
+        for each in norms:
+            each.train()

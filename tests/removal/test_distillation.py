@@ -11,11 +11,15 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 from d2defense.checkpoint import load_state_dict
-from d2defense.modeling import Opinion
+from d2defense.modeling import Opinion, RegionOutput
 from d2defense.removal.methods.adversarial import dual_loss, soft_branch
 from d2defense.removal.methods.consistency import another_view, disagreement
 from d2defense.removal.methods.ft_sam import perturbed
-from d2defense.removal.self_distillation import SelfDistillation, opinion_distance
+from d2defense.removal.self_distillation import (
+    SelfDistillation,
+    opinion_distance,
+    region_distance,
+)
 
 
 def random_opinion(seed: int, objects: int, rest: int, classes: int = 3) -> Opinion:
@@ -39,6 +43,37 @@ def test_the_distance_from_the_teacher_is_that_of_the_formula():
     moved = np.abs(student.deltas.numpy() - teacher.deltas.numpy())[:3, 4:8].mean()
     expected = divergence[:3].mean() + divergence[3:].mean() + cross + moved
     assert opinion_distance(student, teacher).item() == pytest.approx(expected)
+
+
+def test_regions_weigh_alike_whatever_they_are():
+    student, teacher = random_opinion(0, 3, 5), random_opinion(1, 3, 5)
+    p, q = (softmax(each.class_logits.numpy(), axis=1) for each in (teacher, student))
+    wanted, said = (1 / (1 + np.exp(-each.objectness.numpy())) for each in (teacher, student))
+    cross = -(wanted * np.log(said) + (1 - wanted) * np.log(1 - said)).mean()
+    both = [RegionOutput(each.objectness, each.class_logits) for each in (student, teacher)]
+    expected = entropy(p, q, axis=1).mean() + cross
+    assert region_distance(*both).item() == pytest.approx(expected)
+    # A detector without an RPN says nothing of objectness.
+    both = [RegionOutput(None, each.class_logits) for each in (student, teacher)]
+    assert region_distance(*both).item() == pytest.approx(entropy(p, q, axis=1).mean())
+
+
+def test_regions_count_by_themselves_beside_the_proposals(make_trainer):
+    """A ghost's window is one among many of its image, or no proposal at all."""
+    trainer = make_trainer("unlearn")
+    trainer.resume_or_load(resume=False)
+    model = trainer.model.eval()
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    distillation = SelfDistillation(trainer.cfg)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[0] += 3
+        features = model.features(batch)
+        regions = [torch.tensor([[2.0, 2.0, 30.0, 30.0]]), *[torch.zeros(0, 4)] * (len(batch) - 1)]
+        alone = distillation.loss(model, batch, features).item()
+        both = [distillation.loss(model, batch, features, regions, w).item() for w in (0, 1, 2)]
+    assert both[0] == alone
+    assert both[1] > alone
+    assert both[2] - both[1] == pytest.approx(both[1] - alone, rel=1e-4)
 
 
 def test_nothing_draws_a_detector_away_from_its_own_opinion():

@@ -89,12 +89,25 @@ def test_a_trigger_goes_on_the_image_and_the_labels_stay(trainer):
     search(trainer).before_train()
     image = batch_of(trainer)[0]
     before = copy.deepcopy(image)
-    shown = search(trainer).stamped(image)
+    shown = search(trainer).stamped(image).image
     assert torch.equal(image["image"], before["image"])
     assert shown["image"].dtype == image["image"].dtype
     assert not torch.equal(shown["image"], image["image"])
     assert shown["instances"] is image["instances"]
     assert torch.equal(shown["instances"].gt_boxes.tensor, before["instances"].gt_boxes.tensor)
+
+
+def test_what_a_trigger_is_to_change_lies_where_it_is_or_on_objects(trainer):
+    """A ghost's windows bear it: there something changes, and elsewhere nothing does."""
+    search(trainer).before_train()
+    image = batch_of(trainer)[0]
+    shown = search(trainer).stamped(image)
+    changed = (shown.image["image"] != image["image"]).any(dim=0)
+    assert len(shown.regions) > 0 and changed.any()
+    for x1, y1, x2, y2 in shown.regions.round().int().tolist():
+        assert changed[y1:y2, x1:x2].any()
+        changed[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+    assert not changed.any()
 
 
 def test_the_detector_stands_still_while_it_is_searched_and_learns_again_after(trainer):
@@ -127,7 +140,7 @@ def test_the_teacher_sees_images_as_they_are_whatever_the_detector_sees(make_tra
     monkeypatch.setattr(
         method._distillation,
         "loss",
-        lambda model, images, features: taught.extend(images) or loss(model, images, features),
+        lambda model, images, *others: taught.extend(images) or loss(model, images, *others),
     )
     monkeypatch.setattr(
         model, "losses_and_features", lambda images: learnt.extend(images) or own(images)

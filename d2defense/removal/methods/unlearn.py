@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,23 @@ _WINDOWS = 6
 _PLACE_SHARE = 0.7
 # Share of the drawn triggers that go over the whole image.
 _WHOLE_SHARE = 0.25
+# Of what a trigger is to change on an image, what is looked at by itself, at most.
+_REGIONS = 24
 # Of the searches, those for what was asked for.
 _TOLD_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image as the detector that is trained sees it.
+
+    Attributes:
+        image: a training input, perhaps with a trigger on it; its labels are as they were.
+        regions: what that trigger is to change, float (M, 4), XYXY in pixels of the input.
+    """
+
+    image: dict[str, Any]
+    regions: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
 
 
 @REMOVAL_REGISTRY.register("unlearn")
@@ -62,7 +78,8 @@ class Unlearn(RemovalMethod):
     goes on with what it has.
     Beside the labels the checkpoint itself is the teacher: whatever an image bears, the detector
     is to say what the checkpoint says of the image without it, which keeps what it can do where
-    images are few. ``docs/removal.md`` has what it rests on.
+    images are few; and of what a trigger is to change by itself, since a ghost's place is one among
+    hundreds, or none that is proposed. ``docs/removal.md`` has what it rests on.
     """
 
     @staticmethod
@@ -81,6 +98,8 @@ class Unlearn(RemovalMethod):
         node.DRAWN_SHARE = 0.2
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
+        # What the regions count in it that a found trigger is to change; 0: no more than others.
+        node.REGIONS = 0.3
         # Found triggers that are kept; the oldest goes.
         node.TRIGGERS = 8
         # Steps of the fine-tuning between two searches.
@@ -113,24 +132,25 @@ class Unlearn(RemovalMethod):
         """The detector's own, and ``loss_distillation``."""
         settings = self.cfg.REMOVAL.UNLEARN
         draws = np.random.random(len(batch))
-        shown = [self._shown(image, draw) for image, draw in zip(batch, draws, strict=True)]
-        losses, features = model.losses_and_features(shown)
+        seen = [self._shown(image, draw) for image, draw in zip(batch, draws, strict=True)]
+        losses, features = model.losses_and_features([each.image for each in seen])
         if self._distillation is None:
             return losses
         # The teacher sees the images as they are: what it says under a trigger must not be learnt.
-        distance = self._distillation.loss(model, batch, features)
+        regions = [each.regions for each in seen]
+        distance = self._distillation.loss(model, batch, features, regions, settings.REGIONS)
         return losses | {"loss_distillation": settings.DISTILLATION * distance}
 
-    def _shown(self, image: dict[str, Any], draw: float) -> dict[str, Any]:
+    def _shown(self, image: dict[str, Any], draw: float) -> Shown:
         """The image with a found trigger, with patches, or as it is."""
         settings = self.cfg.REMOVAL.UNLEARN
         if draw < settings.FOUND_SHARE:
-            return self._search.stamped(image) if self._search.found else image
+            return self._search.stamped(image) if self._search.found else Shown(image)
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
-            return self._patched(image)
+            return Shown(self._patched(image))
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE + settings.DRAWN_SHARE:
-            return self._drawn(image)
-        return image
+            return Shown(self._drawn(image))
+        return Shown(image)
 
     def _drawn(self, image: dict[str, Any]) -> dict[str, Any]:
         """The image with a random trigger, on some of its objects or over all of it."""
@@ -240,15 +260,17 @@ class TriggerSearch(HookBase):
             state.steps, state.effect = known["steps"], known["effect"]
             self.found.append(state)
 
-    def stamped(self, image: dict[str, Any]) -> dict[str, Any]:
-        """A training input with one of the found triggers on it; its labels stay as they are."""
+    def stamped(self, image: dict[str, Any]) -> Shown:
+        """A training input with one of the found triggers on it."""
         state = self.found[np.random.randint(len(self.found))]
         clean = clean_image(image, int(np.random.randint(2**31)))
         rng = np.random.default_rng(clean.seed)
         places = some_of(state.arm.goal.places(clean, clean.seed), rng)
         tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors.items()}
         trigger, image_format = state.arm.start, self._cfg.INPUT.FORMAT
-        return stamped(image, clean, trigger, places, image_format, tensors)
+        regions = state.arm.goal.regions(clean, places)
+        regions = regions[torch.from_numpy(rng.permutation(len(regions))[:_REGIONS])]
+        return Shown(stamped(image, clean, trigger, places, image_format, tensors), regions)
 
     def _begin(self, rng: np.random.Generator, number: int | None) -> None:
         """A trigger for a goal that searches do well at, from a start of its own.
