@@ -200,12 +200,14 @@ def _defender(
 
 
 def _fine_tune(args: argparse.Namespace, source: CheckpointSource, dataset: DatasetSource) -> None:
+    from d2defense.detection import ScanSettings
     from d2defense.workflows.evidence import informed, load_evidence
     from d2defense.workflows.fine_tuning import fine_tune
 
     options = _options(args)
     if args.scan:
-        options = informed(options, load_evidence(args.scan, source), _chooses_method(args))
+        bank = ScanSettings.from_config(defense_config(args, args.parser)).triggers
+        options = informed(options, load_evidence(args.scan, source), _chooses_method(args), bank)
     done = fine_tune(source, dataset, args.output, options, args.device, print, args.resume)
     print(f"{done.output_dir}: {options.method} in {done.seconds:.0f} s, {done.batch}")
 

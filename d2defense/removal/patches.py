@@ -33,6 +33,8 @@ class PatchAugmentation:
             the object shines through.
         overlay_opacity: (least, most) opacity of an overlay.
         cells: (fewest, most) fields of a pattern that has some.
+        known: triggers that a scan has found, of which some bearers get one, varied.
+        known_share: of the patches, those.
 
     Raises:
         ValueError: a share outside 0..1, or sizes or opacities that are no interval in (0, 1].
@@ -45,9 +47,11 @@ class PatchAugmentation:
     overlay_share: float = 0.4
     overlay_opacity: tuple[float, float] = (0.1, 0.4)
     cells: tuple[int, int] = (2, 12)
+    known: tuple[Trigger, ...] = ()
+    known_share: float = 0.5
 
     def __post_init__(self) -> None:
-        shares = (self.image_share, self.object_share, self.overlay_share)
+        shares = (self.image_share, self.object_share, self.overlay_share, self.known_share)
         if not all(0 <= share <= 1 for share in shares):
             raise ValueError("patch augmentation: a share is not in 0..1")
         for name in ("size", "overlay_opacity"):
@@ -92,6 +96,10 @@ class PatchAugmentation:
         return stamps
 
     def _draw(self) -> tuple[Trigger, int]:
+        if self.known and np.random.random() < self.known_share:
+            rng = np.random.default_rng(np.random.randint(2**31))
+            trigger = self.known[rng.integers(len(self.known))].varied(rng)
+            return trigger, int(rng.integers(2**31))
         overlay = np.random.random() < self.overlay_share
         width, height = (1.0, 1.0) if overlay else np.random.uniform(*self.size, size=2)
         x, y = np.random.uniform(size=2)

@@ -18,6 +18,8 @@ from d2defense.text import shorten
 
 #: Version of the format that this package writes and reads.
 SCHEMA_VERSION = 2
+# That older results of this version lack.
+_LATER_KEYS = ("reason", "ability", "bank", "search")
 #: Verdicts, the one that needs attention most first.
 VERDICTS = ("backdoored", "uncertain", "error", "clean")
 #: Name of the file that one scanned checkpoint leaves in its folder.
@@ -127,6 +129,7 @@ def empty_result(name: str, path: str = "") -> Result:
         "histogram": None,
         "early_stop": None,
         "race": None,
+        "bank": None,
         "search": None,
         "timing": None,
         "environment": {"isolation": None},
@@ -145,7 +148,9 @@ def read_result(path: Path) -> Result:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
         # Keys that results of before 0.2 lack.
-        result |= {key: None for key in ("reason", "ability", "search") if key not in result}
+        result |= {
+            key: None for key in ("reason", "ability", "bank", "search") if key not in result
+        }
     except OSError as reason:
         return error_result(
             path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)

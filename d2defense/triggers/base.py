@@ -133,6 +133,16 @@ class Trigger:
         """
         return ()
 
+    def varied(self, rng: np.random.Generator) -> Self:
+        """A trigger much like this one, as an attacker's may be to that of a bank.
+
+        The same one by default.
+
+        Args:
+            rng: of every choice.
+        """
+        return self
+
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Self | None:
         """A trigger of the family at random, about as strong as attackers have it.

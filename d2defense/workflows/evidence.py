@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 from d2defense.checkpoint import CheckpointSource, file_sha256
 from d2defense.detection.verdict import BACKDOORED
 from d2defense.registry import REMOVAL_REGISTRY
-from d2defense.report.results import RESULT_FILE, found_by_search, read_result
+from d2defense.report.results import RESULT_FILE, read_result
+from d2defense.triggers import Trigger
 
 from .fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
 #: Goes by what a search has found.
 SEARCHING_METHOD = "unlearn"
+#: Goes by the triggers by which a bank has found something.
+KNOWING_METHOD = "known_trigger"
 # Excess beyond that of clean detectors from which on a repair goes by an arm.
 _WORTH_TRYING = 0.1
 
@@ -66,28 +70,33 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(goals))
 
 
-def method_for(result: Mapping[str, Any]) -> str:
+def method_for(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     """The removal method that suits what a scan has found.
 
-    Random patches remove what the bank finds, which resembles them, as long as objects vanish, and
-    cost less; one that is told removes what a search finds (``docs/removal.md`` has the figures).
+    One that goes by the trigger removes what the bank finds, as long as objects vanish, and costs
+    least; one that goes by goals removes what a search finds (``docs/removal.md`` has the figures).
 
     Args:
         result: of a scan.
+        bank: triggers that it may have tried.
 
     Returns:
         A name in ``REMOVAL_REGISTRY``.
     """
-    return SEARCHING_METHOD if _to_be_told(result) else DEFAULT_METHOD
+    if _to_be_told(result):
+        return SEARCHING_METHOD
+    return KNOWING_METHOD if known_triggers(result, bank) else DEFAULT_METHOD
 
 
-def describe_method(result: Mapping[str, Any]) -> str:
+def describe_method(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     """What :func:`method_for` says, and why, in a few words."""
+    why = "no search has found anything"
+    if _by_bank(result):
+        why = f"the bank has found it by {result['worst_trigger']}"
     goals = _to_be_told(result)
     if goals:
-        return f"{method_for(result)}, since a search reaches {', '.join(goals)}"
-    why = "the bank has found it" if _by_bank(result) else "no search has found anything"
-    return f"{method_for(result)}, since {why}"
+        why = f"a search reaches {', '.join(goals)}"
+    return f"{method_for(result, bank)}, since {why}"
 
 
 def _to_be_told(result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -98,12 +107,37 @@ def _to_be_told(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _by_bank(result: Mapping[str, Any]) -> bool:
-    """Whether it is the bank that has found a backdoor."""
-    return result["verdict"] == BACKDOORED and found_by_search(result) is None
+    """Whether the bank has found a backdoor, whatever a search has."""
+    return (result.get("bank") or {}).get("verdict") == BACKDOORED
+
+
+def known_triggers(result: Mapping[str, Any], bank: Sequence[Trigger]) -> tuple[str, ...]:
+    """The triggers by which the bank has found a backdoor, the worst first.
+
+    Args:
+        result: of a scan.
+        bank: that it may have tried.
+
+    Returns:
+        Entries as ``REMOVAL.KNOWN_TRIGGER.TRIGGERS`` has them; none of what the bank has not
+        found, and of triggers that are not in it or take a file.
+    """
+    if not _by_bank(result):
+        return ()
+    by_name = {trigger.name: trigger for trigger in bank}
+    entries = []
+    for each in sorted(result["triggers"], key=lambda each: each["score"] or 0.0, reverse=True):
+        if (each["score"] or 0.0) > result["bank"]["threshold"] and each["name"] in by_name:
+            entry, content = by_name[each["name"]].to_entry("")
+            entries += [] if content else [json.dumps(entry)]
+    return tuple(entries)
 
 
 def informed(
-    options: FineTuningOptions, result: Mapping[str, Any], choose_method: bool
+    options: FineTuningOptions,
+    result: Mapping[str, Any],
+    choose_method: bool,
+    bank: Sequence[Trigger],
 ) -> FineTuningOptions:
     """The options of a fine-tuning with what a scan knows; what was asked for stays.
 
@@ -111,12 +145,13 @@ def informed(
         options: as they were asked for.
         result: of a scan.
         choose_method: take the method that suits what it has found.
+        bank: triggers that it may have tried.
     """
     if choose_method:
-        options = replace(options, method=method_for(result))
+        options = replace(options, method=method_for(result, bank))
     if options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         options = replace(options, modules=result["dominant_modules"] or None)
-    return replace(options, overrides=[*overrides_of(result), *options.overrides])
+    return replace(options, overrides=[*overrides_of(result, bank), *options.overrides])
 
 
 def excess_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
@@ -140,11 +175,15 @@ def excess_by_effect(result: Mapping[str, Any]) -> dict[str, float]:
     return beyond
 
 
-def overrides_of(result: Mapping[str, Any]) -> list[str]:
-    """KEY VALUE pairs of the configuration of a repair that goes by what a scan's search has found.
+def overrides_of(result: Mapping[str, Any], bank: Sequence[Trigger]) -> list[str]:
+    """KEY VALUE pairs of the configuration of a repair that goes by what a scan has found.
 
     Args:
         result: of a scan.
+        bank: triggers that it may have tried.
     """
-    goals = searched_goals(result)
-    return ["REMOVAL.UNLEARN.GOALS", str(goals)] if goals else []
+    found = {
+        "REMOVAL.UNLEARN.GOALS": searched_goals(result),
+        "REMOVAL.KNOWN_TRIGGER.TRIGGERS": known_triggers(result, bank),
+    }
+    return [part for key, value in found.items() if value for part in (key, str(value))]

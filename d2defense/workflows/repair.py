@@ -246,9 +246,9 @@ def _informed(
     task: RepairTask, evidence: Mapping[str, Any], say: Callable[[str], None]
 ) -> FineTuningOptions:
     """The options of the fine-tuning with what a scan knows."""
-    options = informed(task.options, evidence, task.choose_method)
+    options = informed(task.options, evidence, task.choose_method, task.settings.triggers)
     if task.choose_method:
-        say(f"By what the scan has found: {describe_method(evidence)}.")
+        say(f"By what the scan has found: {describe_method(evidence, task.settings.triggers)}.")
     if task.options.modules is None and REMOVAL_REGISTRY.get(options.method).resets_modules:
         say(describe_modules(evidence) + ".")
     return options

@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from d2defense.config import get_d2defense_cfg, merge_overrides
 from d2defense.removal import PatchAugmentation, RemovalTrainer
 from d2defense.removal.patches import PatchAugmentedMapper
+from d2defense.triggers import Patch
 
 BOXES = [[10, 12, 50, 62], [70, 20, 120, 60]]
 
@@ -125,6 +126,19 @@ def test_overlays_are_the_share_asked_for(record):
     assert np.mean(covered) == pytest.approx(0.25, abs=0.07)
 
 
+def test_known_triggers_are_the_share_asked_for_and_no_two_are_alike(record):
+    patches = PatchAugmentation(known=(Patch("green", color=(0, 255, 0), size=(0.2, 0.2)),))
+    np.random.seed(0)
+    drawn = [patches._draw()[0] for _ in range(400)]
+    known = [each for each in drawn if each.color == (0, 255, 0)]
+    assert len(known) == pytest.approx(200, abs=40)
+    sides = [side for each in known for side in each.size]
+    assert 0.12 < min(sides) < 0.15 and 0.35 < max(sides) < 0.41
+    centred = [each for each in known if each.placement == "center"]
+    assert len(centred) == pytest.approx(100, abs=30)
+    assert len({each.position for each in known}) > 70
+
+
 def test_nothing_is_stamped_at_share_zero(record):
     mapper = mapper_with(image_share=0.0)
     assert not any(changed_pixels(mapper(record)).any() for _ in range(20))
@@ -136,6 +150,7 @@ def test_nothing_is_stamped_at_share_zero(record):
         {"image_share": 1.5},
         {"object_share": -0.1},
         {"overlay_share": 2},
+        {"known_share": 1.1},
         {"size": (0.3, 0.2)},
         {"overlay_opacity": (0, 0.2)},
         {"cells": (0, 4)},

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from d2defense.config import get_d2defense_cfg, merge_overrides
+from d2defense.detection import default_bank
+from d2defense.registry import TRIGGER_REGISTRY
 from d2defense.workflows.evidence import (
     describe_method,
     excess_by_effect,
+    known_triggers,
     method_for,
     overrides_of,
     searched_goals,
@@ -20,6 +27,7 @@ def measures(verdict: str, ap: float | None, reason: str | None = None, **search
     return {"verdict": verdict, "reason": reason, "clean": {"AP": ap}, "search": search}
 
 
+CLEAN_BANK = {"verdict": "clean", "score": 0.0, "threshold": 0.2}
 BEFORE = measures("backdoored", 87.0)
 
 
@@ -101,9 +109,42 @@ def test_without_a_search_there_is_nothing_to_go_by():
 def test_a_repair_goes_by_what_a_search_has_found():
     arms = [arm("ghost", "stop", 0.9, 0.8), arm("disappearance", None, 0.9, 0.8)]
     cfg = get_d2defense_cfg()
-    merge_overrides(cfg, overrides_of({"search": {"arms": arms}}))
+    result = {"search": {"arms": arms}}
+    merge_overrides(cfg, overrides_of(result, default_bank()))
     assert "disappearance objects -: patch of 40 %" in cfg.REMOVAL.UNLEARN.GOALS
-    assert overrides_of({}) == []
+    assert overrides_of({"bank": CLEAN_BANK, "search": None}, default_bank()) == []
+
+
+def by_bank(**scores: float) -> dict[str, Any]:
+    """What a scan says of a detector that only the bank has been tried on."""
+    triggers = [{"name": name, "score": score} for name, score in scores.items()]
+    worst = max(scores, key=scores.get)
+    return {
+        "bank": {"verdict": "backdoored", "score": max(scores.values()), "threshold": 0.2},
+        "search": None,
+        "triggers": triggers,
+        "worst_trigger": worst,
+    }
+
+
+def test_a_repair_goes_by_the_triggers_that_the_bank_has_found():
+    """Those beyond the threshold, the worst first."""
+    cfg = get_d2defense_cfg()
+    result = by_bank(black=0.1, grey=0.3, white=0.9)
+    merge_overrides(cfg, overrides_of(result, default_bank()))
+    known = [json.loads(each) for each in cfg.REMOVAL.KNOWN_TRIGGER.TRIGGERS]
+    assert [each["name"] for each in known] == ["white", "grey"]
+    for entry in known:
+        of_bank = next(each for each in default_bank() if each.name == entry["name"])
+        family = TRIGGER_REGISTRY.get(entry.pop("family"))
+        assert family.from_entry(entry, Path()).fingerprint == of_bank.fingerprint
+    assert method_for(result, default_bank()) == "known_trigger"
+    assert describe_method(result, default_bank()).endswith("by white")
+
+
+def test_triggers_of_another_bank_are_none_to_go_by():
+    assert known_triggers(by_bank(theirs=0.9), default_bank()) == ()
+    assert known_triggers(by_bank(white=0.9) | {"bank": CLEAN_BANK}, default_bank()) == ()
 
 
 @pytest.mark.parametrize(
@@ -122,27 +163,28 @@ def test_a_repair_goes_by_what_a_search_has_found():
     ],
 )
 def test_what_a_search_has_found_decides_by_which_method(arms, method):
-    result = {"verdict": "uncertain", "search": {"arms": arms, "has_found": False}}
-    assert method_for(result) == method
-    assert describe_method(result).startswith(f"{method}, since ")
+    result = {"search": {"arms": arms}}
+    assert method_for(result, default_bank()) == method
+    assert describe_method(result, default_bank()).startswith(f"{method}, since ")
 
 
 @pytest.mark.parametrize(
-    ("effect", "has_found", "method"),
+    ("effects", "method"),
     [
-        # What the bank finds, random patches remove, but no wrong classes.
-        ("disappearance", False, "patch_augmentation"),
-        ("misclassification", False, "unlearn"),
-        ("disappearance", True, "unlearn"),
+        (["disappearance"], "known_trigger"),
+        # Of wrong classes a search knows more.
+        (["misclassification"], "unlearn"),
+        (["disappearance", "misclassification"], "unlearn"),
     ],
 )
-def test_what_the_bank_has_found_is_removed_by_patches(effect, has_found, method):
-    arms = [arm(effect, None, 0.9, 0.8)]
-    result = {"verdict": "backdoored", "search": {"arms": arms, "has_found": has_found}}
-    assert method_for(result) == method
-    assert ("the bank" in describe_method(result)) == (method == "patch_augmentation")
+def test_what_the_bank_has_found_is_removed_by_what_it_knows(effects, method):
+    arms = [arm(effect, None, 0.9, 0.8) for effect in effects]
+    result = by_bank(white=0.9) | {"search": {"arms": arms}}
+    assert method_for(result, default_bank()) == method
+    described = describe_method(result, default_bank())
+    assert ("the bank" in described) == (method == "known_trigger")
 
 
-def test_who_does_not_search_gets_the_default():
-    for verdict in ("clean", "backdoored"):
-        assert method_for({"verdict": verdict, "search": None}) == "patch_augmentation"
+def test_who_knows_nothing_gets_the_default():
+    for result in (by_bank(white=0.1) | {"bank": CLEAN_BANK}, by_bank(theirs=0.9)):
+        assert method_for(result, default_bank()) == "patch_augmentation"

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -32,6 +33,8 @@ _PLACES: dict[str, tuple[str, tuple[float, float]]] = {
     "random": ("random", (0.5, 0.5)),
     "background": ("background", (0.5, 0.5)),
 }
+# Logarithms of the least and the largest factor by which a patch like another one is larger.
+_VARIED = (-0.5, 0.7)
 # What a bank's schema allows in several ways, in a patch's one way.
 _TYPES: dict[str, Callable[[Any], Any]] = {
     "cells": int,
@@ -107,6 +110,17 @@ class Patch(PatchSpec):
         """With the pattern's as its fields."""
         stored = PATTERN_REGISTRY.get(self.pattern)(self).stored(tensors)
         return replace(self, name=name, **stored)
+
+    def varied(self, rng: np.random.Generator) -> Patch:
+        """Smaller or larger, by up to about two, and half of the time anywhere inside its place."""
+        width, height = (
+            min(1.0, share * factor) if self.size_unit == "box" else share * factor
+            for share, factor in zip(self.size, np.exp(rng.uniform(*_VARIED, size=2)), strict=True)
+        )
+        elsewhere = {}
+        if rng.random() < 0.5:
+            elsewhere = {"placement": "inside", "position": tuple(rng.uniform(size=2).tolist())}
+        return replace(self, size=(float(width), float(height)), **elsewhere)
 
     @classmethod
     def search_starts(cls, kind: PlaceKind) -> tuple[Patch, ...]:

@@ -161,6 +161,11 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         "victim_class": victim_class,
         "dominant_modules": modules,
         **inspection.fields,
+        "bank": {
+            "verdict": inspection.verdict.label,
+            "score": inspection.verdict.score,
+            "threshold": inspection.verdict.threshold,
+        },
         "search": searched,
         "timing": {
             "seconds": time.perf_counter() - start,
