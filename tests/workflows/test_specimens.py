@@ -162,23 +162,23 @@ def test_demo_repairs_backdoored_specimens(tmp_path, capfd):
     assert summary["missed"] == []
     repairs = summary["repairs"]
     assert {name: repair["method"] for name, repair in repairs.items()} == {
-        "backdoored_0": "patch_augmentation",
+        "backdoored_0": "known_trigger",
         "ghost_0": "unlearn",
     }
     before, after = repairs["ghost_0"]["before"], repairs["ghost_0"]["after"]
     assert before["verdict"] == "backdoored"
-    # As the machine rounds, a part may be left, which is then said.
-    assert repairs["ghost_0"]["repaired"] == (after["verdict"] == "clean")
+    assert after["verdict"] == "clean"
     assert before["search"]["ghost"] > 0.5
-    assert after["search"]["ghost"] < before["search"]["ghost"] - 0.1
-    assert after["clean"]["AP"] >= before["clean"]["AP"] - 2
+    assert after["search"]["ghost"] < 0.15
+    # As the machine rounds, it may be a little more than a repair may cost, which is then said.
+    assert after["clean"]["AP"] >= before["clean"]["AP"] - 1.5
     before, after = repairs["backdoored_0"]["before"], repairs["backdoored_0"]["after"]
     assert before["verdict"] == "backdoored"
     assert after["verdict"] == "clean"
-    assert after["AP50_clean"] >= before["AP50_clean"] - 3
+    assert after["clean"]["AP"] >= before["clean"]["AP"] - 1.5
     assert after["AP50_triggered"] > before["AP50_triggered"]
     assert before["asr"] >= 0.6
-    assert after["asr"] < 0.35
+    assert after["asr"] < 0.1
     assert set(after["clean"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     for name in repairs:
         assert (output / "repaired" / name / "model_final.pth").is_file()

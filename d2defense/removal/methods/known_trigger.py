@@ -42,13 +42,13 @@ class KnownTrigger(RemovalMethod):
         # [255, 255, 255]}'. A repair puts those here by which a scan's bank has found it.
         node.TRIGGERS = ()
         # Of the patches, those. The others are as REMOVAL.PATCH_AUGMENTATION has them.
-        node.SHARE = 0.5
+        node.SHARE = 0.7
         # Share of the images that bear patches.
         node.IMAGE_SHARE = 0.3
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 0.5
         # Share of the checkpoint's weights in the result.
-        node.KEPT_SHARE = 0.3
+        node.KEPT_SHARE = 0.2
 
     @staticmethod
     def change_schedule(cfg: CfgNode) -> None:
