@@ -278,7 +278,7 @@ def draw_before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> by
                 **_STYLE,
             )
     axis.set_xticks(range(len(groups)), groups)
-    axis.set_ylim(0, 112)
+    axis.set_ylim(0, 122)
     axis.set_yticks(range(0, 101, 20))
     axis.set_ylabel("percent", **_STYLE)
     _plain_axes(axis)
