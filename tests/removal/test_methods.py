@@ -36,7 +36,8 @@ FINE_TUNING = [name for name, method in REMOVAL_REGISTRY if method.fine_tunes]
 @pytest.mark.parametrize("method", FINE_TUNING)
 def test_every_method_fine_tunes_the_whole_model(make_trainer, method):
     short = ("REMOVAL.UNLEARN.TRIGGERS", 2, "REMOVAL.UNLEARN.STEPS", 1, "REMOVAL.UNLEARN.EVERY", 2)
-    trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2, *short)
+    told = ("REMOVAL.KNOWN_TRIGGER.TRIGGERS", ('{"family": "patch", "name": "white"}',))
+    trainer = make_trainer(method, "REMOVAL.NAD.TEACHER_ITER", 2, *short, *told)
     trainer.resume_or_load(resume=False)
     before = state(trainer)
     trainer.train()

@@ -24,7 +24,7 @@ from .base import FineTune, RemovalMethod
 
 @REMOVAL_REGISTRY.register("known_trigger")
 class KnownTrigger(RemovalMethod):
-    """Ours: fine-tune on objects that bear a trigger that is known, or patches, with true labels.
+    """Ours: fine-tune on objects that bear a known trigger, or patches, with true labels.
 
     Of the patches some are the known triggers, larger, smaller or elsewhere, the others random.
     That removes so much more of the backdoor than random patches alone that fewer images, a lower

@@ -55,7 +55,7 @@ _TOLD_SHARE = 0.75
 
 
 @dataclass(frozen=True)
-class Shown:
+class TriggeredInput:
     """An image as the detector that is trained sees it.
 
     Attributes:
@@ -141,16 +141,16 @@ class Unlearn(RemovalMethod):
         distance = self._distillation.loss(model, batch, features, regions, settings.REGIONS)
         return losses | {"loss_distillation": settings.DISTILLATION * distance}
 
-    def _shown(self, image: dict[str, Any], draw: float) -> Shown:
+    def _shown(self, image: dict[str, Any], draw: float) -> TriggeredInput:
         """The image with a found trigger, with patches, or as it is."""
         settings = self.cfg.REMOVAL.UNLEARN
         if draw < settings.FOUND_SHARE:
-            return self._search.stamped(image) if self._search.found else Shown(image)
+            return self._search.stamped(image) if self._search.found else TriggeredInput(image)
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
-            return Shown(self._patched(image))
+            return TriggeredInput(self._patched(image))
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE + settings.DRAWN_SHARE:
-            return Shown(self._drawn(image))
-        return Shown(image)
+            return TriggeredInput(self._drawn(image))
+        return TriggeredInput(image)
 
     def _drawn(self, image: dict[str, Any]) -> dict[str, Any]:
         """The image with a random trigger, on some of its objects or over all of it."""
@@ -260,7 +260,7 @@ class TriggerSearch(HookBase):
             state.steps, state.effect = known["steps"], known["effect"]
             self.found.append(state)
 
-    def stamped(self, image: dict[str, Any]) -> Shown:
+    def stamped(self, image: dict[str, Any]) -> TriggeredInput:
         """A training input with one of the found triggers on it."""
         state = self.found[np.random.randint(len(self.found))]
         clean = clean_image(image, int(np.random.randint(2**31)))
@@ -270,7 +270,9 @@ class TriggerSearch(HookBase):
         trigger, image_format = state.arm.start, self._cfg.INPUT.FORMAT
         regions = state.arm.goal.regions(clean, places)
         regions = regions[torch.from_numpy(rng.permutation(len(regions))[:_REGIONS])]
-        return Shown(stamped(image, clean, trigger, places, image_format, tensors), regions)
+        return TriggeredInput(
+            stamped(image, clean, trigger, places, image_format, tensors), regions
+        )
 
     def _begin(self, rng: np.random.Generator, number: int | None) -> None:
         """A trigger for a goal that searches do well at, from a start of its own.
