@@ -153,7 +153,8 @@ def repair_checkpoint(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DatasetError: a dataset cannot be used, or the two share images.
-        ValueError: bad options; see :func:`fine_tune` and :func:`load_evidence`.
+        ValueError: bad options; see :func:`fine_tune` and :func:`load_evidence`; or the checkpoint
+            could not be scanned.
     """
     _check(task, output_dir)
     source, defender, measured = task.source, task.defender, task.measured
@@ -162,6 +163,8 @@ def repair_checkpoint(
     else:
         say(f"Scanning {source.name} with images of {measured.name} ...")
         before = _scan(task, source.path, output_dir / SCAN_BEFORE)
+        if before["error"]:
+            raise ValueError(f"what is wrong with it is not known: {before['error']}")
     options = _informed(task, before, say)
     images = _shown_first(task, ScanImages.load(measured, task.settings))
     measures_before, shown_before = _measure(task, source, images, before, "before")

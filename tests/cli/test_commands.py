@@ -11,6 +11,7 @@ import pytest
 
 from d2defense.cli.program import main
 from d2defense.detection import load_calibration
+from d2defense.report.results import error_result
 
 
 def fails(outcome, *words: str) -> None:
@@ -101,6 +102,12 @@ def test_a_repair_goes_by_what_the_scan_has_found(
     file.write_text(json.dumps(result))
     outcome = d2defense(*repair, *few, "--output", tmp_path / "found")
     assert "unlearn in" in outcome.out, outcome.err
+    result["search"] = None
+    result["bank"] = {"verdict": "backdoored", "score": 1.0, "threshold": 0.2}
+    result["triggers"][0]["score"] = 1.0
+    file.write_text(json.dumps(result))
+    outcome = d2defense(*repair, "--output", tmp_path / "known")
+    assert "known_trigger in" in outcome.out, outcome.err
     # Whoever names a method gets it.
     outcome = d2defense(*repair, "--method", "vanilla", "--output", tmp_path / "named")
     assert "vanilla in" in outcome.out, outcome.err
@@ -116,6 +123,18 @@ def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_
         searched = json.loads(file.read_text())["search"]
         assert searched["level"] == "fast"
         assert "needs 20 images" in searched["obstacle"]
+
+
+def test_what_cannot_be_scanned_is_not_repaired(
+    d2defense, untrained_checkpoint, own_data, tmp_path, monkeypatch
+):
+    """Else it would be fine-tuned as if nothing had been found."""
+    failed = error_result("model", "the scan failed: out of memory")
+    monkeypatch.setattr("d2defense.workflows.repair.scan", lambda *args, **kwargs: [failed])
+    output = tmp_path / "repaired"
+    outcome = d2defense("repair", untrained_checkpoint, *own_data, "--output", output)
+    fails(outcome, "what is wrong with it is not known: the scan failed: out of memory")
+    assert not (output / "model_final.pth").exists()
 
 
 def test_repair_refuses_to_test_on_what_it_trains_on(
