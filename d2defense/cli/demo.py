@@ -4,7 +4,7 @@
 Scans ten small traffic-sign detectors, seven of them backdoored, searches those for triggers on
 which the bank finds nothing, repairs one that overlooks objects and one that sees ghosts with a
 small clean set, scans and measures them again, and writes a report with pictures of what was found.
-Nothing is downloaded; takes six or seven minutes on two idle cores.
+Nothing is downloaded; takes about six minutes on two idle cores.
 """
 
 from __future__ import annotations

@@ -123,8 +123,7 @@ def run_demo(
             source=find_specimen(name),
             defender=DEFENDER,
             test=VALIDATION,
-            # What the bank has found has not been searched before, so need not be after.
-            settings=settings if by_name[name]["search"] else settings.without_search(),
+            settings=settings,
             calibration=calibration,
             trigger=ATTACK_TRIGGER,
             options=FineTuningOptions(),
@@ -184,4 +183,6 @@ def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, Re
 
 def _repair(name: str, task: RepairTask, folder: Path) -> RepairedCheckpoint:
     torch.set_num_threads(1)
+    # Its scans compute in processes of their own, which else take several times as long.
+    os.environ["OMP_NUM_THREADS"] = "1"
     return repair_checkpoint(task, folder, lambda line: print(f"{name}: {line}", flush=True))

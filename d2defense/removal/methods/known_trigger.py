@@ -48,7 +48,7 @@ class KnownTrigger(RemovalMethod):
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 0.5
         # Share of the checkpoint's weights in the result.
-        node.KEPT_SHARE = 0.2
+        node.KEPT_SHARE = 0.1
 
     @staticmethod
     def change_schedule(cfg: CfgNode) -> None:
