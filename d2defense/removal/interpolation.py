@@ -41,17 +41,23 @@ class KeepShare(HookBase):
 
     Args:
         cfg: of the fine-tuning run; ``MODEL.WEIGHTS`` is the checkpoint.
-        share: of the checkpoint, 0..1.
+        share: of the checkpoint.
+
+    Raises:
+        ValueError: the share is negative, or nothing of the fine-tuning would be left.
     """
 
     def __init__(self, cfg: CfgNode, share: float) -> None:
+        if not 0 <= share < 1:
+            key = f"REMOVAL.{cfg.REMOVAL.METHOD.upper()}.KEPT_SHARE"
+            raise ValueError(f"{key} is {share}, not in [0, 1)")
         self._cfg, self._share = cfg, share
         self._is_done = False
 
     def after_train(self) -> None:
         """Called by the trainer, also where a training ends early, and then nothing is done."""
         trainer = self.trainer
-        if self._is_done or trainer.iter < trainer.max_iter:
+        if not self._share or self._is_done or trainer.iter < trainer.max_iter:
             return
         checkpoint = build_model(self._cfg)
         load_weights(checkpoint, Path(self._cfg.MODEL.WEIGHTS))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,45 +59,23 @@ class SelfDistillation:
                 if empty.
             weight: of these.
         """
+        teacher, loss = self.teacher, next(iter(features.values())).sum() * 0
         with torch.no_grad():
-            pixels = self.teacher.preprocess_image(list(images))
-            taught = self.teacher.backbone(pixels.tensor)
-        loss = self._on_proposals(model, pixels, features, taught)
+            pixels = teacher.preprocess_image(list(images))
+            seen = teacher.backbone(pixels.tensor)
+            proposals = [each[:_PROPOSALS] for each in teacher.proposals_on(seen, pixels)]
+            opinion = teacher.opinion_on(seen, proposals)
+        if len(opinion.class_logits):
+            loss = loss + opinion_distance(model.opinion_on(features, proposals), opinion)
         if weight and any(map(len, regions)):
-            loss = loss + weight * self._on_regions(model, pixels, features, taught, regions)
+            places = [each.to(model.device) for each in regions]
+            with torch.no_grad():
+                wanted = teacher.regions_on(seen, pixels.image_sizes, places)
+            # They are few, and unlike what a step sees: statistics of theirs would be no use.
+            with kept_statistics(model):
+                said = model.regions_on(features, pixels.image_sizes, places)
+            loss = loss + weight * region_distance(said, wanted)
         return loss
-
-    def _on_proposals(
-        self,
-        model: nn.Module,
-        images: ImageList,
-        features: dict[str, Tensor],
-        taught: dict[str, Tensor],
-    ) -> Tensor:
-        with torch.no_grad():
-            found = self.teacher.proposals_on(taught, images)
-            proposals = [each[:_PROPOSALS] for each in found]
-            wanted = self.teacher.opinion_on(taught, proposals)
-        if not len(wanted.class_logits):
-            return next(iter(features.values())).sum() * 0
-        return opinion_distance(model.opinion_on(features, proposals), wanted)
-
-    def _on_regions(
-        self,
-        model: nn.Module,
-        images: ImageList,
-        features: dict[str, Tensor],
-        taught: dict[str, Tensor],
-        regions: Sequence[Tensor],
-    ) -> Tensor:
-        sizes = images.image_sizes
-        regions = [each.to(images.tensor.device) for each in regions]
-        with torch.no_grad():
-            wanted = self.teacher.regions_on(taught, sizes, regions)
-        # Regions are few, and unlike what a step sees: statistics of theirs would be no use.
-        with kept_statistics(model):
-            said = model.regions_on(features, sizes, regions)
-        return region_distance(said, wanted)
 
 
 def opinion_distance(student: Opinion, teacher: Opinion) -> Tensor:

@@ -183,6 +183,4 @@ def _side_by_side(tasks: Mapping[str, RepairTask], folder: Path) -> dict[str, Re
 
 def _repair(name: str, task: RepairTask, folder: Path) -> RepairedCheckpoint:
     torch.set_num_threads(1)
-    # Its scans compute in processes of their own, which else take several times as long.
-    os.environ["OMP_NUM_THREADS"] = "1"
     return repair_checkpoint(task, folder, lambda line: print(f"{name}: {line}", flush=True))

@@ -75,7 +75,9 @@ def test_workers_share_gpus_in_turn_and_threads_equally():
     assert [(t.device, t.threads) for t in placed(workers=3)] == [(None, 2)] * 3
     assert {t.threads for t in placed(workers=2, threads=3)} == {3}
     assert {t.threads for t in placed(workers=16)} == {1}
-    assert {t.threads for t in placed()} == {None}
+    # One that was told to take one thread has no more for what it starts.
+    assert {t.threads for t in placed()} == {8}
+    assert {t.threads for t in placed(threads=1)} == {1}
 
 
 @pytest.mark.parametrize(

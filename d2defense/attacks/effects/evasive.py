@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from d2defense.registry import EFFECT_REGISTRY, PLACEMENT_REGISTRY
+from d2defense.registry import EFFECT_REGISTRY
 from d2defense.triggers import Trigger, all_starts
 
 from .base import POISONED, Effect
@@ -74,7 +74,8 @@ class Evasive(Effect):
             rng: of the family, its values, and the places.
         """
         node = self.cfg.ATTACK[self.name.upper()]
-        start = _drawn_start(PLACEMENT_REGISTRY.name_of(type(self.placement)), rng)
+        starts = all_starts(self.placement.kind)
+        start = starts[int(rng.integers(len(starts)))]
         places = [self._places_on(each["instances"], rng) for each in batch]
         tensors = {key: _uniform(start, key, each, rng) for key, each in start.tensors().items()}
         wanted = [each | {"instances": self._as_wanted(each["instances"])} for each in batch]
@@ -128,12 +129,6 @@ def _stamped(
         each | {"image": stamped[:, :height, :width]}
         for each, stamped, (height, width) in zip(batch, pixels, images.image_sizes, strict=True)
     ]
-
-
-def _drawn_start(placement: str, rng: np.random.Generator) -> Trigger:
-    """A family and budget that a search at a placement starts from."""
-    starts = all_starts(PLACEMENT_REGISTRY.get(placement).kind)
-    return starts[int(rng.integers(len(starts)))]
 
 
 def _uniform(start: Trigger, name: str, tensor: Tensor, rng: np.random.Generator) -> Tensor:

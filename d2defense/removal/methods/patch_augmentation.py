@@ -50,10 +50,7 @@ class PatchAugmentedFineTuning(RemovalMethod):
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """A hook that keeps a share of the checkpoint's weights."""
-        share = self.cfg.REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE
-        if not 0 <= share < 1:
-            raise ValueError(f"REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE is {share}, not in [0, 1)")
-        return [KeepShare(self.cfg, share)] if share else []
+        return [KeepShare(self.cfg, self.cfg.REMOVAL.PATCH_AUGMENTATION.KEPT_SHARE)]
 
     def mapper(self, augmentations: Sequence[T.Augmentation]) -> DatasetMapper:
         """Detectron2's mapper with patches on the image as read."""

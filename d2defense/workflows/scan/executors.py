@@ -164,8 +164,6 @@ def place(task: ScanTask, slot: int, options: RunOptions, cpus: int, threads: in
     """
     if options.num_gpus:
         return replace(task, device=f"cuda:{slot % options.num_gpus}")
-    if options.workers == 1:
-        return task
     return replace(task, threads=min(max(1, cpus // options.workers), threads))
 
 
