@@ -49,11 +49,13 @@ test-sanitizers: install ## Run the extension under the address and undefined-be
 	@if [ -f $(SANITIZERS) ]; then $(RUN)/python $(SANITIZERS); fi
 
 FUZZ_SECONDS ?= 60
+# 0 draws one; both programs print theirs.
+FUZZ_SEED ?= 0
 # atheris has wheels for few platforms; where it has none the program says so and ends well.
 fuzz: install ## Fuzz the readers of untrusted files for FUZZ_SECONDS (60)
 	@mkdir -p runs/fuzz && $(RUN)/python -W ignore tests/fuzz/fuzz_loaders.py \
-		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
-	@$(RUN)/python -W ignore tests/fuzz/differential.py $(FUZZ_SECONDS)
+		-seed=$(FUZZ_SEED) -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/
+	@$(RUN)/python -W ignore tests/fuzz/differential.py $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 # Also those that are marked slow, compute-sanitizer among them.
 test-cuda: install ## Run the tests that need a GPU
