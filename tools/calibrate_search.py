@@ -7,6 +7,7 @@
 
 Each detector is searched with the next ones of the list as references, and alone, once a seed. A
 search that is done stays in the folder of --work: started anew, only what is missing is searched.
+With --add-to a null that is there keeps its searches and gets those of further detectors.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from d2defense.detection.search import (
     REFERENCES,
     CleanSearch,
     SearchNull,
+    SearchNullError,
     SearchSettings,
     divide,
+    load_null,
     names_of_classes,
     search_detector,
 )
@@ -58,14 +61,23 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="searches of each (%(default)s)")
     parser.add_argument("--work", type=Path, required=True, help="folder of a file a search")
     parser.add_argument("--name", required=True, help="which detectors they are, in words")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="null of the same images")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write")
     args = parser.parse_args()
     settings = ScanSettings()
     images = ScanImages.load(DatasetSource(args.dataset), settings)
+    searches = []
+    if args.add_to is not None:
+        try:
+            before = load_null(args.add_to)
+        except SearchNullError as error:
+            parser.error(str(error))
+        if before.fingerprint != images.fingerprint:
+            parser.error(f"{args.add_to}: made on other images ({before.dataset})")
+        searches += before.searches
     sources = find_checkpoints(args.checkpoints, only_final=True)
     if len(sources) <= args.references:
         parser.error(f"{len(sources)} detectors are too few for {args.references} references each")
-    searches = []
     runs = [
         (index, mode, seed)
         for seed in range(args.seeds)
@@ -80,7 +92,10 @@ def main() -> int:
             others = others if mode == REFERENCES else []
             done = search_clean(suspect, others, images, settings, args.search, mode, seed)
             write_json(path, done.as_dict())
-        searches.append(CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+        done = CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if any(_same(done, each) for each in searches):
+            parser.error(f"{done.detector} is in {args.add_to} already")
+        searches.append(done)
     null = SearchNull(args.name, images.name, images.fingerprint, tuple(searches))
     null.save(args.output)
     for mode in args.modes:
@@ -92,6 +107,12 @@ def main() -> int:
         for key in sorted({key for each in of_mode.searches for key in each}):
             print(f"  {of_mode.baseline(key):6.3f}  {key}")
     return 0
+
+
+def _same(one: CleanSearch, other: CleanSearch) -> bool:
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("detector", "mode", "level", "seed")
+    )
 
 
 def search_clean(

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that makes the search's null, on searches that are done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from programs import run
+
+import d2defense
+from d2defense.checkpoint.specimens import specimens_root
+from d2defense.detection.search import load_null, shipped_null
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "calibrate_search.py"
+SHIPPED = Path(d2defense.__file__).parent / "assets" / "search.json"
+NAMES = ("clean_0", "clean_1", "clean_2")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A search of each of three detectors as the command leaves it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        done = {
+            "detector": name,
+            "mode": "references",
+            "level": "fast",
+            "num_images": 50,
+            "seed": 0,
+            "shown": {"ghost, patch of 40 % on background": {"success": 0.5, "excess": number / 8}},
+        }
+        (folder / f"{name}-references-fast-0.json").write_text(json.dumps(done))
+    return folder
+
+
+def calibrate(work: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    detectors = [specimens_root() / name for name in NAMES]
+    options = ("--search", "fast", "--modes", "references", "--work", work, "--name", "three")
+    return run(*detectors, *options, *arguments, script=TOOL)
+
+
+def test_searches_are_added_to_a_null(work, tmp_path):
+    result = calibrate(work, "--add-to", SHIPPED, "--output", tmp_path / "both.json")
+    assert result.returncode == 0, result.stderr
+    both, before = load_null(tmp_path / "both.json"), shipped_null()
+    assert both.name == "three"
+    assert both.searches[: len(before.searches)] == before.searches
+    assert [each.detector for each in both.searches[len(before.searches) :]] == list(NAMES)
+    key = "ghost, patch of 40 % on background"
+    values = [each.shown[key].excess for each in both.searches[len(before.searches) :]]
+    assert values == [0.0, 0.125, 0.25]
+
+    again = calibrate(work, "--add-to", tmp_path / "both.json", "--output", tmp_path / "no.json")
+    assert again.returncode == 2
+    assert "clean_0 is in" in again.stderr
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_null_of_other_images_is_not_added_to(work, tmp_path):
+    content = json.loads(SHIPPED.read_text())
+    content["dataset"] = {"name": "others", "fingerprint": "0" * 64}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    result = calibrate(work, "--add-to", other, "--output", tmp_path / "no.json")
+    assert result.returncode == 2
+    assert "made on other images (others)" in result.stderr
