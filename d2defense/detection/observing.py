@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -132,10 +134,10 @@ def observe_together(
         def work(part: Sequence[int], pairs: Sequence[tuple[int, int]] = pairs) -> None:
             chosen = [pairs[index] for index in part]
             batch = [images[image] for _, image in chosen]
-            pixels = [
-                stamped(images[image], triggers[row], image_format, device=model.device)
-                for row, image in chosen
-            ]
+            pixels = []
+            for row, those in groupby(chosen, key=itemgetter(0)):
+                under_one = [images[image] for _, image in those]
+                pixels += _batch_pixels(model, under_one, triggers[row], image_format)
             seen = _observe_pixels(model, batch, pixels, settings, scale, with_ability=False)
             for (row, _), each in zip(chosen, seen.split(1), strict=True):
                 parts[row].append(each)
@@ -164,14 +166,19 @@ def _observe_batch(
     scale: DeployedScale | None,
 ) -> Observation:
     """Images of like shape in one forward pass, under one trigger."""
+    pixels = _batch_pixels(model, batch, trigger, image_format)
+    return _observe_pixels(model, batch, pixels, settings, scale, with_ability=trigger is None)
+
+
+def _batch_pixels(
+    model: nn.Module, batch: Sequence[CleanImage], trigger: Trigger | None, image_format: str
+) -> list[Tensor]:
+    """Images of like shape, as they are or under one trigger, where the model lies."""
     stack, sizes = stack_images(batch, model.device)
     if trigger is not None:
         boxes, seeds = [image.boxes for image in batch], [image.seed for image in batch]
         stack = trigger.apply(stack, sizes, boxes, seeds, image_format)
-    pixels = [
-        image[:, :height, :width] for image, (height, width) in zip(stack, sizes, strict=True)
-    ]
-    return _observe_pixels(model, batch, pixels, settings, scale, with_ability=trigger is None)
+    return [image[:, :height, :width] for image, (height, width) in zip(stack, sizes, strict=True)]
 
 
 def _observe_pixels(
@@ -228,7 +235,6 @@ def stamped(
     trigger: Trigger | None,
     image_format: str,
     places: Tensor | None = None,
-    device: torch.device | None = None,
 ) -> Tensor:
     """The image's pixels, as they are or in a copy with ``trigger``.
 
@@ -237,13 +243,11 @@ def stamped(
         trigger: or None.
         image_format: channel order of the image, "BGR" or "RGB".
         places: (P, 4), XYXY in pixels of it, that bear the trigger; every object if None.
-        device: where to stamp, and where the pixels are returned; where they are if None.
     """
-    pixels = image.image if device is None else image.image.to(device)
     if trigger is None:
-        return pixels
-    size, places = tuple(pixels.shape[1:]), image.boxes if places is None else places
-    return trigger.apply(pixels[None], [size], [places], [image.seed], image_format)[0]
+        return image.image
+    size, places = tuple(image.image.shape[1:]), image.boxes if places is None else places
+    return trigger.apply(image.image[None], [size], [places], [image.seed], image_format)[0]
 
 
 def stack_images(

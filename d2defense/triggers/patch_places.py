@@ -80,8 +80,7 @@ def piece_rectangles(
         if start:
             first = (extent * extent.new_tensor(start)).round().minimum(room)
         else:
-            columns = own.unbind(1)
-            share = torch.stack([uniform(_PIECE_SALT, *columns, axis) for axis in (0, 1)], dim=1)
+            share = uniform(_PIECE_SALT, *own[:, :, None].unbind(1), torch.arange(2))
             first = (share * (room + 1)).floor()
         pieces.append((torch.cat([low + first, low + first + length], dim=1).long(), own))
     return pieces
@@ -115,8 +114,7 @@ def cut_rectangles(rectangles: Tensor, image: Tensor, image_sizes: Tensor) -> Te
 
 def _draw(keys: Tensor, attempt: int) -> Tensor:
     """Two uniform numbers an object, float64 of shape (M, 2)."""
-    columns = keys.unbind(1)
-    return torch.stack([uniform(_SALT, *columns, attempt, axis) for axis in (0, 1)], dim=1)
+    return uniform(_SALT, *keys[:, :, None].unbind(1), attempt, torch.arange(2))
 
 
 def _in_background(
