@@ -134,12 +134,18 @@ def observe_together(
         def work(part: Sequence[int], pairs: Sequence[tuple[int, int]] = pairs) -> None:
             chosen = [pairs[index] for index in part]
             batch = [images[image] for _, image in chosen]
-            pixels = []
-            for row, those in groupby(chosen, key=itemgetter(0)):
-                under_one = [images[image] for _, image in those]
-                pixels += _batch_pixels(model, under_one, triggers[row], image_format)
+            under_each = {
+                row: [images[image] for _, image in those]
+                for row, those in groupby(chosen, key=itemgetter(0))
+            }
+            pixels = [
+                each
+                for row, those in under_each.items()
+                for each in _batch_pixels(model, those, triggers[row], image_format)
+            ]
             seen = _observe_pixels(model, batch, pixels, settings, scale, with_ability=False)
-            for (row, _), each in zip(chosen, seen.split(1), strict=True):
+            sizes = list(map(len, under_each.values()))
+            for row, each in zip(under_each, seen.split(sizes), strict=True):
                 parts[row].append(each)
 
         for _ in batch_size.run(range(len(pairs)), shapes[group[0]], work):

@@ -130,20 +130,20 @@ class Observation:
         """Of whatever statistics it has, each of shape (G,)."""
         return self.terms | self.deployed
 
-    def split(self, size: int) -> list[Observation]:
-        """So many images at a time; without the histogram, which is of all of them."""
-
-        def split_terms(terms: dict[str, Terms], start: int) -> dict[str, Terms]:
-            end = start + size
-            return {name: Terms(*(part[start:end] for part in t)) for name, t in terms.items()}
-
+    def split(self, sizes: Sequence[int]) -> list[Observation]:
+        """So many images each; without the histogram, which is of all of them."""
         nothing = torch.zeros_like(self.histogram)
-        kinds = (self.ability, self.deployed, self.by_class)
+
+        def split_terms(terms: dict[str, Terms]) -> list[dict[str, Terms]]:
+            parts = {
+                name: zip(*(p.split(sizes) for p in t), strict=True) for name, t in terms.items()
+            }
+            return [{name: Terms(*next(part)) for name, part in parts.items()} for _ in sizes]
+
+        kinds = (self.terms, self.ability, self.deployed, self.by_class)
         return [
-            Observation(
-                split_terms(self.terms, start), nothing, *(split_terms(k, start) for k in kinds)
-            )
-            for start in range(0, self.num_images, size)
+            Observation(terms, nothing, *rest)
+            for terms, *rest in zip(*map(split_terms, kinds), strict=True)
         ]
 
     @classmethod
