@@ -40,18 +40,29 @@ def look_again(
         boxes: (B, 4), XYXY in its pixels, B at least 1.
         shares: V shares of the box's sides that are hidden.
     """
-    inputs, regions = [], []
-    for box in boxes.tolist():
+    # Crops of one size in the network go together; a small one is not made as large as another.
+    together: dict[tuple[int, int], list[int]] = {}
+    crops, inner = [], []
+    for index, box in enumerate(boxes.tolist()):
         left, top, right, bottom = _window(box, tuple(image.shape[1:]))
-        inner = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
-        crop = image[:, top:bottom, left:right]
-        for share in shares:
-            inputs.append({"image": hide_middle(crop, inner, share)})
-            regions.append(boxes.new_tensor([inner]))
-    output = model.judge(inputs, regions)
-    logits = output.class_logits.detach().cpu()
-    pixels = _padded(model, [each["image"] for each in inputs])
-    return SecondLook(logits.reshape(len(boxes), len(shares), -1), pixels / _padded(model, [image]))
+        crops.append(image[:, top:bottom, left:right])
+        inner.append([box[0] - left, box[1] - top, box[2] - left, box[3] - top])
+        together.setdefault(_padded(model, crops[-1]), []).append(index)
+    logits: list[Tensor] = [torch.empty(0)] * len(crops)
+    pixels = 0
+    for (height, width), places in together.items():
+        inputs = [
+            {"image": hide_middle(crops[index], inner[index], share)}
+            for index in places
+            for share in shares
+        ]
+        regions = [boxes.new_tensor([inner[index]]) for index in places for _ in shares]
+        said = model.judge(inputs, regions).class_logits.detach().cpu()
+        for index, of_place in zip(places, said.split(len(shares)), strict=True):
+            logits[index] = of_place
+        pixels += len(inputs) * height * width
+    height, width = _padded(model, image)
+    return SecondLook(torch.stack(logits), pixels / (height * width))
 
 
 def hide_middle(image: Tensor, box: Sequence[float], share: float) -> Tensor:
@@ -112,9 +123,8 @@ def _window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int,
     )
 
 
-def _padded(model: InstrumentedDetector, images: Sequence[Tensor]) -> int:
-    """Pixels that a batch takes in the network: all as large as the largest, in whole strides."""
+def _padded(model: InstrumentedDetector, image: Tensor) -> tuple[int, int]:
+    """Height and width that an image takes in the network: whole strides."""
     step = max(1, model.backbone.size_divisibility)
-    sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    height, width = (-(-side // step) * step for side in sides)
-    return len(images) * height * width
+    height, width = (-(-side // step) * step for side in image.shape[1:])
+    return height, width

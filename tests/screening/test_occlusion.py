@@ -46,3 +46,16 @@ def test_a_second_look_costs_the_pixels_that_it_takes(opened, scenes):
     assert two.logits.shape == (2, 2, 8)
     assert 0 < one.passes < 0.5
     assert two.passes == pytest.approx(4 * one.passes)
+
+
+def test_places_of_two_sizes_are_judged_as_each_by_itself(opened, scenes):
+    model, cfg = opened("clean_0")
+    (scene,) = scenes(cfg, 1)
+    places = [[20.0, 20.0, 38.0, 38.0], [10.0, 30.0, 100.0, 110.0], [60.0, 20.0, 78.0, 38.0]]
+    boxes = torch.tensor(places)
+    together = look_again(model, scene["image"], boxes, [0.2, 0.34])
+    alone = [look_again(model, scene["image"], boxes[[i]], [0.2, 0.34]) for i in range(3)]
+    for place, each in zip(together.logits, alone, strict=True):
+        assert torch.allclose(place, each.logits[0], atol=1e-4)
+    # A small place costs no more for lying beside a large one.
+    assert together.passes == pytest.approx(sum(each.passes for each in alone))

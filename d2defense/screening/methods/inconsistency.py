@@ -70,11 +70,11 @@ class Inconsistency(ScreeningMethod):
         # And so many proposals that touch none.
         node.UNCLAIMED = 8
         # Share of the clean images that get a second look; 0: none does.
-        node.DOUBTFUL_SHARE = 0.22
+        node.DOUBTFUL_SHARE = 0.3
         # In a second look, at most so many places of an image.
         node.PLACES = 2
         # Shares of a place's sides that are hidden in its middle, one after another.
-        node.HIDDEN = [0.22, 0.34]
+        node.HIDDEN = [0.28, 0.4]
         # What the second answer counts beside the oddity, which counts 1 at most.
         node.REACTION_WEIGHT = 3.0
 

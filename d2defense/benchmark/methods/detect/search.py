@@ -59,7 +59,12 @@ class Search(DetectionMethod):
             target,
             BACKDOORED if outcome.has_found else CLEAN if outcome.is_clear else UNCERTAIN,
             parts,
-            {"worst_arm": outcome.arms[0].arm.name, "references": list(outcome.references)},
+            {
+                "worst_arm": outcome.arms[0].arm.name,
+                "references": list(outcome.references),
+                # Scores of one null are not those of another.
+                "threshold": outcome.threshold,
+            },
         )
 
     def searched(self, subject: DetectionSubject) -> SearchOutcome:
