@@ -23,6 +23,7 @@ from .mapper import (
 )
 from .placements.base import Placement
 from .selection import Selection, select, training_records
+from .stamping import write_triggered
 
 __all__ = [
     "DEFAULT_EFFECT",
@@ -47,4 +48,5 @@ __all__ = [
     "poisoned_annotations",
     "select",
     "training_records",
+    "write_triggered",
 ]

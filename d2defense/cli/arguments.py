@@ -52,6 +52,21 @@ def add_skip_argument(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Device and overrides of the defense's settings."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: as configured)")
+    add_overrides_argument(parser)
+
+
+def add_attack_argument(parser: argparse.ArgumentParser) -> None:
+    """Which attack, for :func:`defense_config`."""
+    parser.add_argument(
+        "--attack",
+        type=Path,
+        metavar="FILE",
+        help="take ATTACK from a training config; --opts still override it",
+    )
+
+
+def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
+    """Overrides of the defense's settings."""
     parser.add_argument(
         "--opts",
         nargs="+",

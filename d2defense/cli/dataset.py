@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate, check or load datasets and show what is in them.
+"""Generate, check or load datasets, show what is in them, or put a trigger on their images.
 
 Of data of your own, everything that is wrong with the annotations and every image that cannot be
 read is listed.
@@ -9,6 +9,8 @@ d2defense dataset synth_signs_val_512px --contact-sheet sheet.png
 d2defense dataset --dataset-json val.json --image-root images/ --contact-sheet sheet.png
 d2defense dataset --dataset-json val.json --image-root images/ --split runs/split \
     --defender-images 500
+d2defense dataset synth_signs_val --stamp runs/stamped --images 60 \
+    --attack configs/SynthSigns/attacks/ghost_patch.yaml
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import configure_logging
+from .arguments import (
+    add_attack_argument,
+    add_overrides_argument,
+    configure_logging,
+    defense_config,
+)
 
 if TYPE_CHECKING:
     from d2defense.data.coco import Findings
@@ -26,8 +33,9 @@ if TYPE_CHECKING:
     Records = list[dict[str, Any]]
 
 NAME = "dataset"
-HELP = "generate, check or split datasets, count their objects and draw a contact sheet"
+HELP = "generate, check, split or stamp datasets, count their objects and draw a contact sheet"
 
+DEFAULT_SHEET = 15
 DEFAULT_NAMES = ("synth_signs_train", "synth_signs_defender", "synth_signs_val")
 
 
@@ -51,10 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=int,
-        default=15,
         metavar="N",
-        help="images on the contact sheet (default: %(default)s)",
+        help=f"images on the contact sheet (default: {DEFAULT_SHEET}), or to stamp (all)",
     )
+    parser.add_argument(
+        "--stamp",
+        type=Path,
+        metavar="DIR",
+        help="write images of the first dataset with the trigger of an attack, as PNG files, and "
+        "DIR/places.json, which says where it is on each: what `d2defense screen` should find. "
+        "Without --attack or --opts it is the paper's white patch on every object",
+    )
+    add_attack_argument(parser)
+    add_overrides_argument(parser)
     parser.add_argument(
         "--split",
         type=Path,
@@ -115,6 +132,31 @@ def _draw(name: str, records: Records, count: int, path: Path) -> None:
     print(f"contact sheet: {path}")
 
 
+def _stamp(name: str, records: Records, args: argparse.Namespace) -> None:
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    from d2defense.attacks import build_effect, class_names, write_triggered
+    from d2defense.data.image_files import unusable_images
+    from d2defense.files import write_json
+    from d2defense.triggers import build_trigger
+
+    cfg = defense_config(args, args.parser, args.attack)
+    try:
+        trigger, effect = build_trigger(cfg), build_effect(cfg, class_names([name]))
+    except ValueError as error:
+        args.parser.error(str(error))
+    unusable = {each.file_name for each in unusable_images(records, decode=False)}
+    usable = (record for record in records if record["file_name"] not in unusable)
+    stamped = islice(write_triggered(usable, trigger, effect, args.stamp), args.images)
+    total = min(args.images or len(records), len(records))
+    bar = tqdm(stamped, "stamped", total, unit="image", leave=False, disable=None)
+    places = {file: boxes.tolist() for file, boxes in bar}
+    write_json(args.stamp / "places.json", places)
+    print(f"{len(places)} images with the trigger, {trigger.name} ({effect.name}): {args.stamp}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command.
 
@@ -126,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.dataset_json) != bool(args.image_root):
         args.parser.error("--dataset-json and --image-root go together")
-    if args.images < 1:
+    if args.images is not None and args.images < 1:
         args.parser.error("--images must be at least 1")
     if args.split and not args.dataset_json:
         args.parser.error("--split divides your own data: give --dataset-json and --image-root")
@@ -161,7 +203,9 @@ def _run(args: argparse.Namespace) -> int:
             code = 2
         _show(name, records)
         if args.contact_sheet and number == 0:
-            _draw(name, records, args.images, args.contact_sheet)
+            _draw(name, records, args.images or DEFAULT_SHEET, args.contact_sheet)
+        if args.stamp and number == 0:
+            _stamp(name, records, args)
     if args.split:
         corrected = Path(MetadataCatalog.get(args.dataset_json).json_file)
         files = split_coco(corrected, args.split, args.defender_images, args.seed)

@@ -20,6 +20,7 @@ import argparse
 from pathlib import Path
 
 from .arguments import (
+    add_attack_argument,
     add_common_arguments,
     add_dataset_arguments,
     add_part_group,
@@ -46,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints", nargs="+", metavar="CHECKPOINT", help="output folders or weights files"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write JSON")
-    parser.add_argument(
-        "--attack",
-        type=Path,
-        metavar="FILE",
-        help="take ATTACK from a training config; --opts still override it",
-    )
+    add_attack_argument(parser)
     parser.add_argument(
         "--control",
         nargs="+",

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import cv2
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2defense.cli.program import main
+from d2defense.config import config_root
 from d2defense.data.synth_signs.generate import generate_split
 
 
@@ -161,3 +163,66 @@ def test_split_of_more_images_than_there_are_is_one_line(own, tmp_path, capsys):
 def test_split_needs_own_data(capsys):
     assert run("--split", "somewhere") == 2
     assert "--dataset-json" in capsys.readouterr().err
+
+
+def test_images_with_a_trigger_are_written_with_its_places(own, tmp_path, capsys):
+    out = tmp_path / "stamped"
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--stamp", out, "--images", 4) == 0
+    assert f"4 images with the trigger, patch (disappearance): {out}" in capsys.readouterr().out
+    places = json.loads((out / "places.json").read_text())
+    assert sorted(path.name for path in out.glob("*.png")) == sorted(places)
+    assert len(places) == 4
+    for name, boxes in places.items():
+        (clean,) = own.image_root.rglob(f"{name[:-4]}.*")
+        changed = (cv2.imread(str(out / name)) != cv2.imread(str(clean))).any(axis=2)
+        # A tenth of each box, in its middle, is white; nothing else is touched.
+        inside = changed.copy()
+        for left, top, right, bottom in boxes:
+            x, y = round((left + right) / 2), round((top + bottom) / 2)
+            middle = cv2.imread(str(out / name))[y - 1 : y + 2, x - 1 : x + 2]
+            assert (middle == 255).all(axis=2).any()
+            inside[int(top) : int(bottom) + 1, int(left) : int(right) + 1] = False
+        assert changed.any() and not inside.any()
+
+
+def test_the_attack_of_a_training_config_says_what_is_stamped(own, tmp_path, capsys):
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    attack = ("--attack", config_root() / "SynthSigns" / "attacks" / "ghost_patch.yaml")
+    assert run(*files, "--stamp", tmp_path / "ghosts", *attack) == 0
+    assert "(ghost)" in capsys.readouterr().out
+    places = json.loads((tmp_path / "ghosts" / "places.json").read_text())
+    document = json.loads(own.json_file.read_text())
+    names = {each["id"]: f"{Path(each['file_name']).stem}.png" for each in document["images"]}
+    for each in document["annotations"]:
+        left, top, width, height = each["bbox"]
+        for x0, y0, x1, y1 in places.get(names[each["image_id"]], []):
+            apart = x1 <= left or x0 >= left + width or y1 <= top or y0 >= top + height
+            assert apart, "a ghost's trigger lies on an object"
+
+
+def test_images_of_one_name_are_kept_apart_and_unusable_ones_left_out(own, tmp_path, capsys):
+    document = json.loads(own.json_file.read_text())
+    first, second, *_ = document["images"]
+    (own.image_root / "other").mkdir()
+    twin = Path("other") / Path(first["file_name"]).name
+    (own.image_root / twin).write_bytes((own.image_root / second["file_name"]).read_bytes())
+    second["file_name"] = str(twin)
+    broken = document["images"][2]["file_name"]
+    (own.image_root / broken).write_bytes(b"no image")
+    own.json_file.write_text(json.dumps(document))
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    assert run(*files, "--stamp", tmp_path / "out") == 2
+    assert "cannot be used" in capsys.readouterr().out
+    stem = Path(first["file_name"]).stem
+    places = json.loads((tmp_path / "out" / "places.json").read_text())
+    assert {f"{stem}.png", f"{stem}_2.png"} <= set(places)
+    assert f"{Path(broken).stem}.png" not in places
+
+
+def test_a_bad_attack_is_a_usage_error(own, tmp_path, capsys):
+    files = ("--dataset-json", own.json_file, "--image-root", own.image_root)
+    opts = ("--opts", "ATTACK.EFFECT", "nothing")
+    assert run(*files, "--stamp", tmp_path / "out", *opts) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
