@@ -87,7 +87,8 @@ class Unlearn(RemovalMethod):
         """Add ``REMOVAL.UNLEARN.*``."""
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 1 / 3
-        # Its steps, as a share of REMOVAL.SOLVER.MAX_ITER: more remove no more, and cost AP.
+        # Its steps, as a share of REMOVAL.SOLVER.MAX_ITER: more are surer
+        # of ghosts, and cost AP where objects vanish.
         node.ITER_FACTOR = 0.6
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
