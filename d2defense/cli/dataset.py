@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="write images of the first dataset with the trigger of an attack, as PNG files, and "
-        "DIR/places.json, which says where it is on each: what `d2defense screen` should find. "
+        "DIR/places.json, the boxes that bear it on each: what `d2defense screen` should find. "
         "Without --attack or --opts it is the paper's white patch on every object",
     )
     add_attack_argument(parser)
