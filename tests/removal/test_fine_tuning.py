@@ -238,3 +238,23 @@ def test_a_method_may_have_a_schedule_of_its_own(make_tiny_cfg, defender, tmp_pa
         "vanilla": (0.03, 40), "patch_augmentation": (0.03, 40), "unlearn": (0.015, 10),
     }  # fmt: skip
     assert cfg.REMOVAL.SOLVER.BASE_LR == 0.03
+
+
+@pytest.mark.parametrize(
+    ("goals", "steps"),
+    [
+        ((), 10),
+        (("disappearance objects -: patch of 20 %", "ghost background stop"), 10),
+        (("ghost background stop: patch of 40 %", "disappearance objects -"), 20),
+        (("misclassification objects speed limit",), 20),
+    ],
+)
+def test_unlearning_takes_longer_where_a_class_is_to_appear(
+    make_tiny_cfg, defender, tmp_path, goals, steps
+):
+    cfg = make_tiny_cfg(
+        "REMOVAL.SOLVER.MAX_ITER", 40, "REMOVAL.UNLEARN.ITER_FACTOR", 0.25,
+        "REMOVAL.UNLEARN.TARGETED_ITER_FACTOR", 0.5, "REMOVAL.UNLEARN.GOALS", goals,
+    )  # fmt: skip
+    trained = removal_config(cfg, "w.pth", defender.name, tmp_path, (), "unlearn")
+    assert trained.SOLVER.MAX_ITER == steps

@@ -52,6 +52,8 @@ _WHOLE_SHARE = 0.25
 _REGIONS = 24
 # Of the searches, those for what was asked for.
 _TOLD_SHARE = 0.75
+# In GOALS, for the target class of what has none.
+_NO_CLASS = "-"
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ class Unlearn(RemovalMethod):
         """Add ``REMOVAL.UNLEARN.*``."""
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 1 / 3
-        # Its steps, as a share of REMOVAL.SOLVER.MAX_ITER: more are surer
-        # of ghosts, and cost AP where objects vanish.
+        # Its steps, as a share of REMOVAL.SOLVER.MAX_ITER: more cost AP where objects vanish.
         node.ITER_FACTOR = 0.6
+        # The same where the first of GOALS has a target class: ghosts and wrong classes take more.
+        node.TARGETED_ITER_FACTOR = 1.0
         # Share of the images that bear a found trigger.
         node.FOUND_SHARE = 0.35
         # Share of the images that bear random patches, as REMOVAL.PATCH_AUGMENTATION has them.
@@ -116,10 +119,12 @@ class Unlearn(RemovalMethod):
 
     @staticmethod
     def change_schedule(cfg: CfgNode) -> None:
-        """A lower rate, and fewer steps."""
+        """A lower rate, and fewer steps unless a class is to appear."""
         settings, solver = cfg.REMOVAL.UNLEARN, cfg.SOLVER
         solver.BASE_LR *= settings.LR_FACTOR
-        solver.MAX_ITER = max(1, round(solver.MAX_ITER * settings.ITER_FACTOR))
+        is_targeted = settings.GOALS and not _without_class(settings.GOALS[0])
+        share = settings.TARGETED_ITER_FACTOR if is_targeted else settings.ITER_FACTOR
+        solver.MAX_ITER = max(1, round(solver.MAX_ITER * share))
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook searches between steps."""
@@ -356,9 +361,14 @@ class TriggerSearch(HookBase):
                 return LogitScale((0.0, 1.0), (0.0, 1.0))
 
     def _is_told(self, goal: Goal, start: Trigger) -> bool:
-        target = goal.effect.cfg.ATTACK.TARGET_CLASS or "-"
+        target = goal.effect.cfg.ATTACK.TARGET_CLASS or _NO_CLASS
         name = f"{goal.effect.name} {goal.placement} {target}"
         return not {name, f"{name}: {start.name}"}.isdisjoint(self._settings.GOALS)
+
+
+def _without_class(entry: str) -> bool:
+    """Whether an entry of ``GOALS`` has no target class."""
+    return entry.partition(":")[0].rstrip().endswith(f" {_NO_CLASS}")
 
 
 def some_of(places: Tensor, rng: np.random.Generator) -> Tensor:
