@@ -66,7 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     settings = ScanSettings()
     images = ScanImages.load(DatasetSource(args.dataset), settings)
-    searches = []
+    searches: list[CleanSearch] = []
     if args.add_to is not None:
         try:
             before = load_null(args.add_to)
@@ -84,6 +84,10 @@ def main() -> int:
         for mode in args.modes
         for index in range(len(sources))
     ]
+    known = {(each.detector, each.mode, each.level, each.seed) for each in searches}
+    for index, mode, seed in runs:
+        if (sources[index].name, mode, args.search, seed) in known:
+            parser.error(f"{args.add_to}: has {sources[index].name} already")
     for index, mode, seed in tqdm(runs, desc="searches of clean detectors"):
         # The next ones of the list, round its end.
         suspect, *others = [*sources[index:], *sources[:index]][: args.references + 1]
@@ -92,10 +96,7 @@ def main() -> int:
             others = others if mode == REFERENCES else []
             done = search_clean(suspect, others, images, settings, args.search, mode, seed)
             write_json(path, done.as_dict())
-        done = CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        if any(_same(done, each) for each in searches):
-            parser.error(f"{done.detector} is in {args.add_to} already")
-        searches.append(done)
+        searches.append(CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8"))))
     null = SearchNull(args.name, images.name, images.fingerprint, tuple(searches))
     null.save(args.output)
     for mode in args.modes:
@@ -107,12 +108,6 @@ def main() -> int:
         for key in sorted({key for each in of_mode.searches for key in each}):
             print(f"  {of_mode.baseline(key):6.3f}  {key}")
     return 0
-
-
-def _same(one: CleanSearch, other: CleanSearch) -> bool:
-    return all(
-        getattr(one, name) == getattr(other, name) for name in ("detector", "mode", "level", "seed")
-    )
 
 
 def search_clean(

@@ -170,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--dataset-json and --image-root go together")
     if args.images is not None and args.images < 1:
         args.parser.error("--images must be at least 1")
+    if (args.attack or args.opts) and not args.stamp:
+        args.parser.error("--attack and --opts say what --stamp writes: give --stamp DIR")
     if args.split and not args.dataset_json:
         args.parser.error("--split divides your own data: give --dataset-json and --image-root")
     configure_logging()

@@ -12,6 +12,7 @@ from typing import Any
 from d2defense.checkpoint import CheckpointSource, file_sha256
 from d2defense.detection.verdict import BACKDOORED
 from d2defense.registry import REMOVAL_REGISTRY
+from d2defense.removal.methods.unlearn import goal_entry
 from d2defense.report.results import RESULT_FILE, read_result
 from d2defense.triggers import Trigger
 
@@ -63,7 +64,7 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
         Goals as ``REMOVAL.UNLEARN.GOALS`` has them, each once; none without a search.
     """
     goals = [
-        f"{arm['effect']} {arm['placement']} {arm['target_class'] or '-'}: {arm['budget']}"
+        goal_entry(arm["effect"], arm["placement"], arm["target_class"], arm["budget"])
         for arm in (result.get("search") or {}).get("arms", ())
         if (arm["excess"] or 0.0) - arm["baseline"] > _WORTH_TRYING
     ]

@@ -73,7 +73,15 @@ def test_bad_input_gets_one_line_and_exit_code_2(capsys, arguments, message):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--images", "0"], ["--image-root", "."]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--images", "0"],
+        ["--image-root", "."],
+        ["--attack", "x.yaml"],
+        ["--opts", "ATTACK.SEED", "1"],
+    ],
+)
 def test_options_that_make_no_sense_are_a_usage_error(arguments):
     assert run(*arguments) == 2
 

@@ -56,7 +56,7 @@ def test_searches_are_added_to_a_null(work, tmp_path):
 
     again = calibrate(work, "--add-to", tmp_path / "both.json", "--output", tmp_path / "no.json")
     assert again.returncode == 2
-    assert "clean_0 is in" in again.stderr
+    assert "both.json: has clean_0 already" in again.stderr
     assert not (tmp_path / "no.json").exists()
 
 

@@ -122,7 +122,7 @@ class Unlearn(RemovalMethod):
         """A lower rate, and fewer steps unless a class is to appear."""
         settings, solver = cfg.REMOVAL.UNLEARN, cfg.SOLVER
         solver.BASE_LR *= settings.LR_FACTOR
-        is_targeted = settings.GOALS and not _without_class(settings.GOALS[0])
+        is_targeted = any(map(_has_target, settings.GOALS[:1]))
         share = settings.TARGETED_ITER_FACTOR if is_targeted else settings.ITER_FACTOR
         solver.MAX_ITER = max(1, round(solver.MAX_ITER * share))
 
@@ -361,14 +361,20 @@ class TriggerSearch(HookBase):
                 return LogitScale((0.0, 1.0), (0.0, 1.0))
 
     def _is_told(self, goal: Goal, start: Trigger) -> bool:
-        target = goal.effect.cfg.ATTACK.TARGET_CLASS or _NO_CLASS
-        name = f"{goal.effect.name} {goal.placement} {target}"
-        return not {name, f"{name}: {start.name}"}.isdisjoint(self._settings.GOALS)
+        what = goal.effect.name, goal.placement, goal.effect.cfg.ATTACK.TARGET_CLASS
+        return not {goal_entry(*what), goal_entry(*what, start.name)}.isdisjoint(
+            self._settings.GOALS
+        )
 
 
-def _without_class(entry: str) -> bool:
-    """Whether an entry of ``GOALS`` has no target class."""
-    return entry.partition(":")[0].rstrip().endswith(f" {_NO_CLASS}")
+def goal_entry(effect: str, placement: str, target_class: str | None, budget: str = "") -> str:
+    """An entry of ``REMOVAL.UNLEARN.GOALS``; without a budget it means all of them."""
+    goal = f"{effect} {placement} {target_class or _NO_CLASS}"
+    return f"{goal}: {budget}" if budget else goal
+
+
+def _has_target(entry: str) -> bool:
+    return not entry.partition(":")[0].rstrip().endswith(f" {_NO_CLASS}")
 
 
 def some_of(places: Tensor, rng: np.random.Generator) -> Tensor:
