@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from d2defense.data.source import DatasetSource
     from d2defense.workflows.fine_tuning import FineTuningOptions
 
-# Shorter than a scan's, since it is done before and after.
-_SEARCH = "fast"
 NAME = "repair"
 HELP = "repair a backdoored checkpoint with a small clean set"
 #: Its exit code 1 says that the result is not repaired.
@@ -54,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     silence_developer_notices()  # of what the imports below import
     from d2defense.registry import REMOVAL_REGISTRY
-    from d2defense.workflows.evidence import SEARCHING_METHOD
+    from d2defense.workflows.evidence import SEARCH_LEVEL, SEARCHING_METHOD
     from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="output folder or weights file")
@@ -110,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fine-tune only: no scans, no measurements; renewal resets what classifies proposals "
         "unless --modules or --scan say otherwise",
     )
-    add_search_arguments(parser, _SEARCH, with_always=False)
+    add_search_arguments(parser, SEARCH_LEVEL, with_always=False)
     add_dataset_arguments(parser)
     unlabelled = parser.add_argument_group("clean images without labels, in place of these")
     unlabelled.add_argument(
@@ -232,13 +230,14 @@ def _repair(
 ) -> int:
     from d2defense.detection import ScanSettings, calibration_from_config
     from d2defense.triggers import build_trigger
+    from d2defense.workflows.evidence import SEARCH_LEVEL
     from d2defense.workflows.repair import RepairTask, format_repair, repair_checkpoint
 
     cfg = defense_config(args, args.parser)
     # A repair goes by what a search finds, whatever the bank has found.
     cfg.DEFENSE.SEARCH_ALWAYS = True
     if "DEFENSE.SEARCH" not in args.opts:
-        cfg.DEFENSE.SEARCH = _SEARCH
+        cfg.DEFENSE.SEARCH = SEARCH_LEVEL
     for option, key in (("search", "SEARCH"), ("twin", "TWIN")):
         if getattr(args, option) is not None:
             cfg.DEFENSE[key] = getattr(args, option)

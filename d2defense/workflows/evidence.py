@@ -18,6 +18,8 @@ from d2defense.triggers import Trigger
 
 from .fine_tuning import DEFAULT_METHOD, FineTuningOptions
 
+#: How thoroughly the scans of a repair search: it is done before and after.
+SEARCH_LEVEL = "fast"
 #: Goes by what a search has found.
 SEARCHING_METHOD = "unlearn"
 #: Goes by the triggers by which a bank has found something.

@@ -10,6 +10,7 @@ import pytest
 from d2defense.benchmark.tasks.repair import Repairing
 from d2defense.benchmark.zoo.index import find_detectors
 from d2defense.checkpoint.specimens import specimens_root
+from d2defense.registry import REMOVAL_REGISTRY
 
 
 def by_name(name: str):
@@ -35,11 +36,12 @@ def run(tmp_path, make_coco_dataset, sign_scenes):
     from d2defense.detection import ScanImages, ScanSettings
     from d2defense.study.results import ResultStore
 
-    source = make_coco_dataset(sign_scenes(8))
+    small = make_coco_dataset(sign_scenes(8))
     store = ResultStore(tmp_path / "results")
     references = find_checkpoints([specimens_root() / "clean_1"], only_final=True)
 
-    def measured(only: str, images: int, **changes):
+    def measured(only: str, images: int, method: str = "vanilla", dataset=None, **changes):
+        source = dataset or small
         options = TaskOptions(
             ScanImages.load(source, ScanSettings(max_images=images)),
             source,
@@ -53,7 +55,7 @@ def run(tmp_path, make_coco_dataset, sign_scenes):
             **changes,
         )
         before = len(store.read())
-        summary = run_benchmark("repair", ["vanilla"], [specimens_root()], store, options, only)
+        summary = run_benchmark("repair", [method], [specimens_root()], store, options, only)
         assert summary.failed == ()
         return {row.metric: row for row in store.read()[before:]}
 
@@ -84,3 +86,23 @@ def test_a_repair_is_measured_before_and_after_and_later(run):
 @pytest.mark.slow
 def test_of_a_clean_detector_the_cost_alone_is_measured(run):
     assert set(run("clean_1", 8, test_images=4)) == {"ap", "ap_before", "ap_drop"}
+
+
+def test_the_product_is_a_method_beside_the_removal_methods():
+    methods = Repairing().methods
+    assert set(methods.choices()) == {*REMOVAL_REGISTRY.choices(), "repair"}
+    assert methods.choices()["repair"].startswith("d2defense's repair")
+    with pytest.raises(ValueError, match=r"no removal method 'none'; there are .*repair"):
+        methods.get("none")
+
+
+@pytest.mark.slow
+def test_the_product_goes_by_what_a_scan_finds(run):
+    from d2defense.data import DatasetSource
+
+    defender = DatasetSource("synth_signs_defender")
+    rows = run("ghost_0", 60, method="repair", dataset=defender, test_images=4)
+    assert rows["asr_before"].value > 0.9
+    settings = rows["asr"].settings
+    assert settings["method"] == "unlearn"
+    assert any(each.startswith("ghost background stop") for each in settings["told"])

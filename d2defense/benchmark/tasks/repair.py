@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from d2defense.checkpoint import CheckpointSource, file_sha256, find_checkpoints
 from d2defense.config import get_d2defense_cfg
 from d2defense.data import DatasetSource
 from d2defense.data.split import write_part
+from d2defense.detection import ScanSettings, calibration_from_config
 from d2defense.detection.images import sample_records
 from d2defense.files import write_json
-from d2defense.registry import REMOVAL_REGISTRY, TASK_REGISTRY
-from d2defense.workflows.fine_tuning import FineTuned, FineTuningOptions, fine_tune
+from d2defense.registry import REMOVAL_REGISTRY, TASK_REGISTRY, Registry
+from d2defense.triggers import Trigger
+from d2defense.workflows.evidence import SEARCH_LEVEL, informed, searched_goals
+from d2defense.workflows.fine_tuning import DEFAULT_METHOD, FineTuningOptions, fine_tune
 from d2defense.workflows.pseudo_labels import PSEUDO_LABELS_FILE, pseudo_labelled
+from d2defense.workflows.scan import find_sources, scan
 
 from ..zoo.actions import attack_cfg, measure_attack
 from ..zoo.index import ZooDetector
@@ -27,21 +33,45 @@ from .base import Measurement, Task, TaskOptions, TaskResult
 
 # What a repaired detector learns on when it is trained further.
 _LATER = "vanilla"
+#: By the name of the command; it is no method of its own.
+PRODUCT = "repair"
+
+
+class Product:
+    """d2defense's repair: it scans, and goes by what the scan has found."""
+
+
+class _Repairs(Registry):
+    """The removal methods, whichever there are, and the product."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == PRODUCT or name in REMOVAL_REGISTRY
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(sorted([*REMOVAL_REGISTRY, (PRODUCT, Product)]))
+
+    def get(self, name: str) -> Any:
+        """The part of a name; raises as any registry does."""
+        if name == PRODUCT:
+            return Product
+        return REMOVAL_REGISTRY.get(name) if name in self else super().get(name)
 
 
 @TASK_REGISTRY.register("repair")
 class Repairing(Task):
     """Which methods remove a backdoor, and at what cost? ASR, TDR and AP after, before, and later.
 
-    Every removal method on the defender's images, with its defaults but for ``--opts``. ``ap`` is
-    of the repaired detector on clean images, ``ap_before`` of the one that was given, ``ap_drop``
-    what the repair cost, which on clean detectors is all that it does. Where an attack took,
-    ``asr`` and ``tdr`` say what is left of it, and ``control_asr`` what the same trigger does to
-    clean detectors. With ``--later-steps`` the repaired detector is then trained further, plainly,
-    on other images: ``asr_later`` says whether the backdoor comes back.
+    Every removal method on the defender's images, with its defaults but for ``--opts``, and told
+    nothing. ``repair`` is ``d2defense repair``: it scans the detector on these images first, and
+    what the scan has found says which method, and what that is told. ``ap`` is of the repaired
+    detector on clean images, ``ap_before`` of the one that was given, ``ap_drop`` what the repair
+    cost, which on clean detectors is all that it does. Where an attack took, ``asr`` and ``tdr``
+    say what is left of it, and ``control_asr`` what the same trigger does to clean detectors. With
+    ``--later-steps`` the repaired detector is then trained further, plainly, on other images:
+    ``asr_later`` says whether the backdoor comes back.
     """
 
-    methods = REMOVAL_REGISTRY
+    methods = _Repairs("removal method", __package__)
     usual_images = 0
 
     def applies(self, detector: ZooDetector) -> bool:
@@ -91,7 +121,15 @@ class Repairing(Task):
         data = _given(options)
         if not options.has_labels:
             data = pseudo_labelled(source, data, output / PSEUDO_LABELS_FILE, options.device)
-        done = _fine_tune(source, data, output, method, options.overrides, options)
+        chosen = FineTuningOptions(method=method, seed=options.seed, overrides=options.overrides)
+        told: dict[str, Any] = {}
+        start = time.perf_counter()
+        if method == PRODUCT:
+            scanned, bank = _scanned(source, data, output / "scan", options)
+            chosen = informed(replace(chosen, method=DEFAULT_METHOD), scanned, True, bank)
+            told = {"method": chosen.method, "told": list(searched_goals(scanned))}
+        seconds = time.perf_counter() - start
+        done = fine_tune(source, data, output, chosen, options.device)
         after = _measured(detector, output, options)
         found = [*_named(after), *_named(shared, "_before")]
         if None not in (after["ap"], shared["ap"]):
@@ -99,28 +137,33 @@ class Repairing(Task):
         if options.later_steps:
             (repaired,) = find_checkpoints([output], only_final=True)
             steps = ("REMOVAL.SOLVER.MAX_ITER", str(options.later_steps))
+            chosen = FineTuningOptions(method=_LATER, seed=options.seed, overrides=steps)
             later = output / "later"
-            _fine_tune(repaired, options.further or data, later, _LATER, steps, options)
+            fine_tune(repaired, options.further or data, later, chosen, options.device)
             found += _named(_measured(detector, later, options), "_later")
         images = f"{len(data.load())} images to train on"
         return TaskResult(
             found,
-            {"modules": list(done.modules), "batch_size": done.batch_size},
+            {"modules": list(done.modules), "batch_size": done.batch_size} | told,
             images if options.has_labels else f"{images}, without labels",
-            done.seconds,
+            seconds + done.seconds,
         )
 
 
-def _fine_tune(
-    source: CheckpointSource,
-    data: DatasetSource,
-    output: Path,
-    method: str,
-    overrides: Sequence[str],
-    options: TaskOptions,
-) -> FineTuned:
-    chosen = FineTuningOptions(method=method, seed=options.seed, overrides=overrides)
-    return fine_tune(source, data, output, chosen, options.device)
+def _scanned(
+    source: CheckpointSource, data: DatasetSource, output: Path, options: TaskOptions
+) -> tuple[Mapping[str, Any], Sequence[Trigger]]:
+    """What a scan before a repair finds, and the bank that it has tried."""
+    cfg = get_d2defense_cfg()
+    cfg.DEFENSE.SEARCH, cfg.DEFENSE.SEARCH_ALWAYS = SEARCH_LEVEL, True
+    settings = ScanSettings.from_config(cfg)
+    calibration = calibration_from_config(cfg, settings)
+    found = find_sources([source.path], only_final=True)
+    device, references = options.device, options.references
+    (result,) = scan(found, data, output, settings, calibration, device, references=references)
+    if result["error"]:
+        raise ValueError(f"what is wrong with it is not known: {result['error']}")
+    return result, settings.triggers
 
 
 def _measured(
