@@ -59,16 +59,24 @@ def describe_modules(result: dict[str, Any]) -> str:
 def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
     """What a scan's search did better at than clean detectors' do, the best first.
 
+    Where it has found something for sure, what clean detectors may show too is left out: to unlearn
+    it costs AP and time.
+
     Args:
         result: of a scan.
 
     Returns:
         Goals as ``REMOVAL.UNLEARN.GOALS`` has them, each once; none without a search.
     """
+    search = result.get("search") or {}
+    margins = [(arm, (arm["excess"] or 0.0) - arm["baseline"]) for arm in search.get("arms", ())]
+    worth = [pair for pair in margins if pair[1] > _WORTH_TRYING]
+    sure = [
+        (arm, margin) for arm, margin in worth if margin > search["threshold"] * arm["deviation"]
+    ]
     goals = [
         goal_entry(arm["effect"], arm["placement"], arm["target_class"], arm["budget"])
-        for arm in (result.get("search") or {}).get("arms", ())
-        if (arm["excess"] or 0.0) - arm["baseline"] > _WORTH_TRYING
+        for arm, _ in sure or worth
     ]
     return tuple(dict.fromkeys(goals))
 

@@ -70,22 +70,32 @@ def arm(effect: str, target: str | None, success: float | None, excess: float | 
         "success": success,
         "excess": excess,
         "baseline": 0.1,
+        "deviation": 0.1,
     }
+
+
+def searched(*arms: dict) -> dict:
+    return {"search": {"arms": list(arms), "threshold": 3.0}}
 
 
 def test_a_repair_goes_by_what_clean_detectors_do_not_show():
     arms = [
         arm("misclassification", "stop", 0.9, 0.8),
         arm("misclassification", "stop", 0.7, 0.6),
-        arm("disappearance", None, 0.4, 0.3),
+        arm("disappearance", None, 0.6, 0.5),
         arm("ghost", "yield", 0.2, 0.05),
         arm("ghost", "stop", None, None),
     ]
-    result = {"search": {"arms": arms}}
-    assert searched_goals(result) == (
+    assert searched_goals(searched(*arms)) == (
         "misclassification objects stop: patch of 40 %",
         "disappearance objects -: patch of 40 %",
     )
+
+
+def test_what_clean_detectors_may_show_is_gone_by_only_where_nothing_is_sure():
+    sure, unsure = arm("ghost", "stop", 0.9, 0.9), arm("misclassification", "stop", 0.3, 0.26)
+    assert searched_goals(searched(sure, unsure)) == ("ghost objects stop: patch of 40 %",)
+    assert searched_goals(searched(unsure)) == ("misclassification objects stop: patch of 40 %",)
 
 
 def test_what_blinds_clean_detectors_as_well_is_no_backdoor_left():
@@ -95,13 +105,13 @@ def test_what_blinds_clean_detectors_as_well_is_no_backdoor_left():
         arm("misclassification", "stop", success=0.9, excess=0.8),
         arm("ghost", "stop", success=None, excess=None),
     ]
-    assert excess_by_effect({"search": {"arms": arms}}) == pytest.approx(
+    assert excess_by_effect(searched(*arms)) == pytest.approx(
         {"disappearance": 0.0, "misclassification": 0.7}
     )
 
 
 def test_without_a_search_there_is_nothing_to_go_by():
-    for result in ({}, {"search": None}, {"search": {"arms": []}}):
+    for result in ({}, {"search": None}, searched()):
         assert searched_goals(result) == ()
         assert excess_by_effect(result) == {}
 
@@ -109,7 +119,7 @@ def test_without_a_search_there_is_nothing_to_go_by():
 def test_a_repair_goes_by_what_a_search_has_found():
     arms = [arm("ghost", "stop", 0.9, 0.8), arm("disappearance", None, 0.9, 0.8)]
     cfg = get_d2defense_cfg()
-    result = {"search": {"arms": arms}}
+    result = searched(*arms)
     merge_overrides(cfg, overrides_of(result, default_bank()))
     assert "disappearance objects -: patch of 40 %" in cfg.REMOVAL.UNLEARN.GOALS
     assert overrides_of({"bank": CLEAN_BANK, "search": None}, default_bank()) == []
@@ -163,7 +173,7 @@ def test_triggers_of_another_bank_are_none_to_go_by():
     ],
 )
 def test_what_a_search_has_found_decides_by_which_method(arms, method):
-    result = {"search": {"arms": arms}}
+    result = searched(*arms)
     assert method_for(result, default_bank()) == method
     assert describe_method(result, default_bank()).startswith(f"{method}, since ")
 
@@ -179,7 +189,7 @@ def test_what_a_search_has_found_decides_by_which_method(arms, method):
 )
 def test_what_the_bank_has_found_is_removed_by_what_it_knows(effects, method):
     arms = [arm(effect, None, 0.9, 0.8) for effect in effects]
-    result = by_bank(white=0.9) | {"search": {"arms": arms}}
+    result = by_bank(white=0.9) | searched(*arms)
     assert method_for(result, default_bank()) == method
     described = describe_method(result, default_bank())
     assert ("the bank" in described) == (method == "known_trigger")

@@ -50,8 +50,9 @@ _PLACE_SHARE = 0.7
 _WHOLE_SHARE = 0.25
 # Of what a trigger is to change on an image, what is looked at by itself, at most.
 _REGIONS = 24
-# Of the searches, those for what was asked for.
-_TOLD_SHARE = 0.75
+# Of the searches, those for what was asked for; of these, those by another budget: a detector that
+# no longer obeys one obeys the others.
+_TOLD_SHARE, _OTHER_BUDGET_SHARE = 0.75, 1 / 3
 # In GOALS, for the target class of what has none.
 _NO_CLASS = "-"
 
@@ -291,11 +292,12 @@ class TriggerSearch(HookBase):
         if told:
             number = int(rng.integers(len(self._told))) if number is None else number
             index, start = self._told[number % len(self._told)]
+            if rng.random() < _OTHER_BUDGET_SHARE:
+                start = self._any_start(index, rng)
         else:
             weights = _FLOOR + self._reached
             index = rng.choice(len(self._goals), p=weights / weights.sum())
-            triggers = starts(self._goals[index].placement)
-            start = triggers[rng.integers(len(triggers))]
+            start = self._any_start(index, rng)
         state = ArmState.begin(Arm(self._goals[index], start), self._model.device)
         if rng.random() < 0.5:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -307,6 +309,10 @@ class TriggerSearch(HookBase):
         if told and state.arm.goal.target_class is not None:
             self._aim(state, rng)
         self._advance(state, rng)
+
+    def _any_start(self, index: int, rng: np.random.Generator) -> Trigger:
+        triggers = starts(self._goals[index].placement)
+        return triggers[rng.integers(len(triggers))]
 
     def _aim(self, state: ArmState, rng: np.random.Generator) -> None:
         """Some steps toward whichever target class is the easiest, which then is the goal's.
