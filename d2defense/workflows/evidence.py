@@ -71,8 +71,11 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
     search = result.get("search") or {}
     margins = [(arm, (arm["excess"] or 0.0) - arm["baseline"]) for arm in search.get("arms", ())]
     worth = [pair for pair in margins if pair[1] > _WORTH_TRYING]
+    # Older results do not say how far clean detectors differ.
     sure = [
-        (arm, margin) for arm, margin in worth if margin > search["threshold"] * arm["deviation"]
+        (arm, margin)
+        for arm, margin in worth
+        if margin > search["threshold"] * arm.get("deviation", 0.0)
     ]
     goals = [
         goal_entry(arm["effect"], arm["placement"], arm["target_class"], arm["budget"])
