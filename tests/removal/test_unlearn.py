@@ -13,12 +13,14 @@ from detectron2.utils.events import EventStorage
 from d2defense.detection.search import Arm, starts
 
 SHORT = ("REMOVAL.UNLEARN.TRIGGERS", 3, "REMOVAL.UNLEARN.STEPS", 2, "REMOVAL.UNLEARN.EVERY", 1)
+AS_TOLD = ("REMOVAL.UNLEARN.OTHER_BUDGETS", 0.0)
 
 
 @pytest.fixture
 def trainer(make_trainer):
     """One that has its first triggers."""
-    trainer = make_trainer("unlearn", *SHORT, "REMOVAL.UNLEARN.GOALS", ("ghost background c2",))
+    goals = ("REMOVAL.UNLEARN.GOALS", ("ghost background c2",))
+    trainer = make_trainer("unlearn", *SHORT, *AS_TOLD, *goals)
     trainer.resume_or_load(resume=False)
     return trainer
 
@@ -35,26 +37,22 @@ def test_what_a_scan_has_found_comes_first(trainer):
     search(trainer).before_train()
     arms = [state.arm for state in search(trainer).found]
     assert {arm.goal.kind for arm in arms} == {("ghost", "background")}
-    # All budgets in turn, as none was named, but for one in three that may be any.
-    in_turn = zip(arms, starts("background"), strict=False)
-    assert sum(arm.start == start for arm, start in in_turn) >= 2
+    # All budgets in turn, as none was named.
+    assert [arm.start for arm in arms] == starts("background")[:3]
     # As many steps toward the class that is the easiest as then toward the goal.
     assert [state.steps for state in search(trainer).found] == [4, 4, 4]
 
 
 def test_most_searches_are_for_what_a_scan_has_found_by_its_budget(make_trainer, monkeypatch):
     goals = ("disappearance objects -: patch of 20 %", "no such goal")
-    several = ("REMOVAL.UNLEARN.TRIGGERS", 20)
-    trainer = make_trainer("unlearn", *SHORT, *several, "REMOVAL.UNLEARN.GOALS", goals)
+    trainer = make_trainer("unlearn", *SHORT, *AS_TOLD, "REMOVAL.UNLEARN.GOALS", goals)
     trainer.resume_or_load(resume=False)
     searched, looked_for = search(trainer), []
     searched.before_train()
-    name = "disappearance: patch of 20 % on objects"
-    names = [state.arm.name for state in searched.found]
-    # A detector that no longer obeys one budget obeys another: some are searched by any.
-    assert {each.partition(":")[0] for each in names} == {"disappearance"}
-    assert 10 <= names.count(name) < 20
-    told = next(state for state in searched.found if state.arm.name == name)
+    told = searched.found[-1]
+    assert {state.arm.name for state in searched.found} == {
+        "disappearance: patch of 20 % on objects"
+    }
     other = copy.copy(told)
     other.arm = next(
         Arm(goal, starts(goal.placement)[0])
@@ -71,7 +69,20 @@ def test_most_searches_are_for_what_a_scan_has_found_by_its_budget(make_trainer,
             searched.found.clear()
             searched.found.extend([other, told])
             call()
-        assert 15 < looked_for.count(name) < 40
+        assert 20 < sum(name == told.arm.name for name in looked_for) < 40
+
+
+def test_what_was_found_by_one_budget_is_searched_for_by_others_too(make_trainer):
+    some = ("REMOVAL.UNLEARN.TRIGGERS", 30, "REMOVAL.UNLEARN.STEPS", 1)
+    told = ("REMOVAL.UNLEARN.GOALS", ("disappearance objects -: patch of 20 %",))
+    trainer = make_trainer("unlearn", *some, *told)
+    trainer.resume_or_load(resume=False)
+    search(trainer).before_train()
+    arms = [state.arm for state in search(trainer).found]
+    assert {arm.goal.effect.name for arm in arms} == {"disappearance"}
+    budgets = [arm.start.name for arm in arms]
+    assert len(set(budgets)) > 2
+    assert 15 < budgets.count("patch of 20 %") < 28
 
 
 @pytest.mark.parametrize("told", ["ghost background c2", "scene_ghost other_corners c2"])

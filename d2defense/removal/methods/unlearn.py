@@ -50,9 +50,8 @@ _PLACE_SHARE = 0.7
 _WHOLE_SHARE = 0.25
 # Of what a trigger is to change on an image, what is looked at by itself, at most.
 _REGIONS = 24
-# Of the searches, those for what was asked for; of these, those by another budget: a detector that
-# no longer obeys one obeys the others.
-_TOLD_SHARE, _OTHER_BUDGET_SHARE = 0.75, 1 / 3
+# Of the searches, those for what was asked for.
+_TOLD_SHARE = 0.75
 # In GOALS, for the target class of what has none.
 _NO_CLASS = "-"
 
@@ -117,6 +116,9 @@ class Unlearn(RemovalMethod):
         # of 40 %": effect, placement, target class ("-" for none) and, after a colon, the budget;
         # without one, all budgets.
         node.GOALS = ()
+        # Share of the searches for them that are by any budget: a detector that no longer obeys one
+        # obeys the others.
+        node.OTHER_BUDGETS = 1 / 3
 
     @staticmethod
     def change_schedule(cfg: CfgNode) -> None:
@@ -292,7 +294,7 @@ class TriggerSearch(HookBase):
         if told:
             number = int(rng.integers(len(self._told))) if number is None else number
             index, start = self._told[number % len(self._told)]
-            if rng.random() < _OTHER_BUDGET_SHARE:
+            if rng.random() < self._settings.OTHER_BUDGETS:
                 start = self._any_start(index, rng)
         else:
             weights = _FLOOR + self._reached
