@@ -7,7 +7,8 @@
 
 Each detector is searched with the next ones of the list as references, and alone, once a seed. A
 search that is done stays in the folder of --work: started anew, only what is missing is searched.
-With --add-to a null that is there keeps its searches and gets those of further detectors.
+With --add-to a null that is there keeps its searches and gets those of further detectors, and it is
+printed what these score by it as it was: how often it would have raised a false alarm.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> int:
     settings = ScanSettings()
     images = ScanImages.load(DatasetSource(args.dataset), settings)
     searches: list[CleanSearch] = []
+    before: SearchNull | None = None
     if args.add_to is not None:
         try:
             before = load_null(args.add_to)
@@ -97,6 +99,14 @@ def main() -> int:
             done = search_clean(suspect, others, images, settings, args.search, mode, seed)
             write_json(path, done.as_dict())
         searches.append(CleanSearch.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+    if before is not None:
+        for each in searches[len(before.searches) :]:
+            known = before.of(each.mode, each.level)
+            values = {key: shown.counted(each.mode) for key, shown in each.shown.items()}
+            print(
+                f"{each.detector}, {each.mode}: {known.score(values):.2f} by {args.add_to}, "
+                f"threshold {known.reference.threshold:.2f}"
+            )
     null = SearchNull(args.name, images.name, images.fingerprint, tuple(searches))
     null.save(args.output)
     for mode in args.modes:

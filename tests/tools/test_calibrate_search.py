@@ -53,6 +53,10 @@ def test_searches_are_added_to_a_null(work, tmp_path):
     key = "ghost, patch of 40 % on background"
     values = [each.shown[key].excess for each in both.searches[len(before.searches) :]]
     assert values == [0.0, 0.125, 0.25]
+    by = before.of("references", "fast")
+    for name, value in zip(NAMES, values, strict=True):
+        score = (value - by.baseline(key)) / by.deviation(key)
+        assert f"{name}, references: {score:.2f} by {SHIPPED}" in result.stdout
 
     again = calibrate(work, "--add-to", tmp_path / "both.json", "--output", tmp_path / "no.json")
     assert again.returncode == 2
