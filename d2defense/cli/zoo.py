@@ -7,7 +7,7 @@
     d2defense zoo export runs/zoo/tiny --output tiny.tar.gz
 
 A manifest says which detectors there are: a YAML file, or "tiny", "one_stage", "scene_ghost",
-"small" or "coco".
+"bccd", "small" or "coco".
 `build` trains those that are missing and measures each; a build that was killed goes on where it
 was when the same command is given again. `export` writes an archive in which a third has no labels,
 and the labels beside it.
