@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from d2defense.data.registry import load_dataset
 from d2defense.registry import EFFECT_REGISTRY
 
 from .effects.base import Effect
@@ -30,7 +31,15 @@ def build_effect(cfg: CfgNode, class_names: Sequence[str] = ()) -> Effect:
 
 
 def class_names(dataset_names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the contiguous classes of the first of some registered datasets; () if unknown."""
+    """Names of the contiguous classes of the first of some registered datasets; () if unknown.
+
+    Raises:
+        DatasetError: it cannot be loaded, and its classes are not known without.
+    """
     for name in dataset_names:
-        return tuple(MetadataCatalog.get(name).get("thing_classes", ()))
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("thing_classes", ()) and metadata.get("json_file"):
+            # Detectron2 reads the names of what a module registers only with the images.
+            load_dataset(name)
+        return tuple(metadata.get("thing_classes", ()))
     return ()
