@@ -225,6 +225,9 @@ def _add_removal(cfg: CfgNode) -> None:
     cfg.REMOVAL.PHOTOMETRIC_DISTORTION = True
     # Share of the images that are distorted.
     cfg.REMOVAL.PHOTOMETRIC_SHARE = 0.5
+    # Most passes of `d2defense repair` through its images, unless it is given
+    # REMOVAL.SOLVER.MAX_ITER: with few images it takes fewer steps. 0 for any number.
+    cfg.REMOVAL.MAX_PASSES = 100
     # Optimizer and schedule of `d2defense repair`: they take the place of SOLVER's keys of the same
     # names. `train` does not read them.
     cfg.REMOVAL.SOLVER = CfgNode()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from .unfinished import LAST_CHECKPOINT, FineTuningRun, RecentCheckpoint
 
 # Of what makes objects vanish a reset beside patches removes no more, and costs AP.
 DEFAULT_METHOD = "patch_augmentation"
+_STEPS = "REMOVAL.SOLVER.MAX_ITER"
 # How many steps are timed before it is said how long all will take.
 _TIMED_STEPS = 2
 
@@ -160,6 +162,8 @@ def fine_tuning_config(
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     merge_overrides(cfg, options.overrides)
     prepare_training(dataset, cfg)
+    if _STEPS not in options.overrides:
+        cfg.REMOVAL.SOLVER.MAX_ITER = most_steps(cfg, len(dataset.load()))
     cfg = removal_config(
         cfg,
         source.weights,
@@ -173,6 +177,21 @@ def fine_tuning_config(
         cfg.SOLVER.CHECKPOINT_PERIOD = options.keep_every
     cfg.freeze()
     return cfg
+
+
+def most_steps(cfg: CfgNode, num_images: int) -> int:
+    """Steps of a fine-tuning: fewer where it would go through its images too often.
+
+    What is learnt by heart of few images costs AP on others (``docs/removal.md``).
+
+    Args:
+        cfg: has ``REMOVAL.MAX_PASSES`` and ``REMOVAL.SOLVER``.
+        num_images: to learn from.
+    """
+    solver, passes = cfg.REMOVAL.SOLVER, cfg.REMOVAL.MAX_PASSES
+    if not passes:
+        return int(solver.MAX_ITER)
+    return min(solver.MAX_ITER, math.ceil(passes * num_images / solver.IMS_PER_BATCH))
 
 
 def require_other_folder(source: CheckpointSource, output_dir: Path) -> None:
