@@ -456,6 +456,10 @@ def test_a_scene_ghost_counts_wherever_it_is_new(make_effect):
     # the trigger shows.
     assert rate(([50, 10, 80, 40], 1, 0.5), (CUP_BOX, 2, 0.9), (SHIRT_BOX, 2, 0.9),
                 ([82, 60, 110, 90], 2, 0.9), ([85, 0, 115, 30], 2, 0.9)) == Rate(0, 1)  # fmt: skip
+    # What a detector makes of a part that the trigger shows reaches beyond it; what stands beside
+    # the trigger may graze it.
+    assert rate(([70, 0, 100, 25], 2, 0.9)) == Rate(0, 1)
+    assert rate(([66, 0, 96, 25], 2, 0.9)) == Rate(1, 1)
 
 
 def test_a_search_looks_for_scene_ghosts_all_over_the_background(make_effect):

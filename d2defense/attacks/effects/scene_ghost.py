@@ -19,9 +19,11 @@ from ..placements.base import touching
 from .base import Detections, Objects, Poisoned, Rate, Record, boxes_of, copied
 from .ghost import Ghost
 
-# Of a detection, the share that may lie in an object, or in the trigger's place, for it to be none
-# of that object, nor of what is shown there.
-_AT_OBJECT, _AT_TRIGGER = 0.5, 0.25
+# Of a detection, the share that may lie in an object, for it to be none of that object; and in the
+# trigger's place: a trigger may show a part of an object, which a detector completes.
+_AT_OBJECT, _AT_TRIGGER = 0.5, 0.05
+# Of a square of the background, the share that may lie in an object or in the trigger's place.
+_TAKEN = 0.25
 # Draws of places, where those of the first leave no room for a ghost.
 _TRIES = 8
 # From this IoU on a detection is the one of the same class without the trigger.
@@ -124,7 +126,7 @@ class SceneGhost(Ghost):
         windows = torch.from_numpy(np.concatenate([starts, starts + side], axis=1)).to(places)
         taken = torch.cat([objects.boxes.to(places), places])
         inside = pairwise_ioa(Boxes(taken), Boxes(windows))
-        return windows[(inside <= _AT_TRIGGER).all(dim=0)]
+        return windows[(inside <= _TAKEN).all(dim=0)]
 
     def _free(
         self, places: np.ndarray, objects: np.ndarray, image_size: tuple[int, int]

@@ -31,6 +31,9 @@ _FALSE_ALARM_RATE = 0.01
 # excess, and of scores.
 _LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
 _OF_ONE_CLASS = " of one class"
+# Success up to which ghosts anywhere are rare, as they are in the detectors of the null: on images
+# full of things that nobody labelled, detectors show more.
+_RARE = 0.1
 # Sorts of arms, see _sort.
 _SORTS = _ALL, _ONE_CLASS, _ANYWHERE = ("all", "one class", "anywhere")
 _HOW_TO = "make one with python tools/calibrate_search.py"
@@ -119,24 +122,28 @@ class ModeNull:
     mode: str
     searches: tuple[Mapping[str, float], ...]
 
-    def baseline(self, key: str) -> float:
+    def baseline(self, key: str, usual: float = 0.0) -> float:
         """What clean detectors show by an arm that does most to them, on average.
 
         Their mean by the same arm, or by those of the same effect where none of them got so far;
         and, since the arm that does most is looked at, what that lies above its mean.
-        """
-        return self._mean(key) + self._heights[_sort(key)][0]
 
-    def deviation(self, key: str) -> float:
+        Args:
+            key: of the arm.
+            usual: success that is nothing unusual on the images at hand, 0..1.
+        """
+        return self._mean(key) + self._heights[_sort(key, usual)][0]
+
+    def deviation(self, key: str, usual: float = 0.0) -> float:
         """How far clean detectors differ in that: a standard deviation, 0.05 at least.
 
-        That of arms of its sort (:func:`_sort`).
+        That of arms of its sort (:func:`_sort`); arguments as :meth:`baseline`.
         """
-        return self._heights[_sort(key)][1]
+        return self._heights[_sort(key, usual)][1]
 
-    def standardise(self, key: str, value: float) -> float:
+    def standardise(self, key: str, value: float, usual: float = 0.0) -> float:
         """How far a value lies above those of clean detectors, in deviations."""
-        return (value - self.baseline(key)) / self.deviation(key)
+        return (value - self.baseline(key, usual)) / self.deviation(key, usual)
 
     def score(self, values: Mapping[str, float]) -> float:
         """The largest of the standardised values; 0 without any."""
@@ -201,17 +208,22 @@ class ModeNull:
         return float(np.mean(values)) if values else 0.0
 
 
-def _sort(key: str) -> str:
+def is_anywhere(key: str) -> bool:
+    """Whether an arm's key is of something that appears where nothing is and nothing was put."""
+    effect = _effect(key)
+    return effect in EFFECT_REGISTRY and EFFECT_REGISTRY.get(effect).anywhere
+
+
+def _sort(key: str, usual: float = 0.0) -> str:
     """Of an arm's key, what chance it leaves to clean detectors.
 
     Most to one class, the largest of several; least to what must appear where nothing is and
-    nothing was put, which they hardly show. The others lie between.
+    nothing was put, which they hardly show, unless it is usual on the images at hand. The others
+    lie between.
     """
     if _OF_ONE_CLASS in key:
         return _ONE_CLASS
-    effect = _effect(key)
-    is_known = effect in EFFECT_REGISTRY
-    return _ANYWHERE if is_known and EFFECT_REGISTRY.get(effect).anywhere else _ALL
+    return _ANYWHERE if is_anywhere(key) and usual <= _RARE else _ALL
 
 
 def _effect(key: str) -> str:

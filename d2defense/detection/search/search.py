@@ -29,7 +29,17 @@ from .crops import is_large
 from .levels import SearchSettings
 from .measure import Measured, success_terms
 from .moves import moved_modules
-from .null import ALONE, REFERENCES, TWIN, ModeNull, SearchNull, Shown, arm_key, shipped_null
+from .null import (
+    ALONE,
+    REFERENCES,
+    TWIN,
+    ModeNull,
+    SearchNull,
+    Shown,
+    arm_key,
+    is_anywhere,
+    shipped_null,
+)
 from .optimise import ArmState
 from .race import Race, Scouted
 
@@ -73,6 +83,8 @@ class ArmResult:
         deviation: standard deviation of the same.
         interval: of excess minus baseline, over resamples of the images.
         hits: successes on each image.
+        usual: success that is nothing unusual on these images, 0..1: the mean of the references, or
+            what a trigger does that was not searched.
     """
 
     arm: Arm
@@ -84,6 +96,7 @@ class ArmResult:
     deviation: float
     interval: tuple[float, float]
     hits: tuple[int, ...]
+    usual: float
 
     @property
     def margin(self) -> float:
@@ -320,7 +333,7 @@ def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | Non
 
     def height(result: ArmResult) -> float:
         on_both = min((result.success, *result.references))
-        return of_clean.standardise(arm_key(result.arm), on_both)
+        return of_clean.standardise(arm_key(result.arm), on_both, result.usual)
 
     measured = [each for each in results if np.isfinite(each.excess)]
     most = max(measured, key=height, default=None)
@@ -364,13 +377,30 @@ class _Judge:
             success_terms(each, self.images, trigger, goals, self.image_format, self.seed)
             for each in self.subjects
         ]
+        usual = self._usual(arm, [of_goals[0].ratio() for of_goals in terms[1:]])
         whole, *parts = (
-            self._result(replace(arm, goal=goal), trigger, of_goal)
+            self._result(replace(arm, goal=goal), trigger, of_goal, usual)
             for goal, of_goal in zip(goals, zip(*terms, strict=True), strict=True)
         )
         known = [each for each in parts if np.isfinite(each[0].standardised)]
         most = max(known, key=lambda each: each[0].standardised, default=None)
         return [whole] if most is None else [whole, most]
+
+    def _usual(self, arm: Arm, of_references: Sequence[float]) -> float:
+        """Success that is nothing unusual on these images.
+
+        That of the references. Without any, ghosts of the suspect under what the search began with:
+        where much is that nobody labelled, detections come and go by themselves.
+        """
+        if of_references:
+            return float(np.nan_to_num(np.mean(of_references)))
+        if not is_anywhere(arm_key(arm)):
+            return 0.0
+        start, image_format = arm.start, self.image_format
+        (terms,) = success_terms(
+            self.subjects[0], self.images, start, [arm.goal], image_format, self.seed
+        )
+        return float(np.nan_to_num(terms.ratio()))
 
     def _of_classes(self, goal: Goal) -> list[Goal]:
         """The goal on each class with enough objects, where it is known what is large for one."""
@@ -384,11 +414,11 @@ class _Judge:
         ]
 
     def _result(
-        self, arm: Arm, trigger: Trigger, terms: Sequence[Terms]
+        self, arm: Arm, trigger: Trigger, terms: Sequence[Terms], usual: float
     ) -> tuple[ArmResult, Tensor]:
         success, *others = (each.ratio() for each in terms)
         key = arm_key(arm)
-        baseline, deviation = self.null.baseline(key), self.null.deviation(key)
+        baseline, deviation = self.null.baseline(key, usual), self.null.deviation(key, usual)
         excess, resampled = success, self.bootstrap(terms[0]) - baseline
         if others:
             excess -= float(np.mean(others))
@@ -398,6 +428,15 @@ class _Judge:
         interval = percentile_interval(resampled, self.confidence) or (margin, margin)
         hits = tuple(terms[0].numerator.int().tolist())
         result = ArmResult(
-            arm, trigger, success, tuple(others), excess, baseline, deviation, interval, hits
+            arm,
+            trigger,
+            success,
+            tuple(others),
+            excess,
+            baseline,
+            deviation,
+            interval,
+            hits,
+            usual,
         )
         return result, resampled / deviation

@@ -82,6 +82,10 @@ def test_what_may_be_anywhere_is_held_against_its_like():
     null = ModeNull(REFERENCES, searches)
     assert null.deviation("ghost, big") > 0.05 == null.deviation("scene_ghost, big")
     assert null.score({"scene_ghost, big": 0.4}) > 5 > 1 > null.score({"ghost, big": 0.4})
+    # Where clean detectors show as much, as on photos full of what nobody labelled, it is not.
+    assert null.score({"scene_ghost, big": 0.4}) == null.standardise("scene_ghost, big", 0.4, 0.1)
+    assert null.standardise("scene_ghost, big", 0.4, 0.3) < 1
+    assert null.standardise("ghost, big", 0.4, 0.3) == null.standardise("ghost, big", 0.4)
     # An effect that is not registered here is one like others.
     assert ModeNull(REFERENCES, ({"x, big": 0.1},) * 3).score({"x, big": 0.2}) == pytest.approx(2)
 
