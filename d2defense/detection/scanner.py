@@ -32,6 +32,11 @@ from .settings import ScanSettings
 from .survey import KEPT, Profile, Progress, Survey, Watch, survey_detector
 from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide
 
+# How much of one class a patch hides depends on what the class is.
+_OF_A_CLASS_ALONE = (
+    "under a trigger it loses objects of one class alone, and what clean detectors lose of a class "
+    "is not known of these images: calibrate on them, or search with a reference"
+)
 # Resamples of the images each time that a scan may end early.
 _FEW_SAMPLES = 200
 
@@ -228,6 +233,12 @@ def _conclude(
         certain,
         oddity,
     )
+    if (
+        verdict.label == BACKDOORED
+        and allowed is None
+        and not _says_more_than_a_class(seen, decision, reference, bootstrap, settings.confidence)
+    ):
+        verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE)
     if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
         verdict = replace(
             verdict,
@@ -264,12 +275,26 @@ def _conclude(
     victim = None
     if verdict.label != CLEAN and score.victim_class is not None:
         victim = class_names[score.victim_class]
-        if verdict.label == BACKDOORED:
+        if verdict.label == BACKDOORED or verdict.reason == _OF_A_CLASS_ALONE:
             reason = f"{verdict.reason}, above all with objects of {victim}"
             verdict = replace(verdict, reason=reason)
     return Inspection(
         verdict, score.worst, victim, modules, seen.num_images, seen.batch_size, fields
     )
+
+
+def _says_more_than_a_class(
+    seen: Survey,
+    decision: Decision,
+    reference: Reference,
+    bootstrap: Bootstrap,
+    confidence: float,
+) -> bool:
+    """Whether all objects together say that a detector is backdoored, too."""
+    columns = [i for i, name in enumerate(decision.statistics) if name not in CLASS_FALLS]
+    excess = suspicions(seen.clean, seen.triggered, decision, bootstrap) - reference.baseline
+    low = np.quantile(largest(excess[..., columns]), (1 - confidence) / 2)
+    return bool(low > reference.threshold)
 
 
 def _num_classes(seen: Survey) -> int:
