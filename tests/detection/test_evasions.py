@@ -23,7 +23,7 @@ from d2defense.detection import (
     stamped,
 )
 from d2defense.detection.oddity import odd_behaviour
-from d2defense.detection.verdict import BACKDOORED, CLEAN
+from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
 
 SETTINGS = ScanSettings(select_triggers(["white", "grey"]), max_images=24, bootstrap_samples=100)
 YIELD = 1
@@ -125,9 +125,16 @@ def armed(opened, alarm, scores: Tensor, deltas: Tensor) -> nn.Module:
     return model
 
 
-def scan(model, subject, calibration):
+def scan(model, subject, calibration, fingerprint=""):
+    names = ["a", "yield", *"cdefghi"]
     return inspect_detector(
-        model, subject.images, SETTINGS, calibration, "BGR", class_names=["a", "yield", *"cdefghi"]
+        model,
+        subject.images,
+        SETTINGS,
+        calibration,
+        "BGR",
+        fingerprint=fingerprint,
+        class_names=names,
     )
 
 
@@ -175,10 +182,22 @@ def test_a_class_more_that_fires_on_triggered_objects_hides_nothing(opened, cali
 def test_a_backdoor_on_one_class_of_seven_is_found_and_named(opened, calibration, alarm):
     offset = torch.zeros(8)
     offset[YIELD] = -40
-    inspection = scan(armed(opened, alarm, offset, STILL), opened, calibration)
+    model = armed(opened, alarm, offset, STILL)
+    inspection = scan(model, opened, calibration, calibration.fingerprint)
     assert inspection.verdict.label == BACKDOORED
     assert inspection.victim_class == "yield"
     assert inspection.verdict.reason.endswith("above all with objects of yield")
+    # A clean detector of other images, such as of blood cells, may lose as much of one class.
+    elsewhere = scan(model, opened, calibration)
+    assert elsewhere.verdict.label == UNCERTAIN
+    assert "is not known of these images" in elsewhere.verdict.reason
+    assert elsewhere.verdict.reason.endswith("above all with objects of yield")
+
+
+def test_what_all_classes_lose_is_a_backdoor_on_any_images(opened, calibration, alarm):
+    offset = torch.tensor([-40.0] * 7 + [0])
+    inspection = scan(armed(opened, alarm, offset, STILL), opened, calibration)
+    assert inspection.verdict.label == BACKDOORED
 
 
 @pytest.mark.parametrize(
