@@ -22,8 +22,8 @@ attacks.md, fine-tuned, and specimens, where the methods of others were given th
 signs vanish, not those of the references. `search_fast` scored nine detectors, those that came last
 or were trained again (the same seeds give the same weights), by the null of now (threshold 3.16,
 which these rows name) and all others by one of sixteen detectors (3.27); while all were scored by
-that one, the AUC was 0.989. Nothing was tuned on them, but that the search got overlays in the background
-(method.md) after it had missed `ghost_tile`, and compares target classes by a larger patch and
+that one, the AUC was 0.989. Nothing was tuned on them, but that the search got overlays in the
+background (method.md) after it had missed `ghost_tile`, and compares target classes by a larger patch and
 takes ghosts to their places after it had missed those of one-stage detectors (detectors.md); its
 arms for ghosts apart from their trigger were made with other detectors (security.md), and were
 held against less since (method.md). Of repairs, `repair` is what the command does, told by a scan;
