@@ -12,28 +12,27 @@ from d2defense.study.results import ResultStore
 INTRODUCTION = """\
 What `d2defense benchmark` has measured so far, from the rows in [benchmark/](benchmark/);
 [benchmark.md](benchmark.md) says what the columns mean, which methods these are, and how to add to
-them. **These are few detectors**: the intervals say how little is known, and with so few clean ones
-"found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over detectors,
-may have no width, which only says that no resample of so few came out otherwise. They are the first
-of the zoo `tiny`, most of them Faster R-CNN with FPN, a few fine-tuned from a clean one, the zoo
-`one_stage`, RetinaNet and FCOS, and three of the zoo `scene_ghost`; screening also has attacks of
-attacks.md, fine-tuned, and specimens, where the methods of others were given the same 120 images.
-**One of the clean ones, a Mask R-CNN, is called backdoored**: a patch of 20 % makes its pedestrian
-signs vanish, not those of the references. `search_fast` scored nine detectors, those that came last
-or were trained again (the same seeds give the same weights), by the null of now (threshold 3.16,
-which these rows name) and all others by one of sixteen detectors (3.27); while all were scored by
-that one, the AUC was 0.989. Nothing was tuned on them, but that the search got overlays in the
-background (method.md) after it had missed `ghost_tile`, and compares target classes by a larger patch and
-takes ghosts to their places after it had missed those of one-stage detectors (detectors.md); its
-arms for ghosts apart from their trigger were made with other detectors (security.md), and were
-held against less since (method.md). Of repairs, `repair` is what the command does, told by a scan;
-the removal methods by themselves are told nothing, and `unlearn` was measured before it was changed
-(removal.md). **Methods
-that were measured on other detectors are not to be compared** where the column of detectors
-differs. Seconds are those of a machine that was busy with other work; of `search_fast` they are,
-but for these, the sum of two runs, most arms in the first and those for ghosts apart from
-their trigger in the second, each with a measurement of its own. Methods that are missing here have
-not been run yet."""
+them. **These are few detectors**: the intervals say how little is known, and with so few clean
+ones "found at 1 %" means with no false alarm at all; that of such a share, by bootstrap over
+detectors, may have no width, which only says that no resample of so few came out otherwise. They
+are the first of the zoo `tiny`, most of them Faster R-CNN with FPN, a few fine-tuned from a clean
+one, the zoo `one_stage`, RetinaNet and FCOS, and three of the zoo `scene_ghost`; screening also
+has attacks of attacks.md, fine-tuned, and specimens, where the methods of others were given the
+same 120 images. **One of the clean ones, a Mask R-CNN, is called backdoored**: a patch of 20 %
+makes its pedestrian signs vanish, not those of the references. `search_fast` scored nine
+detectors, those that came last or were trained again (the same seeds give the same weights), by
+the null of now (threshold 3.16, which these rows name) and all others by one of sixteen detectors
+(3.27); while all were scored by that one, the AUC was 0.989. Nothing was tuned on them, but that
+the search got overlays in the background (method.md) after it had missed `ghost_tile`, and
+compares target classes by a larger patch and takes ghosts to their places after it had missed
+those of one-stage detectors (detectors.md); its arms for ghosts apart from their trigger were made
+with other detectors (security.md), and were held against less since (method.md). Of repairs,
+`repair` is what the command does, told by a scan; the removal methods by themselves are told
+nothing, and `unlearn` was measured before it was changed (removal.md). **Methods that were
+measured on other detectors are not to be compared** where the column of detectors differs. Seconds
+are those of a machine that was busy with other work; of `search_fast` they are, but for these, the
+sum of two runs, most arms in the first and those for ghosts apart from their trigger in the
+second, each with a measurement of its own. Methods that are missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:
