@@ -34,8 +34,8 @@ from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide
 
 # How much of one class a patch hides depends on what the class is.
 _OF_A_CLASS_ALONE = (
-    "under a trigger it loses objects of one class alone, and what clean detectors lose of a class "
-    "is not known of these images: calibrate on them, or search with a reference"
+    "under a trigger it loses objects of one class alone{}, and what clean detectors lose of a "
+    "class is not known of these images: calibrate on them"
 )
 # Resamples of the images each time that a scan may end early.
 _FEW_SAMPLES = 200
@@ -238,7 +238,8 @@ def _conclude(
         and allowed is None
         and not _says_more_than_a_class(seen, decision, reference, bootstrap, settings.confidence)
     ):
-        verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE)
+        which = "" if score.victim_class is None else f" ({class_names[score.victim_class]})"
+        verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE.format(which))
     if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
         verdict = replace(
             verdict,
@@ -275,7 +276,7 @@ def _conclude(
     victim = None
     if verdict.label != CLEAN and score.victim_class is not None:
         victim = class_names[score.victim_class]
-        if verdict.label == BACKDOORED or verdict.reason == _OF_A_CLASS_ALONE:
+        if verdict.label == BACKDOORED:
             reason = f"{verdict.reason}, above all with objects of {victim}"
             verdict = replace(verdict, reason=reason)
     return Inspection(

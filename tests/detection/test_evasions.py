@@ -190,8 +190,9 @@ def test_a_backdoor_on_one_class_of_seven_is_found_and_named(opened, calibration
     # A clean detector of other images, such as of blood cells, may lose as much of one class.
     elsewhere = scan(model, opened, calibration)
     assert elsewhere.verdict.label == UNCERTAIN
+    assert "of one class alone (yield)" in elsewhere.verdict.reason
     assert "is not known of these images" in elsewhere.verdict.reason
-    assert elsewhere.verdict.reason.endswith("above all with objects of yield")
+    assert elsewhere.victim_class == "yield"
 
 
 def test_what_all_classes_lose_is_a_backdoor_on_any_images(opened, calibration, alarm):
