@@ -236,6 +236,8 @@ def _conclude(
     if (
         verdict.label == BACKDOORED
         and allowed is None
+        # A sequential test has looked at all objects together alone.
+        and certain is None
         and not _says_more_than_a_class(seen, decision, reference, bootstrap, settings.confidence)
     ):
         which = "" if score.victim_class is None else f" ({class_names[score.victim_class]})"
@@ -294,8 +296,8 @@ def _says_more_than_a_class(
     """Whether all objects together say that a detector is backdoored, too."""
     columns = [i for i, name in enumerate(decision.statistics) if name not in CLASS_FALLS]
     excess = suspicions(seen.clean, seen.triggered, decision, bootstrap) - reference.baseline
-    low = np.quantile(largest(excess[..., columns]), (1 - confidence) / 2)
-    return bool(low > reference.threshold)
+    interval = percentile_interval(torch.from_numpy(largest(excess[..., columns])), confidence)
+    return interval is not None and interval[0] > reference.threshold
 
 
 def _num_classes(seen: Survey) -> int:

@@ -161,9 +161,9 @@ def fine_tuning_config(
     add_part_config(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     merge_overrides(cfg, options.overrides)
-    prepare_training(dataset, cfg)
+    num_images = prepare_training(dataset, cfg)
     if _STEPS not in options.overrides:
-        cfg.REMOVAL.SOLVER.MAX_ITER = most_steps(cfg, len(dataset.load()))
+        cfg.REMOVAL.SOLVER.MAX_ITER = most_steps(cfg, num_images)
     cfg = removal_config(
         cfg,
         source.weights,

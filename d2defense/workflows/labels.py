@@ -27,7 +27,7 @@ Records = Sequence[dict[str, Any]]
 _COCO_KEYPOINTS = 17
 
 
-def prepare_training(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) -> None:
+def prepare_training(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) -> int:
     """Make sure that a detector can be trained on a dataset.
 
     Sets ``INPUT.MASK_FORMAT`` to bitmasks where a mask is run-length code, and names the keypoints.
@@ -36,6 +36,9 @@ def prepare_training(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) 
         dataset: images to train on.
         cfg: the detector's configuration; changed.
         decode: whether every image is decoded first (:meth:`DatasetSource.load_usable`).
+
+    Returns:
+        How many images it has.
 
     Raises:
         DatasetError: the dataset cannot be used, an image of it cannot, it has other classes than
@@ -49,6 +52,7 @@ def prepare_training(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) 
         cfg.INPUT.MASK_FORMAT = "bitmask"
     if cfg.MODEL.KEYPOINT_ON:
         _name_keypoints(dataset.name, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+    return len(records)
 
 
 def prepare_evaluation(dataset: DatasetSource, cfg: CfgNode, decode: bool = True) -> None:

@@ -83,8 +83,6 @@ class ArmResult:
         deviation: standard deviation of the same.
         interval: of excess minus baseline, over resamples of the images.
         hits: successes on each image.
-        usual: success that is nothing unusual on these images, 0..1: the mean of the references, or
-            what a trigger does that was not searched.
     """
 
     arm: Arm
@@ -96,7 +94,6 @@ class ArmResult:
     deviation: float
     interval: tuple[float, float]
     hits: tuple[int, ...]
-    usual: float
 
     @property
     def margin(self) -> float:
@@ -333,7 +330,8 @@ def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | Non
 
     def height(result: ArmResult) -> float:
         on_both = min((result.success, *result.references))
-        return of_clean.standardise(arm_key(result.arm), on_both, result.usual)
+        usual = float(np.mean(result.references))
+        return of_clean.standardise(arm_key(result.arm), on_both, usual)
 
     measured = [each for each in results if np.isfinite(each.excess)]
     most = max(measured, key=height, default=None)
@@ -428,15 +426,6 @@ class _Judge:
         interval = percentile_interval(resampled, self.confidence) or (margin, margin)
         hits = tuple(terms[0].numerator.int().tolist())
         result = ArmResult(
-            arm,
-            trigger,
-            success,
-            tuple(others),
-            excess,
-            baseline,
-            deviation,
-            interval,
-            hits,
-            usual,
+            arm, trigger, success, tuple(others), excess, baseline, deviation, interval, hits
         )
         return result, resampled / deviation

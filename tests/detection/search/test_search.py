@@ -28,13 +28,16 @@ from d2defense.detection.search import (
     measure,
     search_detector,
 )
+from d2defense.detection.search import search as search_module
 from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.measure import Measured
+from d2defense.detection.search.null import ModeNull
 from d2defense.detection.search.optimise import ArmState
 from d2defense.detection.search.race import RaceSettings
 from d2defense.detection.search.search import _Judge
 from d2defense.detection.search.verdict import with_search
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
+from d2defense.statistics import Terms
 
 # Of clean detectors in which an arm of no account was measured: none of one class is judged by it.
 NULL = SearchNull(
@@ -222,6 +225,32 @@ def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
     assert of_class.arm.name.startswith("disappearance of yield: patch of")
     assert of_class.standardised > whole.standardised
     torch.testing.assert_close(resampled, torch.full((50,), of_class.standardised).double())
+
+
+@pytest.mark.parametrize("usual", [0.0, 0.5])
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_ghosts_that_are_usual_on_the_images_are_nothing_rare(monkeypatch, usual, has_reference):
+    """A reference shows them, too, or without one the suspect under a trigger of no search."""
+    images = [CleanImage(str(i), torch.zeros(3, 160, 160), torch.zeros(0, 4), torch.zeros(0), i)
+              for i in range(4)]  # fmt: skip
+    goal = next(each for each in all_goals(["stop"]) if each.effect.name == "scene_ghost")
+    state = ArmState.begin(Arm(goal, starts(goal.placement)[0]), torch.device("cpu"))
+    suspect, reference = object(), object()
+
+    def terms(subject, images, trigger, goals, image_format, seed):
+        is_found = subject is suspect and trigger.name == "found"
+        share = 1.0 if is_found else usual
+        return [Terms(torch.full((4,), share).double(), torch.ones(4).double())]
+
+    monkeypatch.setattr(search_module, "success_terms", terms)
+    searches = tuple({"ghost, big": value, "scene_ghost, big": 0.0} for value in (0, 0.1, 0.8))
+    null = ModeNull(REFERENCES if has_reference else ALONE, searches)
+    subjects = [suspect, reference] if has_reference else [suspect]
+    judge = _Judge(subjects, images, ["stop"], "BGR", null, Bootstrap.draw(4, 50, 0), 0.95, 0)
+    ((result, _),) = judge(state)
+    key = "scene_ghost, big" if usual == 0 else "ghost, big"
+    assert result.deviation == null.deviation(key)
+    assert (result.deviation == 0.05) == (usual == 0)
 
 
 @pytest.mark.parametrize("effect", ["ghost", "scene_ghost", "disappearance"])
