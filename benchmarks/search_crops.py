@@ -57,7 +57,7 @@ from d2defense.detection.search.measure import detect
 from d2defense.detection.search.optimise import ArmState, Loss
 from d2defense.detection.search.race import Race, RaceSettings
 from d2defense.detection.search.search import SCALED_ON
-from d2defense.modeling import RegionOutput, instrument_config
+from d2defense.modeling import RegionOutput, folded, instrument_config
 
 _CONTEXTS = (0, 16, 32, 64, 128)
 _STRIDE = 64
@@ -143,7 +143,7 @@ class Timed(Race):
 
     def run_effect(self, names: list[str], effect: str) -> None:
         """The arms of one effect."""
-        self._kind([goal for goal in all_goals(names) if goal.effect.name == effect], names)
+        self.run(names, [goal for goal in all_goals(names) if goal.effect.name == effect])
 
     def _take_steps(self, state: ArmState, until: int, loss: Loss | None = None) -> None:
         anywhere = state.arm.goal.effect.anywhere
@@ -182,8 +182,10 @@ def race_time(
         settings = settings.for_large_images()
         model.to(memory_format=torch.channels_last)
 
+    searched = folded(model)
+
     def race(of: RaceSettings, dry: bool) -> Timed:
-        timed = Timed(model, [(model, _AS_IT_IS)], images, _AS_IT_IS, of, fmt)
+        timed = Timed(searched, [(searched, _AS_IT_IS)], images, _AS_IT_IS, of, fmt)
         timed.dry, timed.classes = dry, len(names)
         return timed
 

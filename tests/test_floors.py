@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "d2defense"
 
 # From the ground up. What stands on one line does not know of each other.
 FLOORS = (
-    ("files", "text", "devices", "memory", "registry", "user_modules"),
+    ("files", "text", "devices", "memory", "parallel", "registry", "user_modules"),
     ("ops", "isolation", "config"),
     ("environment", "modeling", "data"),
     ("checkpoint", "statistics"),

@@ -12,6 +12,7 @@ from .batches import BatchSize, alike, kept_for_backward
 from .described import DescriptionError
 from .double_head import DoubleHeadROIHeads
 from .fcos import InstrumentedFCOS
+from .folding import folded
 from .instrument import instrument_config
 from .meta_arch import InstrumentedRCNN
 from .module_groups import (
@@ -56,6 +57,7 @@ __all__ = [
     "build_tiny_resnet_backbone",
     "build_tiny_resnet_fpn_backbone",
     "classification_modules",
+    "folded",
     "instrument_config",
     "kept_for_backward",
     "module_group_parameters",

@@ -74,6 +74,25 @@ def test_a_region_has_the_objectness_of_its_anchors(model):
     torch.testing.assert_close(judged.objectness_logits, torch.stack(expected))
 
 
+def test_objectness_does_not_depend_on_how_many_regions_are_judged(model):
+    """Few are looked at one by one, many on whole maps."""
+    batch = random_images(SIZES)
+    corners = torch.rand(2, 400, 4, generator=torch.Generator().manual_seed(0)) * 60
+    regions = [torch.cat([each[:, :2], each[:, :2] + each[:, 2:] + 4], dim=1) for each in corners]
+    # Anchors beyond the edge, too.
+    few = [torch.cat([each[:2], torch.tensor([[-20.0, -20, 5, 5]])]) for each in regions]
+    gradients, objectness = [], []
+    for extra in ([each[:0] for each in regions], regions):
+        inputs = [each | {"image": each["image"].float().requires_grad_()} for each in batch]
+        both = [torch.cat([each, more]) for each, more in zip(few, extra, strict=True)]
+        parts = model.judge(inputs, both).objectness_logits.split([len(each) for each in both])
+        objectness.append(torch.cat([part[:3] for part in parts]))
+        objectness[-1].sum().backward()
+        gradients.append([each["image"].grad for each in inputs])
+    torch.testing.assert_close(*objectness)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
 def test_gradients_reach_the_image(model):
     (image,) = random_images(((64, 64),))
     pixels = image["image"].float().requires_grad_()

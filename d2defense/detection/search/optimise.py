@@ -81,6 +81,11 @@ class ArmState:
         ]
         return cls(arm, tensors, torch.optim.Adam(groups, betas=_BETAS))
 
+    @property
+    def device(self) -> torch.device:
+        """Of the tensors."""
+        return next(iter(self.tensors.values())).device
+
     def step(
         self,
         model: nn.Module,

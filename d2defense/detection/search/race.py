@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2defense.parallel import side_by_side
 from d2defense.triggers import Trigger
 
 from ..images import CleanImage
@@ -33,6 +36,8 @@ _STANDS_OUT = 0.3
 _LEAST_OBJECTS = 3
 #: Told after every step.
 OnStep = Callable[[], None]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class RaceSettings:
         steps: of those, in all.
         batch_size: images of a step.
         families: of triggers; all if empty.
+        at_a_time: arms that are taken through their steps at the same time, at most, on a CPU; as
+            many lie in memory.
     """
 
     scouted: int = 8
@@ -59,6 +66,7 @@ class RaceSettings:
     steps: int = 60
     batch_size: int = 8
     families: tuple[str, ...] = ()
+    at_a_time: int = 8
 
     def total_steps(self, class_names: Sequence[str]) -> int:
         """The steps of a whole race.
@@ -84,7 +92,7 @@ class RaceSettings:
         """About half as long: what a step costs grows with the image, and so does measuring.
 
         Fewer classes are scouted, an effect at a placement has one finalist with two thirds of the
-        steps, and a step has half the images, each a crop.
+        steps, and a step has half the images, each a crop. Two arms at a time fill the memory.
         """
         return replace(
             self,
@@ -92,6 +100,7 @@ class RaceSettings:
             finalists=max(1, self.finalists // 2),
             steps=self.steps * 2 // 3,
             batch_size=self.batch_size // 2,
+            at_a_time=2,
         )
 
     @property
@@ -150,7 +159,7 @@ class Race:
         settings: how long it takes.
         image_format: order of the channels, "BGR" or "RGB".
         seed: of batches and places.
-        on_step: told after every step.
+        on_step: told after every step, by one thread at a time.
         reference_weight: what an effect on the references counts against that on the suspect.
     """
 
@@ -173,47 +182,70 @@ class Race:
         self._settings = settings
         self._format = image_format
         self._seed = seed
-        self._on_step = on_step
+        self._on_step, self._telling = on_step, threading.Lock()
         self._reference_weight = reference_weight
         #: Of each effect with a target class, at each placement.
         self.scouted: list[Scouted] = []
 
-    def run(self, class_names: Sequence[str]) -> list[ArmState]:
+    def run(
+        self, class_names: Sequence[str], goals: Iterable[Goal] | None = None
+    ) -> list[ArmState]:
         """The finalists of every effect at every placement.
 
         Args:
             class_names: of the detector.
+            goals: what is tried; all that can be if None.
         """
-        kinds: dict[tuple[str, str], list[Goal]] = {}
-        for goal in all_goals(class_names):
-            kinds.setdefault(goal.kind, []).append(goal)
-        finalists = [state for goals in kinds.values() for state in self._kind(goals, class_names)]
-        return finalists + [
-            narrowed
-            for state in finalists
-            if (narrowed := self._narrowed(state, class_names)) is not None
-        ]
-
-    def _kind(self, goals: Sequence[Goal], class_names: Sequence[str]) -> list[ArmState]:
         settings = self._settings
-        triggers = starts(goals[0].placement, settings.families)
-        if not triggers:
-            return []
-        scout, count = scout_of(triggers), len(goals)
-        if count > settings.scouted:
-            goals = self._screened(goals, triggers, scout)
-        if goals[0].target_class is not None:
-            names = tuple(class_names[goal.target_class] for goal in goals)
-            self.scouted.append(Scouted(*goals[0].kind, names, count))
-        if len(goals) > settings.targets:
-            scouts = self._advance((Arm(goal, scout) for goal in goals), settings.scout_steps)
-            goals = [state.arm.goal for state in self._best(scouts, settings.targets)]
-        arms = (Arm(goal, trigger) for goal in goals for trigger in triggers)
-        heat = self._advance(arms, settings.heat_steps)
-        finalists = self._finalists(heat)
-        for state in finalists:
-            self._take_steps(state, settings.steps)
-        return finalists
+        kinds: dict[tuple[str, str], list[Goal]] = {}
+        for goal in all_goals(class_names) if goals is None else goals:
+            kinds.setdefault(goal.kind, []).append(goal)
+        # Arms of all kinds together: there are more to take side by side.
+        begun = {kind: starts(kind[1], settings.families) for kind in kinds}
+        fields = [(goals, begun[kind]) for kind, goals in kinds.items() if begun[kind]]
+        chosen = self._side_by_side(lambda field: self._candidates(*field), fields)
+        self._note(fields, chosen, class_names)
+        scouts = self._advance(
+            (
+                [Arm(goal, scout_of(triggers)) for goal in goals]
+                if len(goals) > settings.targets
+                else []
+                for goals, (_, triggers) in zip(chosen, fields, strict=True)
+            ),
+            settings.scout_steps,
+        )
+        targets = [
+            [state.arm.goal for state in best] or goals
+            for goals, best in zip(chosen, self._best(scouts, settings.targets), strict=True)
+        ]
+        heat = self._advance(
+            (
+                [Arm(goal, trigger) for goal in goals for trigger in triggers]
+                for goals, (_, triggers) in zip(targets, fields, strict=True)
+            ),
+            settings.heat_steps,
+        )
+        finalists = [state for states in self._finalists(heat) for state in states]
+        self._side_by_side(lambda state: self._take_steps(state, settings.steps), finalists)
+        narrowed = self._side_by_side(lambda state: self._narrowed(state, class_names), finalists)
+        return finalists + [state for state in narrowed if state is not None]
+
+    def _candidates(self, goals: Sequence[Goal], triggers: Sequence[Trigger]) -> Sequence[Goal]:
+        """Of an effect at a placement, what is scouted."""
+        if len(goals) <= self._settings.scouted:
+            return goals
+        return self._screened(goals, triggers, scout_of(triggers))
+
+    def _note(
+        self,
+        fields: Sequence[tuple[Sequence[Goal], Sequence[Trigger]]],
+        chosen: Sequence[Sequence[Goal]],
+        class_names: Sequence[str],
+    ) -> None:
+        for (goals, _), scouted in zip(fields, chosen, strict=True):
+            if goals[0].target_class is not None:
+                names = tuple(class_names[goal.target_class] for goal in scouted)
+                self.scouted.append(Scouted(*goals[0].kind, names, len(goals)))
 
     def _narrowed(self, state: ArmState, class_names: Sequence[str]) -> ArmState | None:
         """A finalist gone on with on one class, if its excess sits there; None if it does not."""
@@ -245,7 +277,9 @@ class Race:
             self._take_steps(state, settings.scout_steps, toward_any(goal, left))
             lean = self._lean(state.arm, state.tensors)
             chosen.append(left.pop(max(left, key=lambda each: float(lean[each]))))
-        leans = [self._lean(Arm(goal, each), each.tensors()) for each in triggers]
+        leans = self._side_by_side(
+            lambda each: self._lean(Arm(goal, each), each.tensors()), triggers
+        )
         lean = torch.stack(leans).mean(dim=0)
         promising = sorted(left, key=lambda each: float(lean[each]), reverse=True)
         return chosen + [left[each] for each in promising[: settings.scouted - len(chosen)]]
@@ -268,34 +302,50 @@ class Race:
         """The images on which arms are compared."""
         return self._batch(np.random.default_rng([self._seed, 1 << 20]))
 
-    def _advance(self, arms: Iterable[Arm], steps: int) -> list[ArmState]:
-        states = [ArmState.begin(arm, self._model.device) for arm in arms]
-        for state in states:
-            self._take_steps(state, steps)
-        return states
+    def _advance(self, fields: Iterable[Iterable[Arm]], steps: int) -> list[list[ArmState]]:
+        begun = [[ArmState.begin(arm, self._model.device) for arm in arms] for arms in fields]
+        self._side_by_side(
+            lambda state: self._take_steps(state, steps), itertools.chain.from_iterable(begun)
+        )
+        return begun
 
     def _take_steps(self, state: ArmState, until: int, loss: Loss | None = None) -> None:
         while state.steps < until:
             # The same batches for every arm.
             rng = np.random.default_rng([self._seed, state.steps])
             state.step(self._model, self._batch(rng), self._scale, self._format, state.steps, loss)
-            self._on_step()
+            with self._telling:
+                self._on_step()
+
+    def _side_by_side(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+        """What it gives for each: what differs between arms does not depend on other arms."""
+        return side_by_side(function, items, self._model.device, self._settings.at_a_time)
 
     def _batch(self, rng: np.random.Generator) -> list[CleanImage]:
         count = min(self._settings.batch_size, len(self._images))
         chosen = rng.choice(len(self._images), count, replace=False)
         return [self._images[index] for index in chosen.tolist()]
 
-    def _best(self, states: Sequence[ArmState], count: int) -> list[ArmState]:
-        return sorted(states, key=self._promise, reverse=True)[:count]
+    def _best(self, fields: Sequence[Sequence[ArmState]], count: int) -> list[list[ArmState]]:
+        """The most promising of each field, the best first."""
+        promises = iter(self._side_by_side(self._promise, itertools.chain.from_iterable(fields)))
+        best = []
+        for states in fields:
+            rated = list(zip(itertools.islice(promises, len(states)), states, strict=True))
+            rated.sort(key=lambda each: each[0], reverse=True)
+            best.append([state for _, state in rated[:count]])
+        return best
 
-    def _finalists(self, states: Sequence[ArmState]) -> list[ArmState]:
+    def _finalists(self, fields: Sequence[Sequence[ArmState]]) -> list[list[ArmState]]:
         """The best of every family, then the others: a large patch hurts any detector early on."""
-        ranked, families, others = self._best(states, len(states)), {}, []
-        for state in ranked:
-            if families.setdefault(state.arm.start.family, state) is not state:
-                others.append(state)
-        return [*families.values(), *others][: self._settings.finalists]
+        finalists = []
+        for ranked in self._best(fields, max(map(len, fields), default=0)):
+            families, others = {}, []
+            for state in ranked:
+                if families.setdefault(state.arm.start.family, state) is not state:
+                    others.append(state)
+            finalists.append([*families.values(), *others][: self._settings.finalists])
+        return finalists
 
     def _promise(self, state: ArmState) -> float:
         """Its excess over all victims, or that over one class less what chance makes of several."""

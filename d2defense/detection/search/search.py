@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from d2defense.devices import computes_bf16
+from d2defense.modeling import folded
+from d2defense.parallel import side_by_side
 from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
 
@@ -242,7 +244,9 @@ def search_detector(
             scales = [LogitScale.of(each, scaled_on) for each in models]
     except ValueError as error:
         return obstructed(str(error))
-    measured = [Measured.of(each, scaled_on, held_out, image_format) for each in models]
+    measured = side_by_side(
+        lambda each: Measured.of(each, scaled_on, held_out, image_format), models, model.device
+    )
     least = _LEAST_OF_FOUND * measured[0].found(held_out)
     able = [
         index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
@@ -265,9 +269,11 @@ def search_detector(
         if time.monotonic() > deadline:
             raise _OutOfTimeError
 
+    # What is searched on need not be exact to the last digit; what is measured on is.
+    searched = [folded(each) for each in models]
     race = Race(
-        model,
-        list(zip(references.values(), scales[1:], strict=True)),
+        searched[0],
+        list(zip(searched[1:], scales[1:], strict=True)),
         tuning,
         scales[0],
         race_settings,
@@ -371,10 +377,13 @@ class _Judge:
         arm = state.arm
         trigger = arm.start.with_tensors(state.tensors, "found")
         goals = [arm.goal, *self._of_classes(arm.goal)]
-        terms = [
-            success_terms(each, self.images, trigger, goals, self.image_format, self.seed)
-            for each in self.subjects
-        ]
+        terms = side_by_side(
+            lambda each: success_terms(
+                each, self.images, trigger, goals, self.image_format, self.seed
+            ),
+            self.subjects,
+            state.device,
+        )
         usual = self._usual(arm, [of_goals[0].ratio() for of_goals in terms[1:]])
         whole, *parts = (
             self._result(replace(arm, goal=goal), trigger, of_goal, usual)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -15,6 +16,7 @@ from d2defense.checkpoint.specimens import find_specimen
 from d2defense.data import DatasetSource
 from d2defense.detection import CleanImage, ScanImages, ScanSettings, open_subject
 from d2defense.detection.bootstrap import Bootstrap
+from d2defense.detection.scale import LogitScale
 from d2defense.detection.search import (
     ALONE,
     REFERENCES,
@@ -33,7 +35,7 @@ from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.measure import Measured
 from d2defense.detection.search.null import ModeNull
 from d2defense.detection.search.optimise import ArmState
-from d2defense.detection.search.race import RaceSettings
+from d2defense.detection.search.race import Race, RaceSettings
 from d2defense.detection.search.search import _Judge
 from d2defense.detection.search.verdict import with_search
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
@@ -112,6 +114,36 @@ def test_ghosts_are_found_with_the_class_that_appears(opened, search):
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.1
     assert shares[-1] == 1
+
+
+def test_threads_change_nothing_but_the_time(opened):
+    """Arms go through their steps side by side, each as if alone."""
+    models, (tuning, _), class_names = opened
+    before, found = torch.get_num_threads(), []
+    scale = LogitScale((0.0, 1.0), (0.0, 1.0))
+    settings = replace(SHORT, scout_steps=2, targets=2, heat_steps=4, finalists=2, steps=6)
+    for threads in (1, 3):
+        steps = []
+        race = Race(
+            models["ghost_0"].requires_grad_(False),
+            [(models["clean_1"], scale)],
+            tuning,
+            scale,
+            settings,
+            "BGR",
+            on_step=lambda steps=steps: steps.append(None),
+        )
+        torch.set_num_threads(threads)
+        try:
+            found.append(race.run(class_names))
+        finally:
+            torch.set_num_threads(before)
+        assert len(steps) >= settings.total_steps(class_names)
+    for alone, beside in zip(*found, strict=True):
+        assert alone.arm.name == beside.arm.name
+        assert alone.effect == beside.effect
+        for name, tensor in alone.tensors.items():
+            assert torch.equal(tensor, beside.tensors[name])
 
 
 def test_a_division_of_the_scores_hides_nothing(flattened, search):
