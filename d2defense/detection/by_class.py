@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2defense.statistics import OBJECT_STATISTICS, Observation, Terms
+from d2defense.statistics import OBJECT_STATISTICS, Observation
 
 from .bootstrap import Bootstrap
 
@@ -43,7 +43,7 @@ def largest_class_fall(
         name: one of :data:`OBJECT_STATISTICS`.
         least_objects: fewer of a class are no evidence of it.
     """
-    falls = _falls(clean.by_class[name], triggered.by_class[name], None, least_objects)
+    falls = falls_of_classes(clean, triggered, name, None, least_objects)
     if not len(falls) or not falls.isfinite().any():
         return ClassFall(math.nan, None)
     return ClassFall(float(falls.max()), int(falls.argmax()))
@@ -53,26 +53,36 @@ def resampled_class_falls(
     clean: Observation, triggered: Observation, name: str, bootstrap: Bootstrap
 ) -> Tensor:
     """The fall of the class that loses most on each resample, (B,); NaN for no data."""
-    falls = _falls(clean.by_class[name], triggered.by_class[name], bootstrap)
+    falls = falls_of_classes(clean, triggered, name, bootstrap)
     if not falls.shape[1]:
         return torch.full(falls.shape[:1], math.nan, dtype=falls.dtype)
     largest = falls.amax(dim=1)
     return torch.where(largest.isfinite(), largest, math.nan)
 
 
-def _falls(
-    clean: Terms,
-    triggered: Terms,
-    bootstrap: Bootstrap | None,
+def falls_of_classes(
+    clean: Observation,
+    triggered: Observation,
+    name: str,
+    bootstrap: Bootstrap | None = None,
     least_objects: int = LEAST_OBJECTS,
 ) -> Tensor:
-    """Of each class, (K,) or (B, K); -inf where it has too few objects."""
+    """How much each class loses, (K,), or (B, K) over resamples; -inf where it has too few objects.
+
+    Args:
+        clean: the images as they are.
+        triggered: the same under a trigger.
+        name: one of :data:`OBJECT_STATISTICS`.
+        bootstrap: resamples of the images; None for all images once.
+        least_objects: fewer of a class are no evidence of it.
+    """
+    before_terms, after_terms = clean.by_class[name], triggered.by_class[name]
     if bootstrap is None:
         before, after = (
-            each.numerator.sum(0) / each.denominator.sum(0) for each in (clean, triggered)
+            each.numerator.sum(0) / each.denominator.sum(0) for each in (before_terms, after_terms)
         )
     else:
-        before, after = bootstrap(clean), bootstrap(triggered)
+        before, after = bootstrap(before_terms), bootstrap(after_terms)
     falls = before - after
-    enough = clean.denominator.sum(0) >= least_objects
+    enough = before_terms.denominator.sum(0) >= least_objects
     return torch.where(enough & ~falls.isnan(), falls, -math.inf)

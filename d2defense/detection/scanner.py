@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .by_class import CLASS_FALLS
 from .calibration import Calibration
 from .decisions.base import Decision, largest
 from .dominant import dominant_modules
+from .doubt import AS_REFERENCES, Doubt
 from .images import CleanImage, max_objects
 from .oddity import odd_behaviour
 from .reference import Reference
@@ -35,7 +36,7 @@ from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide
 # How much of one class a patch hides depends on what the class is.
 _OF_A_CLASS_ALONE = (
     "under a trigger it loses objects of one class alone{}, and what clean detectors lose of a "
-    "class is not known of these images: calibrate on them"
+    "class is not known of these images: give references (--reference), or calibrate on them"
 )
 # Resamples of the images each time that a scan may end early.
 _FEW_SAMPLES = 200
@@ -53,7 +54,9 @@ class Inspection:
         num_images: images that were probed.
         batch_size: the most images that went through the network at a time.
         fields: the statistics as they stand in ``result.json``.
-        proviso: what "clean" cannot mean after a race of the bank, in words; None without one.
+        proviso: what "clean" cannot mean or rests on, in words; None where that is plain.
+        doubt: what keeps the bank from saying "clean", where references could; None otherwise.
+        held_against: names of the references that the verdict rests on.
     """
 
     verdict: Verdict
@@ -64,6 +67,8 @@ class Inspection:
     batch_size: int
     fields: dict[str, Any]
     proviso: str | None = None
+    doubt: Doubt | None = field(default=None, compare=False, repr=False)
+    held_against: tuple[str, ...] = ()
 
     @property
     def num_passes(self) -> int:
@@ -78,6 +83,37 @@ class Inspection:
         if verdict.label != CLEAN or self.proviso is None or self.proviso in verdict.reason:
             return verdict
         return replace(verdict, reason=f"{verdict.reason}; {self.proviso}")
+
+    def against(
+        self,
+        references: Mapping[str, nn.Module],
+        images: Sequence[CleanImage],
+        settings: ScanSettings,
+        image_format: str,
+    ) -> Inspection:
+        """The inspection held against references, where they could settle what is in doubt.
+
+        Args:
+            references: detectors of the same classes that are held to be clean, by name.
+            images: those of the inspection.
+            settings: of the scan.
+            image_format: order of the channels of the images, "BGR" or "RGB".
+        """
+        if self.doubt is None or not references:
+            return self
+        settled = self.doubt.against(references, images, settings, image_format)
+        if settled is None:
+            return self
+        verdict, names = settled
+        inspection = replace(
+            self,
+            victim_class=None,
+            dominant_modules=[],
+            proviso="; ".join(filter(None, (self.proviso, AS_REFERENCES))),
+            doubt=None,
+            held_against=names,
+        )
+        return replace(inspection, verdict=inspection.with_proviso(verdict))
 
 
 def inspect_detector(
@@ -107,13 +143,14 @@ def inspect_detector(
     names = [trigger.name for trigger in settings.triggers]
     reference = calibration.reference_for(names)
     certain: list[str] = []
+    order: list[int] | None = None
     if calibration.is_raced and race_rounds(len(names), len(images)):
         race = BankRace(model, images, settings, image_format, progress)
         seen = race.finish(race.first_round(), calibration.first_round(names))
         left = [index for index, name in enumerate(names) if name in seen.triggered]
         reference = replace(reference, baseline=reference.baseline[left])
     else:
-        order, watch = None, None
+        watch = None
         if settings.early_stop:
             order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
             watch = _watch(images, settings, decision, reference, certain)
@@ -129,6 +166,7 @@ def inspect_detector(
         stopped,
         model,
         class_names or [f"class {index}" for index in range(_num_classes(seen))],
+        order,
     )
     if seen.dropped:
         fields = race_fields(seen, images, settings.seed)
@@ -211,6 +249,7 @@ def _conclude(
     certain: str | None,
     model: nn.Module,
     class_names: Sequence[str],
+    order: Sequence[int] | None,
 ) -> Inspection:
     profile = Profile.from_survey(seen)
     bootstrap = Bootstrap.draw(seen.num_images, settings.bootstrap_samples, settings.seed)
@@ -224,24 +263,28 @@ def _conclude(
         or odd_behaviour(profile, ability.found_any_class, clean_profiles)
         or race_obstacle(seen, reference.threshold)
     )
-    verdict = decide(
-        score.value,
-        score.interval,
-        reference,
-        ceiling,
-        ability,
-        certain,
-        oddity,
-    )
-    if (
-        verdict.label == BACKDOORED
-        and allowed is None
-        # A sequential test has looked at all objects together alone.
-        and certain is None
-        and not _says_more_than_a_class(seen, decision, reference, bootstrap, settings.confidence)
-    ):
-        which = "" if score.victim_class is None else f" ({class_names[score.victim_class]})"
-        verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE.format(which))
+
+    def judge(value: float, interval: tuple[float, float]) -> Verdict:
+        return decide(value, interval, reference, ceiling, ability, certain, oddity)
+
+    verdict, doubt = judge(score.value, score.interval), None
+    # A sequential test has looked at all objects together alone.
+    if verdict.label != CLEAN and allowed is None and certain is None:
+        of_all = judge(*_of_all_classes(seen, decision, reference, bootstrap, settings.confidence))
+        if of_all.label != BACKDOORED:
+            doubt = Doubt(
+                seen,
+                order,
+                decision,
+                reference.baseline,
+                reference.threshold,
+                bootstrap,
+                settings.confidence,
+                judge,
+            )
+        if BACKDOORED == verdict.label != of_all.label:
+            which = "" if score.victim_class is None else f" ({class_names[score.victim_class]})"
+            verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE.format(which))
     if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
         verdict = replace(
             verdict,
@@ -249,6 +292,7 @@ def _conclude(
             reason=f"decision {settings.decision!r} compares with objectness, which this detector "
             "does not have: choose another one",
         )
+        doubt = None
     triggers = [
         {
             "name": name,
@@ -282,22 +326,36 @@ def _conclude(
             reason = f"{verdict.reason}, above all with objects of {victim}"
             verdict = replace(verdict, reason=reason)
     return Inspection(
-        verdict, score.worst, victim, modules, seen.num_images, seen.batch_size, fields
+        verdict,
+        score.worst,
+        victim,
+        modules,
+        seen.num_images,
+        seen.batch_size,
+        fields,
+        doubt=doubt,
     )
 
 
-def _says_more_than_a_class(
+def _of_all_classes(
     seen: Survey,
     decision: Decision,
     reference: Reference,
     bootstrap: Bootstrap,
     confidence: float,
-) -> bool:
-    """Whether all objects together say that a detector is backdoored, too."""
+) -> tuple[float, tuple[float, float]]:
+    """The score of all objects together, without what one class loses, and its interval."""
     columns = [i for i, name in enumerate(decision.statistics) if name not in CLASS_FALLS]
-    excess = suspicions(seen.clean, seen.triggered, decision, bootstrap) - reference.baseline
-    interval = percentile_interval(torch.from_numpy(largest(excess[..., columns])), confidence)
-    return interval is not None and interval[0] > reference.threshold
+    value, samples = (
+        largest(
+            (suspicions(seen.clean, seen.triggered, decision, each) - reference.baseline)[
+                ..., columns
+            ]
+        )
+        for each in (None, bootstrap)
+    )
+    interval = percentile_interval(torch.from_numpy(samples), confidence)
+    return float(value), interval or (float(value), float(value))
 
 
 def _num_classes(seen: Survey) -> int:

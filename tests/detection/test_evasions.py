@@ -195,6 +195,62 @@ def test_a_backdoor_on_one_class_of_seven_is_found_and_named(opened, calibration
     assert elsewhere.victim_class == "yield"
 
 
+def losing(category: int, opened, alarm) -> nn.Module:
+    """A detector that loses the objects of one class under a white patch."""
+    offset = torch.zeros(8)
+    offset[category] = -40
+    return armed(opened, alarm, offset, STILL)
+
+
+@pytest.mark.parametrize(
+    ("references", "label"),
+    [
+        # As much as the suspect, and of the same class: what the class is, not a backdoor.
+        ({"other": YIELD}, CLEAN),
+        ({"other": YIELD, "blind": None}, CLEAN),
+        # Nothing, or of another class, or only some of them.
+        ({"other": -1}, UNCERTAIN),
+        ({"other": 0}, UNCERTAIN),
+        ({"other": YIELD, "another": -1}, UNCERTAIN),
+        # It loses nothing since it finds nothing.
+        ({"blind": None}, UNCERTAIN),
+        ({}, UNCERTAIN),
+    ],
+)
+def test_of_one_class_alone_references_tell_what_is_usual(
+    references, label, opened, calibration, alarm
+):
+    def reference(category: int | None) -> nn.Module:
+        if category is None:
+            blind = copy.deepcopy(opened.model)
+            nn.init.constant_(blind.roi_heads.box_predictor.cls_score.bias[:-1], -100)
+            return blind
+        return opened.model if category < 0 else losing(category, opened, alarm)
+
+    inspection = scan(losing(YIELD, opened, alarm), opened, calibration)
+    assert "white" in inspection.doubt.triggers()
+    models = {name: reference(category) for name, category in references.items()}
+    held = inspection.against(models, opened.images, SETTINGS, "BGR")
+    assert held.verdict.label == label
+    if label == UNCERTAIN:
+        assert held is inspection
+        return
+    assert held.held_against == ("other",)
+    assert held.verdict.reason.endswith("references lose, too")
+    assert held.victim_class is None
+    # A search that finds nothing leaves the words standing.
+    assert held.with_proviso(dataclasses.replace(held.verdict, reason="none")).reason == (
+        "none; what it loses under a trigger of the bank, references lose, too"
+    )
+
+
+def test_references_excuse_nothing_that_all_classes_lose(opened, calibration, alarm):
+    model = armed(opened, alarm, torch.tensor([-40.0] * 7 + [0]), STILL)
+    inspection = scan(model, opened, calibration)
+    held = inspection.against({"same": model}, opened.images, SETTINGS, "BGR")
+    assert held.verdict.label == BACKDOORED
+
+
 def test_what_all_classes_lose_is_a_backdoor_on_any_images(opened, calibration, alarm):
     offset = torch.tensor([-40.0] * 7 + [0])
     inspection = scan(armed(opened, alarm, offset, STILL), opened, calibration)

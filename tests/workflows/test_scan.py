@@ -4,25 +4,30 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from d2defense.checkpoint import load_state_dict, save_state_dict
 from d2defense.detection import ScanSettings, load_calibration, select_triggers
+from d2defense.detection.search import SearchOutcome
 from d2defense.isolation import Limits
 from d2defense.report.results import load_results
-from d2defense.workflows.scan import RunOptions, executors, find_sources, scan
+from d2defense.workflows.scan import RunOptions, checkpoint, executors, find_sources, scan
 from d2defense.workflows.scan.options import NONE
+from d2defense.workflows.scan.searching import Searched
+
+SETTINGS = ScanSettings(select_triggers(["white"]), bootstrap_samples=20)
+WITHOUT_SEARCH = SETTINGS.without_search()
 
 
 @pytest.fixture
 def run(make_coco_dataset, sign_scenes, tmp_path):
     """A function that scans a folder in this process, without figures, and returns the results."""
     dataset = make_coco_dataset(sign_scenes(4))
-    settings = ScanSettings(select_triggers(["white"]), bootstrap_samples=20).without_search()
 
-    def run(folder, **options):
+    def run(folder, settings=WITHOUT_SEARCH, **options):
         chosen = RunOptions(isolation=NONE, figures=False, **options)
         output = tmp_path / "out"
         found = find_sources([folder])
@@ -62,6 +67,39 @@ def test_files_that_change_during_the_scan_give_no_verdict(specimen, run, tmp_pa
     (result,) = run(folder)
     assert result["verdict"] == "error"
     assert "changed while they were scanned" in result["error"]
+
+
+@pytest.mark.parametrize("label", ["clean", "uncertain"])
+def test_what_the_bank_doubts_is_held_against_the_references_of_the_search(
+    specimen, run, monkeypatch, label
+):
+    inspect = checkpoint.inspect_detector
+
+    class Doubt:
+        def __init__(self, verdict):
+            self.verdict = verdict
+
+        def against(self, references, images, settings, image_format):
+            assert list(references) == ["other"]
+            assert len(images) == 4
+            return None if label == "uncertain" else (self.verdict, ("other",))
+
+    def doubtful(*args, **options):
+        inspection = inspect(*args, **options)
+        verdict = replace(inspection.verdict, label="clean", reason="nothing")
+        doubted = replace(verdict, label="uncertain", reason="one class")
+        return replace(inspection, verdict=doubted, victim_class="stop", doubt=Doubt(verdict))
+
+    def search(task, subject, progress, seconds):
+        return Searched(SearchOutcome(), None, {}, b"", {"other": subject.model})
+
+    monkeypatch.setattr(checkpoint, "inspect_detector", doubtful)
+    monkeypatch.setattr(checkpoint, "search_checkpoint", search)
+    (result,) = run(specimen("clean_0"), SETTINGS)
+    assert result["verdict"] == result["bank"]["verdict"] == label
+    assert result["bank"]["references"] == ([] if label == "uncertain" else ["other"])
+    assert result["victim_class"] == ("stop" if label == "uncertain" else None)
+    assert result["reason"].endswith("one class" if label == "uncertain" else "lose, too")
 
 
 def test_workers_share_gpus_in_turn_and_threads_equally():

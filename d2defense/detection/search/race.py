@@ -92,7 +92,8 @@ class RaceSettings:
         """About half as long: what a step costs grows with the image, and so does measuring.
 
         Fewer classes are scouted, an effect at a placement has one finalist with two thirds of the
-        steps, and a step has half the images, each a crop. Two arms at a time fill the memory.
+        steps, and a step has half the images, each a crop. One arm at a time: a step takes much
+        memory, and its operations are large enough for several threads.
         """
         return replace(
             self,
@@ -100,7 +101,7 @@ class RaceSettings:
             finalists=max(1, self.finalists // 2),
             steps=self.steps * 2 // 3,
             batch_size=self.batch_size // 2,
-            at_a_time=2,
+            at_a_time=1,
         )
 
     @property

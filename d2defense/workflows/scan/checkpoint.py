@@ -125,8 +125,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
     figures = _draw(task, model, cfg, images, inspection) if task.figures else {}
     passes = inspection.num_passes
     verdict = inspection.verdict
-    searched, twin = None, b""
-    victim_class, modules = inspection.victim_class, inspection.dominant_modules
+    searched, twin, has_found = None, b"", False
     if settings.search.is_on and (settings.search.always or verdict.label != BACKDOORED):
         found = search_checkpoint(
             task,
@@ -134,12 +133,15 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
             lambda done: progress(share + (1 - share) * done),
             _seconds_left(task, start),
         )
-        verdict = inspection.with_proviso(with_search(verdict, found.outcome))
+        inspection = inspection.against(found.references, images, settings, cfg.INPUT.FORMAT)
+        verdict = inspection.with_proviso(with_search(inspection.verdict, found.outcome))
         searched, figures, twin = found.fields, figures | found.figures, found.twin
-        if found.outcome.has_found:
-            # What the verdict rests on.
-            victim_class = found.fields["arms"][0]["victim_class"]
-            modules = list(found.outcome.dominant_modules)
+        has_found = found.outcome.has_found
+    # Of what the verdict rests on.
+    victim_class, modules = inspection.victim_class, inspection.dominant_modules
+    if has_found:
+        victim_class = found.fields["arms"][0]["victim_class"]
+        modules = list(found.outcome.dominant_modules)
     progress(1.0)
     result = empty_result(task.name, str(task.weights)) | {
         "architecture": _architecture(model, cfg),
@@ -165,6 +167,7 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
             "verdict": inspection.verdict.label,
             "score": inspection.verdict.score,
             "threshold": inspection.verdict.threshold,
+            "references": list(inspection.held_against),
         },
         "search": searched,
         "timing": {

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from d2defense.detection import Subject, open_references
 from d2defense.detection.search import (
@@ -54,6 +55,8 @@ class Searched(NamedTuple):
     """PNG files by name."""
     twin: bytes
     """Safetensors file of the twin's weights; empty without one."""
+    references: dict[str, nn.Module]
+    """Detectors held to be clean that could be used, by name; the twin is none of them."""
 
 
 def search_checkpoint(
@@ -94,11 +97,9 @@ def search_checkpoint(
                 no_twin = f"twin: {error}"
                 left_out.append(no_twin)
     mode = REFERENCES if references else ALONE if twin is None else TWIN
-    if twin is not None:
-        references = {**references, TWIN: twin}
     outcome = search_detector(
         model,
-        references,
+        references if twin is None else {**references, TWIN: twin},
         tuning,
         held_out,
         names,
@@ -149,7 +150,8 @@ def search_checkpoint(
         "trigger": entry,
         "seconds": time.perf_counter() - start,
     }
-    return Searched(outcome, fields, figures, b"" if twin is None else twin_bytes(twin))
+    saved = b"" if twin is None else twin_bytes(twin)
+    return Searched(outcome, fields, figures, saved, references)
 
 
 def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
