@@ -66,6 +66,11 @@ _OUT_OF_TIME = (
 )
 
 
+# An arm whose success alone stays below so much of the threshold is not tried on references where
+# measuring takes long: they could only lower it.
+_NOTHING_RARE = 0.5
+
+
 class _OutOfTimeError(Exception):
     """There is no time for another step."""
 
@@ -79,7 +84,8 @@ class ArmResult:
             class were looked at alone.
         trigger: that was found.
         success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
-        references: the same on each reference.
+        references: the same on each reference; none where it was not tried on them, since the
+            success alone is nothing rare.
         excess: success beyond the mean of the references; the success itself without any.
         baseline: mean excess of clean detectors by the same arm.
         deviation: standard deviation of the same.
@@ -288,7 +294,15 @@ def search_detector(
         return obstructed(_OUT_OF_TIME)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
     judge = _Judge(
-        measured, held_out, class_names, image_format, of_clean, bootstrap, confidence, seed
+        measured,
+        held_out,
+        class_names,
+        image_format,
+        of_clean,
+        bootstrap,
+        confidence,
+        seed,
+        is_thrifty=large and mode == REFERENCES,
     )
     results: list[ArmResult] = []
     samples: list[Tensor] = []
@@ -358,6 +372,7 @@ class _Judge:
         bootstrap: resamples of the images.
         confidence: level of the intervals.
         seed: of the places.
+        is_thrifty: leave out the references where they cannot matter.
     """
 
     subjects: Sequence[Measured]
@@ -368,6 +383,7 @@ class _Judge:
     bootstrap: Bootstrap
     confidence: float
     seed: int
+    is_thrifty: bool = False
 
     def __call__(self, state: ArmState) -> list[tuple[ArmResult, Tensor]]:
         """The result of an arm, and of the class on which it does most beyond the others.
@@ -377,13 +393,19 @@ class _Judge:
         arm = state.arm
         trigger = arm.start.with_tensors(state.tensors, "found")
         goals = [arm.goal, *self._of_classes(arm.goal)]
-        terms = side_by_side(
-            lambda each: success_terms(
-                each, self.images, trigger, goals, self.image_format, self.seed
-            ),
-            self.subjects,
-            state.device,
-        )
+
+        def measured(subjects: Sequence[Measured]) -> list[list[Terms]]:
+            return side_by_side(
+                lambda each: success_terms(
+                    each, self.images, trigger, goals, self.image_format, self.seed
+                ),
+                subjects,
+                state.device,
+            )
+
+        terms = measured(self.subjects[:1] if self.is_thrifty else self.subjects)
+        if self.is_thrifty and self._may_be_rare(arm, goals, terms[0]):
+            terms += measured(self.subjects[1:])
         usual = self._usual(arm, [of_goals[0].ratio() for of_goals in terms[1:]])
         whole, *parts = (
             self._result(replace(arm, goal=goal), trigger, of_goal, usual)
@@ -393,14 +415,24 @@ class _Judge:
         most = max(known, key=lambda each: each[0].standardised, default=None)
         return [whole] if most is None else [whole, most]
 
+    def _may_be_rare(self, arm: Arm, goals: Sequence[Goal], own: Sequence[Terms]) -> bool:
+        """Whether what a trigger does to the suspect would be rare if references did not react."""
+        results = [
+            self._result(replace(arm, goal=goal), arm.start, [terms], 0.0)[0]
+            for goal, terms in zip(goals, own, strict=True)
+        ]
+        limit = _NOTHING_RARE * self.null.reference.threshold
+        return any(each.interval[1] > limit * each.deviation for each in results)
+
     def _usual(self, arm: Arm, of_references: Sequence[float]) -> float:
         """Success that is nothing unusual on these images.
 
-        That of the references. Without any, ghosts of the suspect under what the search began with:
-        where much is that nobody labelled, detections come and go by themselves.
+        That of the references, 0 where it was not tried on them. Without any, ghosts of the suspect
+        under what the search began with: where much is that nobody labelled, detections come and go
+        by themselves.
         """
-        if of_references:
-            return float(np.nan_to_num(np.mean(of_references)))
+        if len(self.subjects) > 1:
+            return float(np.nan_to_num(np.mean(of_references))) if of_references else 0.0
         if not is_anywhere(arm_key(arm)):
             return 0.0
         start, image_format = arm.start, self.image_format

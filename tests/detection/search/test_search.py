@@ -259,6 +259,31 @@ def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
     torch.testing.assert_close(resampled, torch.full((50,), of_class.standardised).double())
 
 
+@pytest.mark.parametrize(("share", "is_tried"), [(0.9, True), (0.0, False)])
+def test_references_are_left_out_where_measuring_takes_long_and_they_cannot_matter(
+    monkeypatch, share, is_tried
+):
+    images = [CleanImage(str(i), *[torch.zeros(0)] * 3, i) for i in range(4)]
+    goal = next(each for each in all_goals(["stop"]) if each.kind == ("disappearance", "objects"))
+    state = ArmState.begin(Arm(goal, starts("objects")[0]), torch.device("cpu"))
+    suspect, reference, asked = object(), object(), []
+
+    def terms(subject, images, trigger, goals, image_format, seed):
+        asked.append(subject)
+        value = share if subject is suspect else 0.2
+        return [Terms(torch.full((4,), value).double(), torch.ones(4).double()) for _ in goals]
+
+    monkeypatch.setattr(search_module, "success_terms", terms)
+    judge = _Judge(
+        [suspect, reference], images, ["stop"], "BGR", NULL.of(REFERENCES),
+        Bootstrap.draw(4, 50, 0), 0.95, 0, is_thrifty=True,
+    )  # fmt: skip
+    (result, _), *_ = judge(state)
+    assert asked == [suspect, *[reference] * is_tried]
+    assert result.references == pytest.approx((0.2,) * is_tried)
+    assert result.excess == pytest.approx(0.7 if is_tried else 0.0)
+
+
 @pytest.mark.parametrize("usual", [0.0, 0.5])
 @pytest.mark.parametrize("has_reference", [False, True])
 def test_ghosts_that_are_usual_on_the_images_are_nothing_rare(monkeypatch, usual, has_reference):
