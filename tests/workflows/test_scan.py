@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -69,9 +70,11 @@ def test_files_that_change_during_the_scan_give_no_verdict(specimen, run, tmp_pa
     assert "changed while they were scanned" in result["error"]
 
 
-@pytest.mark.parametrize("label", ["clean", "uncertain"])
+@pytest.mark.parametrize(
+    ("label", "seconds"), [("clean", math.inf), ("uncertain", math.inf), ("uncertain", 0.0)]
+)
 def test_what_the_bank_doubts_is_held_against_the_references_of_the_search(
-    specimen, run, monkeypatch, label
+    specimen, run, monkeypatch, label, seconds
 ):
     inspect = checkpoint.inspect_detector
 
@@ -80,6 +83,7 @@ def test_what_the_bank_doubts_is_held_against_the_references_of_the_search(
             self.verdict = verdict
 
         def against(self, references, images, settings, image_format):
+            assert seconds > 0
             assert list(references) == ["other"]
             assert len(images) == 4
             return None if label == "uncertain" else (self.verdict, ("other",))
@@ -95,11 +99,13 @@ def test_what_the_bank_doubts_is_held_against_the_references_of_the_search(
 
     monkeypatch.setattr(checkpoint, "inspect_detector", doubtful)
     monkeypatch.setattr(checkpoint, "search_checkpoint", search)
+    monkeypatch.setattr(checkpoint, "_seconds_left", lambda task, start: seconds)
     (result,) = run(specimen("clean_0"), SETTINGS)
     assert result["verdict"] == result["bank"]["verdict"] == label
     assert result["bank"]["references"] == ([] if label == "uncertain" else ["other"])
     assert result["victim_class"] == ("stop" if label == "uncertain" else None)
     assert result["reason"].endswith("one class" if label == "uncertain" else "lose, too")
+    assert ["--time-limit" in each for each in result["warnings"]] == [True] * (seconds == 0)
 
 
 def test_workers_share_gpus_in_turn_and_threads_equally():

@@ -45,6 +45,10 @@ from .searching import search_checkpoint
 from .task import ScanTask
 
 EXAMPLE_IMAGES = 3
+_NOT_HELD = (
+    "the bank was not tried on the references: it would take longer than the time limit "
+    "(--time-limit)"
+)
 # Of the progress, the part of the bank where there is a search, too.
 _BANK_SHARE = 0.2
 
@@ -133,7 +137,11 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
             lambda done: progress(share + (1 - share) * done),
             _seconds_left(task, start),
         )
-        inspection = inspection.against(found.references, images, settings, cfg.INPUT.FORMAT)
+        # What was done so far must not be lost to it; a reference takes what the suspect took.
+        if scanned * len(found.references) < _seconds_left(task, start):
+            inspection = inspection.against(found.references, images, settings, cfg.INPUT.FORMAT)
+        elif inspection.doubt is not None:
+            notes.append(_NOT_HELD)
         verdict = inspection.with_proviso(with_search(inspection.verdict, found.outcome))
         searched, figures, twin = found.fields, figures | found.figures, found.twin
         has_found = found.outcome.has_found
