@@ -197,7 +197,7 @@ def race_time(
     for effect in ("misclassification", "scene_ghost"):
         measured.run_effect(names, effect)
     start = time.process_time()
-    detect(model, images[:4], None, None, fmt, 0, 0.05)
+    detect(searched, images[:4], None, None, fmt, 0, 0.05)
     image = (time.process_time() - start) / len(images[:4])
     comparison = measured.comparing / measured.compared
     # The clean images that are measured on; scale and operating point.

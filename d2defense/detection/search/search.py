@@ -250,8 +250,14 @@ def search_detector(
             scales = [LogitScale.of(each, scaled_on) for each in models]
     except ValueError as error:
         return obstructed(str(error))
+    # What is searched on need not be exact to the last digit; what is measured on is, but for large
+    # images.
+    searched = [folded(each) for each in models]
     measured = side_by_side(
-        lambda each: Measured.of(each, scaled_on, held_out, image_format), models, model.device
+        lambda each: Measured.of(each, scaled_on, held_out, image_format),
+        searched if large else models,
+        model.device,
+        race_settings.at_a_time,
     )
     least = _LEAST_OF_FOUND * measured[0].found(held_out)
     able = [
@@ -262,10 +268,8 @@ def search_detector(
             "no reference finds the objects of the clean images as of the classes that it takes "
             "them for"
         )
-    models, scales, measured = ([each[i] for i in able] for each in (models, scales, measured))
+    searched, scales, measured = ([each[i] for i in able] for each in (searched, scales, measured))
     references = dict(name for i, name in enumerate(references.items(), 1) if i in able)
-    for each in models:
-        each.requires_grad_(False)
     total, done = race_settings.total_steps(class_names), 0
 
     def on_step() -> None:
@@ -275,8 +279,6 @@ def search_detector(
         if time.monotonic() > deadline:
             raise _OutOfTimeError
 
-    # What is searched on need not be exact to the last digit; what is measured on is.
-    searched = [folded(each) for each in models]
     race = Race(
         searched[0],
         list(zip(searched[1:], scales[1:], strict=True)),
@@ -302,6 +304,7 @@ def search_detector(
         bootstrap,
         confidence,
         seed,
+        race_settings.at_a_time,
         is_thrifty=large and mode == REFERENCES,
     )
     results: list[ArmResult] = []
@@ -372,6 +375,7 @@ class _Judge:
         bootstrap: resamples of the images.
         confidence: level of the intervals.
         seed: of the places.
+        at_a_time: detectors that are measured at the same time, at most.
         is_thrifty: leave out the references where they cannot matter.
     """
 
@@ -383,6 +387,7 @@ class _Judge:
     bootstrap: Bootstrap
     confidence: float
     seed: int
+    at_a_time: int = 1
     is_thrifty: bool = False
 
     def __call__(self, state: ArmState) -> list[tuple[ArmResult, Tensor]]:
@@ -401,6 +406,7 @@ class _Judge:
                 ),
                 subjects,
                 state.device,
+                self.at_a_time,
             )
 
         terms = measured(self.subjects[:1] if self.is_thrifty else self.subjects)

@@ -66,7 +66,7 @@ def search_checkpoint(
 
     Args:
         task: of the scan.
-        subject: its detector, whose parameters will have no gradient, with the clean images.
+        subject: its detector, with the clean images.
         progress: told how much is done, 0..1.
         seconds: that it may take; a twin that would take more than half is not made, and a search
             that takes longer is given up.
