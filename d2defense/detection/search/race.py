@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2defense.memory import available_bytes
+from d2defense.modeling import kept_for_backward
 from d2defense.parallel import side_by_side
 from d2defense.triggers import Trigger
 
@@ -32,6 +34,8 @@ from .targets import broadest, class_probabilities, own_classes, toward_any
 
 # So much the largest of several classes lies above their mean by chance, on one batch.
 _STANDS_OUT = 0.3
+# Of the memory there is, what steps may keep for their backward passes, which take as much again.
+_MEMORY_SHARE = 0.4
 # Fewer objects of a class on it say nothing.
 _LEAST_OBJECTS = 3
 #: Told after every step.
@@ -138,6 +142,24 @@ class _Lead(NamedTuple):
     """The same beyond the mean of the other classes."""
 
 
+class _Field(NamedTuple):
+    """An effect at a placement, as far as it is still tried."""
+
+    goals: Sequence[Goal]
+    """One of each target class."""
+    triggers: Sequence[Trigger]
+    """To start from."""
+
+    def arms(self, triggers: Sequence[Trigger]) -> list[Arm]:
+        """Every goal with each of some triggers."""
+        return [Arm(goal, trigger) for goal in self.goals for trigger in triggers]
+
+    def scouted(self, class_names: Sequence[str], of: int) -> Scouted:
+        """Which of so many target classes these are."""
+        names = tuple(class_names[goal.target_class] for goal in self.goals)
+        return Scouted(*self.goals[0].kind, names, of)
+
+
 def scout_of(triggers: Sequence[Trigger]) -> Trigger:
     """The trigger by which target classes are compared: a middling one of the most varied family.
 
@@ -185,6 +207,8 @@ class Race:
         self._seed = seed
         self._on_step, self._telling = on_step, threading.Lock()
         self._reference_weight = reference_weight
+        #: Arms that go through their steps at the same time, at most: fewer where memory is short.
+        self.at_a_time = settings.at_a_time
         #: Of each effect with a target class, at each placement.
         self.scouted: list[Scouted] = []
 
@@ -201,52 +225,39 @@ class Race:
         kinds: dict[tuple[str, str], list[Goal]] = {}
         for goal in all_goals(class_names) if goals is None else goals:
             kinds.setdefault(goal.kind, []).append(goal)
-        # Arms of all kinds together: there are more to take side by side.
-        begun = {kind: starts(kind[1], settings.families) for kind in kinds}
-        fields = [(goals, begun[kind]) for kind, goals in kinds.items() if begun[kind]]
-        chosen = self._side_by_side(lambda field: self._candidates(*field), fields)
-        self._note(fields, chosen, class_names)
+        fields = [
+            _Field(goals, starts(placement, settings.families))
+            for (_, placement), goals in kinds.items()
+        ]
+        # Those of all kinds go through each stage together: there are more to take side by side.
+        fields = [field for field in fields if field.triggers]
+        if fields:
+            self.at_a_time = self._fitting(Arm(fields[0].goals[0], fields[0].triggers[0]))
+        counts = [len(field.goals) for field in fields]
+        fields = self._side_by_side(self._screened, fields)
+        self.scouted += [
+            field.scouted(class_names, count)
+            for field, count in zip(fields, counts, strict=True)
+            if field.goals[0].target_class is not None
+        ]
         scouts = self._advance(
             (
-                [Arm(goal, scout_of(triggers)) for goal in goals]
-                if len(goals) > settings.targets
+                field.arms([scout_of(field.triggers)])
+                if len(field.goals) > settings.targets
                 else []
-                for goals, (_, triggers) in zip(chosen, fields, strict=True)
+                for field in fields
             ),
             settings.scout_steps,
         )
-        targets = [
-            [state.arm.goal for state in best] or goals
-            for goals, best in zip(chosen, self._best(scouts, settings.targets), strict=True)
+        fields = [
+            field._replace(goals=[state.arm.goal for state in best] or field.goals)
+            for field, best in zip(fields, self._best(scouts, settings.targets), strict=True)
         ]
-        heat = self._advance(
-            (
-                [Arm(goal, trigger) for goal in goals for trigger in triggers]
-                for goals, (_, triggers) in zip(targets, fields, strict=True)
-            ),
-            settings.heat_steps,
-        )
+        heat = self._advance((field.arms(field.triggers) for field in fields), settings.heat_steps)
         finalists = [state for states in self._finalists(heat) for state in states]
         self._side_by_side(lambda state: self._take_steps(state, settings.steps), finalists)
         narrowed = self._side_by_side(lambda state: self._narrowed(state, class_names), finalists)
         return finalists + [state for state in narrowed if state is not None]
-
-    def _candidates(self, goals: Sequence[Goal], triggers: Sequence[Trigger]) -> Sequence[Goal]:
-        """Of an effect at a placement, what is scouted."""
-        if len(goals) <= self._settings.scouted:
-            return goals
-        return self._screened(goals, triggers, scout_of(triggers))
-
-    def _note(
-        self,
-        fields: Sequence[tuple[Sequence[Goal], Sequence[Trigger]]],
-        chosen: Sequence[Sequence[Goal]],
-        class_names: Sequence[str],
-    ) -> None:
-        for (goals, _), scouted in zip(fields, chosen, strict=True):
-            if goals[0].target_class is not None:
-                names = tuple(class_names[goal.target_class] for goal in scouted)
-                self.scouted.append(Scouted(*goals[0].kind, names, len(goals)))
 
     def _narrowed(self, state: ArmState, class_names: Sequence[str]) -> ArmState | None:
         """A finalist gone on with on one class, if its excess sits there; None if it does not."""
@@ -258,23 +269,24 @@ class Race:
         self._take_steps(narrowed, self._settings.heat_steps)
         return narrowed
 
-    def _screened(
-        self, goals: Sequence[Goal], triggers: Sequence[Trigger], scout: Trigger
-    ) -> list[Goal]:
-        """Those whose target classes are worth scouting.
+    def _screened(self, field: _Field) -> _Field:
+        """The field with the target classes that are worth scouting, all if they are few.
 
         First the classes that a trigger is taken to that may take any; then those to which regions
         lean under random ones (ODSCAN, IEEE S&P 2024, section 4). Both beyond the references.
         """
+        goals, triggers = field
+        if len(goals) <= self._settings.scouted:
+            return field
         settings = self._settings
         classes = torch.cat([image.classes for image in self._images])
         goal = broadest(goals, classes)
         if not looked_at(self._probed(), goal, 0):
-            return list(goals[: settings.scouted])
+            return field._replace(goals=goals[: settings.scouted])
         left = {each.target_class: each for each in goals}
         chosen = []
         for _ in range(settings.spread):
-            state = ArmState.begin(Arm(goal, scout), self._model.device)
+            state = ArmState.begin(Arm(goal, scout_of(triggers)), self._model.device)
             self._take_steps(state, settings.scout_steps, toward_any(goal, left))
             lean = self._lean(state.arm, state.tensors)
             chosen.append(left.pop(max(left, key=lambda each: float(lean[each]))))
@@ -283,7 +295,8 @@ class Race:
         )
         lean = torch.stack(leans).mean(dim=0)
         promising = sorted(left, key=lambda each: float(lean[each]), reverse=True)
-        return chosen + [left[each] for each in promising[: settings.scouted - len(chosen)]]
+        chosen += [left[each] for each in promising[: settings.scouted - len(chosen)]]
+        return field._replace(goals=chosen)
 
     @torch.no_grad()
     def _lean(self, arm: Arm, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -318,9 +331,20 @@ class Race:
             with self._telling:
                 self._on_step()
 
+    def _fitting(self, arm: Arm) -> int:
+        """How many arms at a time fit into the memory, by what a step of one of them keeps."""
+        most, device = self._settings.at_a_time, self._model.device
+        if most == 1 or device.type != "cpu" or torch.get_num_threads() == 1:
+            return most
+        state = ArmState.begin(arm, device)
+        with kept_for_backward(self._model) as kept:
+            state.step(self._model, self._probed(), self._scale, self._format, 0)
+        room = _MEMORY_SHARE * available_bytes(device)
+        return max(1, min(most, int(room / max(1, kept()))))
+
     def _side_by_side(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
         """What it gives for each: what differs between arms does not depend on other arms."""
-        return side_by_side(function, items, self._model.device, self._settings.at_a_time)
+        return side_by_side(function, items, self._model.device, self.at_a_time)
 
     def _batch(self, rng: np.random.Generator) -> list[CleanImage]:
         count = min(self._settings.batch_size, len(self._images))

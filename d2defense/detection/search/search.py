@@ -253,12 +253,10 @@ def search_detector(
     # What is searched on need not be exact to the last digit; what is measured on is, but for large
     # images.
     searched = [folded(each) for each in models]
-    measured = side_by_side(
-        lambda each: Measured.of(each, scaled_on, held_out, image_format),
-        searched if large else models,
-        model.device,
-        race_settings.at_a_time,
-    )
+    measured = [
+        Measured.of(each, scaled_on, held_out, image_format)
+        for each in (searched if large else models)
+    ]
     least = _LEAST_OF_FOUND * measured[0].found(held_out)
     able = [
         index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
@@ -304,7 +302,7 @@ def search_detector(
         bootstrap,
         confidence,
         seed,
-        race_settings.at_a_time,
+        race.at_a_time,
         is_thrifty=large and mode == REFERENCES,
     )
     results: list[ArmResult] = []

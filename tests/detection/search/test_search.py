@@ -30,6 +30,7 @@ from d2defense.detection.search import (
     measure,
     search_detector,
 )
+from d2defense.detection.search import race as race_module
 from d2defense.detection.search import search as search_module
 from d2defense.detection.search.arms import Arm, all_goals, starts
 from d2defense.detection.search.measure import Measured
@@ -144,6 +145,24 @@ def test_threads_change_nothing_but_the_time(opened):
         assert alone.effect == beside.effect
         for name, tensor in alone.tensors.items():
             assert torch.equal(tensor, beside.tensors[name])
+
+
+@pytest.mark.parametrize(("memory", "at_a_time"), [(1 << 62, 8), (1 << 20, 1)])
+def test_no_more_arms_at_a_time_than_memory_bears(opened, monkeypatch, memory, at_a_time):
+    """A large network in a confined process would be out of memory, not slower."""
+    models, (tuning, _), class_names = opened
+    monkeypatch.setattr(race_module, "available_bytes", lambda device: memory)
+    scale = LogitScale((0.0, 1.0), (0.0, 1.0))
+    settings = replace(SHORT, scout_steps=1, heat_steps=1, steps=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        race = Race(models["clean_1"], (), tuning, scale, settings, "BGR")
+        goals = [each for each in all_goals(class_names) if each.effect.name == "disappearance"]
+        assert race.run(class_names, goals)
+    finally:
+        torch.set_num_threads(before)
+    assert race.at_a_time == at_a_time
 
 
 def test_a_division_of_the_scores_hides_nothing(flattened, search):
