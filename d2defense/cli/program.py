@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,9 @@ def run_command(
     args = argparse.Namespace()
 
     def command() -> int:
+        # Read when torch is loaded. Beside other processes, threads that wait actively keep the
+        # processor from the one that they wait for.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         module = _module(name)
         given = list(sys.argv[1:] if arguments is None else arguments)
         # What takes long and needs no arguments read goes on meanwhile.

@@ -107,8 +107,6 @@ def run(args: argparse.Namespace) -> int:
     from d2defense.workflows.scan.options import UsageError
 
     configure_logging()
-    # For the processes to come: idle threads that wait actively would slow down the others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     profile = _profile(args)
     names = _experiments(args, profile)
     # Under the program's other name, `d2defense reproduce`, its own comes first.

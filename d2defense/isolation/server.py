@@ -30,8 +30,13 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from d2defense.isolation.forker import serve; serve(int(sys.argv[1]), sys.argv[3:])"
 )
-# Numerical libraries start threads when they are imported; a fork must come from one thread.
-_SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1"}
+_DEFAULTS = {
+    # Numerical libraries start threads when they are imported; a fork must come from one thread.
+    "OPENBLAS_NUM_THREADS": "1",
+    # Beside other processes, threads that wait actively keep the processor from the one that they
+    # wait for.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 # A confined process may not give a thread a processor.
 _PINNING = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"}
 _CLOSE_SECONDS = 5.0
@@ -62,7 +67,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
-                env=_SINGLE_THREADED | inherited,
+                env=_DEFAULTS | inherited,
                 # Ctrl-C in a terminal reaches the caller alone, which then ends the runs.
                 start_new_session=True,
             )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,26 @@ def test_help_is_quick_because_it_imports_no_torch():
     code += "print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.stdout.splitlines()[-1] == "False"
+
+
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(tmp_path):
+    """It reads the variable once."""
+    code = (
+        "import os, sys\n"
+        "from d2defense.cli import program\n"
+        "load = program._module\n"
+        "def module(name):\n"
+        "    print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])\n"
+        "    return load(name)\n"
+        "program._module = module\n"
+        "program.main(['env'])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        finished = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment | given
+        )
+        assert finished.stdout.splitlines()[0] == f"False {policy}"
 
 
 def test_environment(d2defense):

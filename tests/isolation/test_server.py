@@ -49,6 +49,22 @@ def wait_until(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_give_way_to_those_that_they_wait_for_unless_told_otherwise(
+    monkeypatch, given, policy
+):
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    else:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    with contextlib.closing(Server()) as server:
+        content = Path(f"/proc/{server.pid}/environ").read_bytes()
+    variables = dict(each.split(b"=", 1) for each in content.split(b"\0") if b"=" in each)
+    assert variables[b"OMP_WAIT_POLICY"] == policy.encode()
+    assert b"OMP_PROC_BIND" not in variables
+
+
 def test_arguments_go_in_and_messages_come_out_of_a_fresh_process(run):
     argument = {"text": "\u202e", "list": [1, None]}
     (first, blob), (second, _) = run("echo", argument)[0], run("echo", argument)[0]
