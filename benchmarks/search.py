@@ -12,11 +12,13 @@ equal work.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
@@ -69,6 +71,9 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=["fast", "standard"])
     parser.add_argument("--factors", nargs="+", type=int, default=[1, 2, 4], help="of image sizes")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[torch.get_num_threads()], help="of a search"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown")
     add_settings_arguments(parser)
     add_dataset_arguments(parser)
@@ -87,7 +92,8 @@ def main() -> int:
     loaded = [seen[index] for index in range(len(seen))]
     tuning, held_out = divide(loaded, settings.seed)
     rows = []
-    for level in args.levels:
+    for level, threads in itertools.product(args.levels, args.threads):
+        torch.set_num_threads(threads)
         start = time.perf_counter()
         outcome = search_detector(
             suspect,
@@ -99,11 +105,11 @@ def main() -> int:
             cfg.INPUT.FORMAT,
         )
         seconds = time.perf_counter() - start
-        steps = LEVELS[level].total_steps(names)
+        steps, arms = LEVELS[level].total_steps(names), len(outcome.arms)
         rows.append(
-            (level, steps, len(outcome.arms), f"{seconds:.0f} s", f"{seconds / ODSCAN_SECONDS:.2f}")
+            (level, threads, steps, arms, f"{seconds:.0f} s", f"{seconds / ODSCAN_SECONDS:.2f}")
         )
-    headers = ("level", "steps", "arms measured", "time", "of ODSCAN's 430.8 s")
+    headers = ("level", "threads", "steps", "arms measured", "time", "of ODSCAN's 430.8 s")
     parts = [tabulate(rows, headers, tablefmt="github")]
     suspect.requires_grad_(False)
     rows = []
