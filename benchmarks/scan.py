@@ -11,6 +11,7 @@ Parts, each a table in Markdown:
     verdicts     every specimen by a bank of 222 triggers, raced and not
     checkpoints  time and memory against the number of checkpoints, 1 to 64 copies of one
     workers      two workers against one
+    busy         threads that wait as OpenMP has it, and that give way, beside a busy process
 
     python benchmarks/scan.py
     python benchmarks/scan.py speed --images 64 --repeats 9
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ from d2defense.memory import keep_freed_memory
 from d2defense.triggers import Patch
 
 DATASET = DatasetSource("synth_signs_defender")
-PARTS = ("speed", "precision", "triggers", "race", "verdicts", "checkpoints", "workers")
+PARTS = ("speed", "precision", "triggers", "race", "verdicts", "checkpoints", "workers", "busy")
 # Triggers that are timed on all images, to tell what thousands would cost.
 _TIMED = 31
 
@@ -383,6 +384,34 @@ def part_workers(args: argparse.Namespace) -> None:
     print(tabulate(rows, ("workers", "time", "speed-up"), tablefmt="github"))
 
 
+def part_busy(args: argparse.Namespace) -> None:
+    """One specimen by one thread and by one a core, idle and beside a busy process."""
+    rows = []
+    cores = os.cpu_count() or 1
+    for name, threads, policy in (
+        ("one thread", 1, {}),
+        (f"{cores} threads, as OpenMP has it", cores, {}),
+        (f"{cores} threads that give way (default)", cores, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ):
+        own = argparse.Namespace(**vars(args) | {"threads": threads})
+        cells = []
+        for others in (0, 1):
+            busy = [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)
+            ]
+            try:
+                result = _measure(own, policy)
+            finally:
+                for process in busy:
+                    process.kill()
+                    process.wait()
+            # Five triggers and none.
+            cells.append(f"{1000 * result['seconds'] / 6 / args.images:.1f} ms")
+        rows.append((name, *cells))
+    header = ("an image and pass", "idle", "beside one busy process")
+    print(tabulate(rows, header, tablefmt="github"))
+
+
 def measure_one(
     images: int,
     batch_size: int,
@@ -453,12 +482,19 @@ def _large_bank(count: int) -> tuple[Patch, ...]:
     )[:count]
 
 
-def _measure(args: argparse.Namespace, **what: Any) -> dict[str, Any]:
-    """:func:`measure_one` in a fresh process, so that memory is its own."""
+def _measure(
+    args: argparse.Namespace, variables: Mapping[str, str] | None = None, **what: Any
+) -> dict[str, Any]:
+    """:func:`measure_one` in a fresh process, so that memory and environment are its own."""
     request = {"images": args.images, "batch_size": args.batch_size} | what
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     command = [sys.executable, __file__, "--threads", str(args.threads), "--one"]
     output = subprocess.run(
-        [*command, json.dumps(request)], check=True, capture_output=True, text=True
+        [*command, json.dumps(request)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=inherited | (variables or {}),
     ).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -37,8 +37,6 @@ def side_by_side(
     if workers < 2 or device.type != "cpu":
         return [function(item) for item in items]
     share = threads // workers
-    # Each thread of Python has its own number for OpenMP, and takes torch's as it begins.
-    torch.set_num_threads(share)
     try:
         with ThreadPoolExecutor(workers, "", torch.set_num_threads, (share,)) as pool:
             futures = [pool.submit(function, item) for item in items]
@@ -48,4 +46,5 @@ def side_by_side(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:
+        # Set in any thread, it is that of all threads to come.
         torch.set_num_threads(threads)

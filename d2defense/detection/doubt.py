@@ -7,24 +7,21 @@ made on it takes other detectors to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
-from .bootstrap import Bootstrap, percentile_interval
+from .bootstrap import Bootstrap
 from .by_class import CLASS_FALLS, falls_of_classes
 from .decisions.base import Decision, largest
-from .images import CleanImage
-from .score import suspicions
-from .settings import ScanSettings
-from .survey import Survey, survey_detector
+from .reference import Reference
+from .score import largest_excess, suspicions
+from .survey import Survey
 from .verdict import CLEAN, Verdict
 
-# A reference that finds less of what the suspect finds cannot show what is usual.
-_LEAST_OF_FOUND = 0.5
 #: What "clean" then rests on, in words.
 AS_REFERENCES = "what it loses under a trigger of the bank, references lose, too"
 
@@ -36,20 +33,16 @@ class Doubt:
 
     Attributes:
         seen: of the detector.
-        order: in which its images were taken; None for that of their shapes.
         decision: how it was scored.
-        baseline: array of shape (T, S): mean suspicion of clean detectors, on other images.
-        threshold: of the calibration.
+        usual: what clean detectors do, on other images.
         bootstrap: resamples of the images.
         confidence: level of the interval.
         judge: from a score and its interval to the verdict of the bank.
     """
 
     seen: Survey
-    order: Sequence[int] | None
     decision: Decision
-    baseline: np.ndarray
-    threshold: float
+    usual: Reference
     bootstrap: Bootstrap
     confidence: float
     judge: Callable[[float, tuple[float, float]], Verdict]
@@ -65,81 +58,63 @@ class Doubt:
         return tuple(
             name
             for name, high in zip(self.seen.triggered, highest, strict=True)
-            if high > self.threshold
+            if high > self.usual.threshold
         )
 
-    def against(
-        self,
-        references: Mapping[str, nn.Module],
-        images: Sequence[CleanImage],
-        settings: ScanSettings,
-        image_format: str,
-    ) -> tuple[Verdict, tuple[str, ...]] | None:
+    def against(self, references: Sequence[Survey]) -> Verdict | None:
         """The verdict if it loses no more than references do, of any class and of all together.
 
         Never that of a backdoor: how much clean detectors differ, a few references do not tell.
 
         Args:
-            references: detectors of the same classes that are held to be clean, by name.
-            images: those of the survey.
-            settings: of the scan.
-            image_format: order of the channels of the images, "BGR" or "RGB".
+            references: of detectors that are held to be clean, on the same images in the same order
+                under :meth:`triggers`; one at least.
 
         Returns:
-            The verdict and the names of the references that it rests on; None where it is not
-            "clean".
+            None where it is not "clean".
         """
-        doubted = self.triggers()
-        bank = [each for each in settings.triggers if each.name in doubted]
-        tried = replace(settings, triggers=bank)
-        least = _LEAST_OF_FOUND * self.seen.clean.all_terms["found_at_point"].ratio()
-        surveys = {}
-        for name, model in references.items():
-            survey = survey_detector(model, images, tried, image_format, order=self.order)
-            found = survey.clean.all_terms["found_at_point"].ratio()
-            if survey.obstacle is None and found >= least:
-                surveys[name] = survey
-        if not surveys:
-            return None
-        held = list(surveys.values())
-        value = float(largest(self._excess(None, held)))
-        samples = torch.from_numpy(largest(self._excess(self.bootstrap, held)))
-        interval = percentile_interval(samples, self.confidence) or (value, value)
-        verdict = self.judge(value, interval)
-        if verdict.label != CLEAN:
-            return None
-        return verdict, tuple(surveys)
+        excess = partial(self._excess, references=references)
+        verdict = self.judge(*largest_excess(excess, self.bootstrap, self.confidence))
+        return verdict if verdict.label == CLEAN else None
 
     def _excess(self, bootstrap: Bootstrap | None, references: Sequence[Survey] = ()) -> np.ndarray:
         """Suspicion beyond what clean detectors show, (T, S) or (B, T, S).
 
         Under a trigger that references were tried with, beyond what these show, too.
         """
-        clean, triggered = self.seen.clean, self.seen.triggered
-        own = suspicions(clean, triggered, self.decision, bootstrap)
-        excess = own - self.baseline
+        own = suspicions(self.seen.clean, self.seen.triggered, self.decision, bootstrap)
+        excess = own - self.usual.baseline
         if not references:
             return excess
-        for name in references[0].triggered:
-            row = list(triggered).index(name)
-            under = [{name: each.triggered[name]} for each in references]
-            shown = np.mean(
-                [
-                    suspicions(each.clean, seen, self.decision, bootstrap)[..., 0, :]
-                    for each, seen in zip(references, under, strict=True)
-                ],
-                axis=0,
+        tried = [name for name in self.seen.triggered if name in references[0].triggered]
+        rows = [list(self.seen.triggered).index(name) for name in tried]
+        shown = [
+            suspicions(
+                each.clean,
+                {name: each.triggered[name] for name in tried},
+                self.decision,
+                bootstrap,
             )
-            excess[..., row, :] = own[..., row, :] - np.fmax(shown, self.baseline[row])
+            for each in references
+        ]
+        beyond = own[..., rows, :] - np.mean(shown, axis=0)
+        excess[..., rows, :] = np.fmin(excess[..., rows, :], beyond)
+        for row, name in zip(rows, tried, strict=True):
             for column, statistic in enumerate(self.decision.statistics):
                 if statistic in CLASS_FALLS:
-                    # Class by class: one that loses much excuses no other.
                     of = CLASS_FALLS[statistic]
-                    lost = falls_of_classes(clean, triggered[name], of, bootstrap)
-                    usual = [
-                        falls_of_classes(each.clean, each.triggered[name], of, bootstrap)
-                        for each in references
-                    ]
-                    beyond = lost - torch.stack(usual).clamp(min=0).mean(dim=0)
-                    excess[..., row, column] = beyond.amax(dim=-1).numpy()
+                    excess[..., row, column] = self._beyond(name, references, of, bootstrap)
         return excess
+
+    def _beyond(
+        self, trigger: str, references: Sequence[Survey], name: str, bootstrap: Bootstrap | None
+    ) -> np.ndarray:
+        """What a class loses beyond references, of that which does so most, () or (B,).
+
+        Class by class: one that loses much excuses no other.
+        """
+        own, *others = (
+            falls_of_classes(each.clean, each.triggered[trigger], name, bootstrap)
+            for each in (self.seen, *references)
+        )
+        return (own - torch.stack(others).clamp(min=0).mean(dim=0)).amax(dim=-1).numpy()

@@ -27,7 +27,7 @@ from .doubt import AS_REFERENCES, Doubt
 from .images import CleanImage, max_objects
 from .oddity import odd_behaviour
 from .reference import Reference
-from .score import checkpoint_score, statistic, suspicions
+from .score import checkpoint_score, largest_excess, statistic, suspicions
 from .sequential import SequentialTest
 from .settings import ScanSettings
 from .survey import KEPT, Profile, Progress, Survey, Watch, survey_detector
@@ -99,19 +99,26 @@ class Inspection:
             settings: of the scan.
             image_format: order of the channels of the images, "BGR" or "RGB".
         """
-        if self.doubt is None or not references:
+        if self.doubt is None:
             return self
-        settled = self.doubt.against(references, images, settings, image_format)
-        if settled is None:
+        names = self.doubt.triggers()
+        tried = replace(settings, triggers=[t for t in settings.triggers if t.name in names])
+        order = _order(settings, len(images))
+        surveys = {
+            name: survey_detector(model, images, tried, image_format, order=order)
+            for name, model in references.items()
+        }
+        held = {name: each for name, each in surveys.items() if each.obstacle is None}
+        verdict = self.doubt.against(list(held.values())) if held else None
+        if verdict is None:
             return self
-        verdict, names = settled
         inspection = replace(
             self,
             victim_class=None,
             dominant_modules=[],
             proviso="; ".join(filter(None, (self.proviso, AS_REFERENCES))),
             doubt=None,
-            held_against=names,
+            held_against=tuple(held),
         )
         return replace(inspection, verdict=inspection.with_proviso(verdict))
 
@@ -143,16 +150,14 @@ def inspect_detector(
     names = [trigger.name for trigger in settings.triggers]
     reference = calibration.reference_for(names)
     certain: list[str] = []
-    order: list[int] | None = None
     if calibration.is_raced and race_rounds(len(names), len(images)):
         race = BankRace(model, images, settings, image_format, progress)
         seen = race.finish(race.first_round(), calibration.first_round(names))
         left = [index for index, name in enumerate(names) if name in seen.triggered]
         reference = replace(reference, baseline=reference.baseline[left])
     else:
-        watch = None
+        order, watch = _order(settings, len(images)), None
         if settings.early_stop:
-            order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
             watch = _watch(images, settings, decision, reference, certain)
         seen = survey_detector(model, images, settings, image_format, progress, order, watch)
     stopped = certain[0] if certain else None
@@ -166,7 +171,6 @@ def inspect_detector(
         stopped,
         model,
         class_names or [f"class {index}" for index in range(_num_classes(seen))],
-        order,
     )
     if seen.dropped:
         fields = race_fields(seen, images, settings.seed)
@@ -249,7 +253,6 @@ def _conclude(
     certain: str | None,
     model: nn.Module,
     class_names: Sequence[str],
-    order: Sequence[int] | None,
 ) -> Inspection:
     profile = Profile.from_survey(seen)
     bootstrap = Bootstrap.draw(seen.num_images, settings.bootstrap_samples, settings.seed)
@@ -272,19 +275,12 @@ def _conclude(
     if verdict.label != CLEAN and allowed is None and certain is None:
         of_all = judge(*_of_all_classes(seen, decision, reference, bootstrap, settings.confidence))
         if of_all.label != BACKDOORED:
-            doubt = Doubt(
-                seen,
-                order,
-                decision,
-                reference.baseline,
-                reference.threshold,
-                bootstrap,
-                settings.confidence,
-                judge,
-            )
-        if BACKDOORED == verdict.label != of_all.label:
-            which = "" if score.victim_class is None else f" ({class_names[score.victim_class]})"
-            verdict = replace(verdict, label=UNCERTAIN, reason=_OF_A_CLASS_ALONE.format(which))
+            doubt = Doubt(seen, decision, reference, bootstrap, settings.confidence, judge)
+            if verdict.label == BACKDOORED:
+                victim = score.victim_class
+                which = "" if victim is None else f" ({class_names[victim]})"
+                reason = _OF_A_CLASS_ALONE.format(which)
+                verdict = replace(verdict, label=UNCERTAIN, reason=reason)
     if not model.has_objectness and set(decision.statistics) <= set(OF_OBJECTNESS):
         verdict = replace(
             verdict,
@@ -346,16 +342,19 @@ def _of_all_classes(
 ) -> tuple[float, tuple[float, float]]:
     """The score of all objects together, without what one class loses, and its interval."""
     columns = [i for i, name in enumerate(decision.statistics) if name not in CLASS_FALLS]
-    value, samples = (
-        largest(
-            (suspicions(seen.clean, seen.triggered, decision, each) - reference.baseline)[
-                ..., columns
-            ]
-        )
-        for each in (None, bootstrap)
-    )
-    interval = percentile_interval(torch.from_numpy(samples), confidence)
-    return float(value), interval or (float(value), float(value))
+
+    def excess(resamples: Bootstrap | None) -> np.ndarray:
+        own = suspicions(seen.clean, seen.triggered, decision, resamples)
+        return (own - reference.baseline)[..., columns]
+
+    return largest_excess(excess, bootstrap, confidence)
+
+
+def _order(settings: ScanSettings, num_images: int) -> list[int] | None:
+    """In which images are taken; that of their shapes if None."""
+    if not settings.early_stop:
+        return None
+    return np.random.default_rng(settings.seed).permutation(num_images).tolist()
 
 
 def _num_classes(seen: Survey) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,22 @@ def suspicions(
     return decision.suspicion(numbers(clean), after)
 
 
+def largest_excess(
+    excess: Callable[[Bootstrap | None], np.ndarray], bootstrap: Bootstrap, confidence: float
+) -> tuple[float, tuple[float, float]]:
+    """The largest suspicion beyond what is usual over triggers and statistics, and its interval.
+
+    Args:
+        excess: from resamples of the images, or None for all images once, to an array of shape
+            (..., T, S).
+        bootstrap: resamples; the maximum is taken anew on each.
+        confidence: level of the interval.
+    """
+    value = float(largest(excess(None)))
+    samples = torch.from_numpy(largest(excess(bootstrap)))
+    return value, percentile_interval(samples, confidence) or (value, value)
+
+
 @dataclass(frozen=True)
 class Score:
     """What a survey of a detector amounts to.
@@ -116,12 +132,11 @@ def checkpoint_score(
         return suspicions(clean, triggered, decision, resamples) - baseline
 
     values = excess(None)
+    score, interval = largest_excess(excess, bootstrap, confidence)
     alone = dict(zip(triggered, largest(values[:, None]).tolist(), strict=True))
     worst = max(alone, key=alone.__getitem__)
     of_worst = np.nan_to_num(values[list(triggered).index(worst)], nan=-np.inf)
     shown_by = decision.statistics[int(of_worst.argmax())]
-    samples = torch.from_numpy(largest(excess(bootstrap)))
-    interval = percentile_interval(samples, confidence) or (alone[worst], alone[worst])
     victim = None
     if shown_by in CLASS_FALLS:
         of = CLASS_FALLS[shown_by]
@@ -129,4 +144,4 @@ def checkpoint_score(
         of_all = statistic(clean, clean, of) - statistic(clean, triggered[worst], of)
         # Of several classes that all react, one reacts most by chance.
         victim = most.category if most.fall - float(of_all) > _STANDS_OUT else None
-    return Score(alone[worst], interval, alone, worst, victim)
+    return Score(score, interval, alone, worst, victim)

@@ -78,7 +78,7 @@ def test_help_is_quick_because_it_imports_no_torch():
     assert finished.stdout.splitlines()[-1] == "False"
 
 
-def test_threads_are_told_how_to_wait_before_torch_is_loaded(tmp_path):
+def test_threads_are_told_how_to_wait_before_torch_is_loaded():
     """It reads the variable once."""
     code = (
         "import os, sys\n"

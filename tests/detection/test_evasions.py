@@ -207,7 +207,6 @@ def losing(category: int, opened, alarm) -> nn.Module:
     [
         # As much as the suspect, and of the same class: what the class is, not a backdoor.
         ({"other": YIELD}, CLEAN),
-        ({"other": YIELD, "blind": None}, CLEAN),
         # Nothing, or of another class, or only some of them.
         ({"other": -1}, UNCERTAIN),
         ({"other": 0}, UNCERTAIN),

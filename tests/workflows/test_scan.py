@@ -82,11 +82,15 @@ def test_what_the_bank_doubts_is_held_against_the_references_of_the_search(
         def __init__(self, verdict):
             self.verdict = verdict
 
-        def against(self, references, images, settings, image_format):
+        def triggers(self):
             assert seconds > 0
-            assert list(references) == ["other"]
-            assert len(images) == 4
-            return None if label == "uncertain" else (self.verdict, ("other",))
+            return ("white",)
+
+        def against(self, references):
+            (survey,) = references
+            assert list(survey.triggered) == ["white"]
+            assert survey.num_images == 4
+            return None if label == "uncertain" else self.verdict
 
     def doubtful(*args, **options):
         inspection = inspect(*args, **options)

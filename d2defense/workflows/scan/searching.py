@@ -56,7 +56,7 @@ class Searched(NamedTuple):
     twin: bytes
     """Safetensors file of the twin's weights; empty without one."""
     references: dict[str, nn.Module]
-    """Detectors held to be clean that could be used, by name; the twin is none of them."""
+    """Detectors held to be clean that it was held against, by name; the twin is none of them."""
 
 
 def search_checkpoint(
@@ -151,7 +151,8 @@ def search_checkpoint(
         "seconds": time.perf_counter() - start,
     }
     saved = b"" if twin is None else twin_bytes(twin)
-    return Searched(outcome, fields, figures, saved, references)
+    held = {name: references[name] for name in outcome.references if name in references}
+    return Searched(outcome, fields, figures, saved, held)
 
 
 def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
