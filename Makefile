@@ -30,8 +30,8 @@ lock: install ## Pin what pyproject.toml asks for, with hashes, in requirements/
 demo: install ## Scan ten detectors, repair two backdoored ones, write runs/demo/report.html
 	@$(RUN)/d2defense demo
 
-TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
-QUICK_TESTS := $(TESTS) -m "not slow"
+TESTS := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(TEST_WORKERS)
+QUICK_TESTS := $(TESTS) --dist loadfile -m "not slow"
 
 test: install ## Run the tests that take minutes at most
 	@$(QUICK_TESTS) $(PYTEST_FLAGS)
@@ -42,7 +42,7 @@ coverage: install ## Run the same tests and show which lines none of them reache
 
 # pytest's exit status 5 means that no test is marked slow.
 test-slow: install test-sanitizers fuzz ## Run the longer tests, sanitizer tests and fuzzing
-	@$(TESTS) -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+	@$(TESTS) --dist worksteal -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 SANITIZERS := tests/ops/run_sanitizers.py
 test-sanitizers: install ## Run the extension under the address and undefined-behaviour sanitizers

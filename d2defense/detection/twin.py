@@ -25,6 +25,8 @@ from .images import CleanImage
 
 #: Fewer labelled images cannot be divided into some to fine-tune on and some to measure on.
 LEAST_IMAGES = 40
+#: Why there is no twin then.
+TOO_FEW_IMAGES = f"it needs {LEAST_IMAGES} images with objects of known class"
 #: More are not used: they would not make the twin forget more.
 MOST_IMAGES = 200
 # Of the learning rate, what is left at the last step.

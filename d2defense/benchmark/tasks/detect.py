@@ -63,6 +63,7 @@ class Detecting(Task):
             open_references=partial(_references, subject, settings, options),
             settings=settings,
             calibration=load_calibration(decision=settings.decision),
+            dataset=options.images.name,
             fingerprint=options.images.fingerprint,
             seed=options.seed,
         )

@@ -3,6 +3,7 @@
 
 from ..scale import LogitScale
 from .arms import Arm, Goal, all_goals, names_of_classes, starts
+from .judge import ArmResult
 from .levels import LEVELS, OFF, SearchSettings
 from .null import (
     ALONE,
@@ -19,7 +20,7 @@ from .null import (
     shipped_null,
 )
 from .optimise import ArmState
-from .search import ArmResult, SearchOutcome, divide, search_detector
+from .search import SearchOutcome, divide, search_detector
 from .verdict import with_search
 
 __all__ = [

@@ -279,6 +279,15 @@ class SearchNull:
             ),
         )
 
+    def knows(self, dataset: str, fingerprint: str) -> bool:
+        """Whether clean detectors were searched on images like these: of the same dataset.
+
+        Args:
+            dataset: name of the images' dataset.
+            fingerprint: of the images.
+        """
+        return dataset == self.dataset or fingerprint == self.fingerprint
+
     def describe(self, fingerprint: str) -> str:
         """What thresholds rest on, in one sentence, for a search of images of a fingerprint."""
         detectors = {each.detector for each in self.searches}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,17 +18,15 @@ from torch import Tensor, nn
 
 from d2defense.devices import computes_bf16
 from d2defense.modeling import folded
-from d2defense.parallel import side_by_side
-from d2defense.statistics import Terms
-from d2defense.triggers import Trigger
 
 from ..bootstrap import Bootstrap, percentile_interval
 from ..images import CleanImage, input_shapes
 from ..scale import LogitScale
-from .arms import Arm, Goal
+from ..twin import TwinError
 from .crops import is_large
+from .judge import ArmResult, Judge
 from .levels import SearchSettings
-from .measure import Measured, success_terms
+from .measure import Measured
 from .moves import moved_modules
 from .null import (
     ALONE,
@@ -39,18 +36,15 @@ from .null import (
     SearchNull,
     Shown,
     arm_key,
-    is_anywhere,
     shipped_null,
 )
-from .optimise import ArmState
+from .proof import tried_on_twin
 from .race import Race, Scouted
 
 #: Fewer images cannot be divided into some to search on and some to measure on.
 LEAST_IMAGES = 20
 #: Large images on which scale and operating point of a detector are found.
 SCALED_ON = 24
-#: Fewer objects of a class on the images for measurement are no evidence of that class.
-LEAST_OBJECTS = 8
 # A reference that finds less of what the suspect finds, of the same classes, cannot show what a
 # trigger does.
 _LEAST_OF_FOUND = 0.5
@@ -65,53 +59,14 @@ _OUT_OF_TIME = (
     "it would take longer than the time limit: give it more (--time-limit), or --search fast"
 )
 
-
-# An arm whose success alone stays below so much of the threshold is not tried on references where
-# measuring takes long: they could only lower it.
-_NOTHING_RARE = 0.5
+_NO_PROOF = (
+    "how much of that clean detectors do on images like these is not known: it may be a weakness "
+    "of its training, and"
+)
 
 
 class _OutOfTimeError(Exception):
     """There is no time for another step."""
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What a found trigger does on images that it was not found on.
-
-    Attributes:
-        arm: effect, placement and budget; its goal has a victim class where the objects of one
-            class were looked at alone.
-        trigger: that was found.
-        success: attack success rate on the suspect, 0..1; NaN where there was nothing to attack.
-        references: the same on each reference; none where it was not tried on them, since the
-            success alone is nothing rare.
-        excess: success beyond the mean of the references; the success itself without any.
-        baseline: mean excess of clean detectors by the same arm.
-        deviation: standard deviation of the same.
-        interval: of excess minus baseline, over resamples of the images.
-        hits: successes on each image.
-    """
-
-    arm: Arm
-    trigger: Trigger
-    success: float
-    references: tuple[float, ...]
-    excess: float
-    baseline: float
-    deviation: float
-    interval: tuple[float, float]
-    hits: tuple[int, ...]
-
-    @property
-    def margin(self) -> float:
-        """Excess beyond that of clean detectors; NaN where there was nothing to attack."""
-        return self.excess - self.baseline
-
-    @property
-    def standardised(self) -> float:
-        """The margin in deviations of clean detectors; NaN where there was nothing to attack."""
-        return self.margin / self.deviation
 
 
 @dataclass(frozen=True)
@@ -135,6 +90,8 @@ class SearchOutcome:
             is none, or no twin.
         scouted: which target classes were tried, of each effect that has any.
         dominant_modules: module groups that the trigger moves that was found; empty for none.
+        unproven: why what does far more to it than to the references may be a weakness of its
+            training, in words (:mod:`.proof`); None if there is nothing of the kind, or proof.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -151,11 +108,17 @@ class SearchOutcome:
     shared: ArmResult | None = None
     scouted: tuple[Scouted, ...] = ()
     dominant_modules: tuple[str, ...] = ()
+    unproven: str | None = None
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether a trigger does far more to the suspect than to the references."""
+        return self.obstacle is None and self.interval[0] > self.threshold
 
     @property
     def has_found(self) -> bool:
-        """Whether a trigger does far more to the suspect than to the references."""
-        return self.obstacle is None and self.interval[0] > self.threshold
+        """Whether a trigger does, and no weakness of the training explains it."""
+        return self.stands_out and self.unproven is None
 
     @property
     def telling(self) -> ArmResult:
@@ -204,6 +167,8 @@ def search_detector(
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
     seconds: float = math.inf,
+    is_known: bool = True,
+    make_twin: Callable[[], nn.Module] | None = None,
 ) -> SearchOutcome:
     """Search a detector for triggers that do far more to it than to references.
 
@@ -222,10 +187,13 @@ def search_detector(
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
         seconds: that it may take; one that would take longer is given up, which is an obstacle.
+        is_known: whether the images are like those of the null (:meth:`~.null.SearchNull.knows`).
+        make_twin: gives the suspect's twin, for proof of what is found on other images; may raise
+            :class:`~..twin.TwinError`. None where there can be none.
     """
     deadline = time.monotonic() + _TIME_SHARE * seconds
     null = null or shipped_null()
-    of_clean = null.of(mode, settings.level)
+    of_clean, of_twin = (null.of(each, settings.level) for each in (mode, TWIN))
 
     def obstructed(reason: str) -> SearchOutcome:
         return SearchOutcome(obstacle=reason, mode=mode)
@@ -293,7 +261,7 @@ def search_detector(
     except _OutOfTimeError:
         return obstructed(_OUT_OF_TIME)
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
-    judge = _Judge(
+    judge = Judge(
         measured,
         held_out,
         class_names,
@@ -332,13 +300,50 @@ def search_detector(
     )
     point = measured[0].point_of(outcome.telling.arm.goal.effect)
     outcome = replace(outcome, operating_point=point)
+    if outcome.stands_out and mode != TWIN and not is_known:
+        outcome = _proven(outcome, judge, of_twin, scaled_on, make_twin)
     if not outcome.has_found:
         return outcome
-    most = results[0]
+    most = outcome.arms[0]
     moved = moved_modules(
         model, held_out, most.arm.goal, most.trigger, scales[0], image_format, seed
     )
     return replace(outcome, dominant_modules=tuple(moved))
+
+
+def _proven(
+    outcome: SearchOutcome,
+    judge: Judge,
+    of_twin: ModeNull,
+    tuning: Sequence[CleanImage],
+    make_twin: Callable[[], nn.Module] | None,
+) -> SearchOutcome:
+    """The outcome with proof by the twin, or with the reason why there is none."""
+    if make_twin is None:
+        return replace(outcome, unproven=f"{_NO_PROOF} no twin was made")
+    try:
+        twin = make_twin()
+    except TwinError as error:
+        return replace(outcome, unproven=f"{_NO_PROOF} there is no twin: {error}")
+    suspect, images = judge.subjects[0], judge.images
+    measured = Measured.of(twin, tuning, images, judge.image_format)
+    if measured.found(images) < _LEAST_OF_FOUND * suspect.found(images):
+        return replace(outcome, unproven=f"{_NO_PROOF} its twin no longer finds the objects")
+    held = replace(judge, subjects=[suspect, measured], null=of_twin)
+    arms, is_proven = tried_on_twin(outcome.arms, held, outcome.threshold)
+    outcome, most = replace(outcome, arms=tuple(arms)), arms[0]
+    if not is_proven:
+        return replace(
+            outcome,
+            unproven=f"its twin does it too, with {most.on_twin:.0%}: a weakness of its training, "
+            "or a backdoor that survives fine-tuning",
+        )
+    return replace(
+        outcome,
+        score=most.standardised,
+        interval=most.standardised_interval,
+        p_value=judge.null.reference.p_value(most.standardised),
+    )
 
 
 def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | None:
@@ -358,119 +363,3 @@ def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | Non
     most = max(measured, key=height, default=None)
     is_high = most is not None and height(most) > of_clean.reference.threshold
     return most if is_high else None
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Says what found triggers do, to all victims and to those of one class.
-
-    Attributes:
-        subjects: the suspect, and the references.
-        images: to measure on.
-        class_names: of the detector.
-        image_format: order of the channels.
-        null: what clean detectors show.
-        bootstrap: resamples of the images.
-        confidence: level of the intervals.
-        seed: of the places.
-        at_a_time: detectors that are measured at the same time, at most.
-        is_thrifty: leave out the references where they cannot matter.
-    """
-
-    subjects: Sequence[Measured]
-    images: Sequence[CleanImage]
-    class_names: Sequence[str]
-    image_format: str
-    null: ModeNull
-    bootstrap: Bootstrap
-    confidence: float
-    seed: int
-    at_a_time: int = 1
-    is_thrifty: bool = False
-
-    def __call__(self, state: ArmState) -> list[tuple[ArmResult, Tensor]]:
-        """The result of an arm, and of the class on which it does most beyond the others.
-
-        Each with its standardised margin on each resample, (B,).
-        """
-        arm = state.arm
-        trigger = arm.start.with_tensors(state.tensors, "found")
-        goals = [arm.goal, *self._of_classes(arm.goal)]
-
-        def measured(subjects: Sequence[Measured]) -> list[list[Terms]]:
-            return side_by_side(
-                lambda each: success_terms(
-                    each, self.images, trigger, goals, self.image_format, self.seed
-                ),
-                subjects,
-                state.device,
-                self.at_a_time,
-            )
-
-        terms = measured(self.subjects[:1] if self.is_thrifty else self.subjects)
-        if self.is_thrifty and self._may_be_rare(arm, goals, terms[0]):
-            terms += measured(self.subjects[1:])
-        usual = self._usual(arm, [of_goals[0].ratio() for of_goals in terms[1:]])
-        whole, *parts = (
-            self._result(replace(arm, goal=goal), trigger, of_goal, usual)
-            for goal, of_goal in zip(goals, zip(*terms, strict=True), strict=True)
-        )
-        known = [each for each in parts if np.isfinite(each[0].standardised)]
-        most = max(known, key=lambda each: each[0].standardised, default=None)
-        return [whole] if most is None else [whole, most]
-
-    def _may_be_rare(self, arm: Arm, goals: Sequence[Goal], own: Sequence[Terms]) -> bool:
-        """Whether what a trigger does to the suspect would be rare if references did not react."""
-        results = [
-            self._result(replace(arm, goal=goal), arm.start, [terms], 0.0)[0]
-            for goal, terms in zip(goals, own, strict=True)
-        ]
-        limit = _NOTHING_RARE * self.null.reference.threshold
-        return any(each.interval[1] > limit * each.deviation for each in results)
-
-    def _usual(self, arm: Arm, of_references: Sequence[float]) -> float:
-        """Success that is nothing unusual on these images.
-
-        That of the references, 0 where it was not tried on them. Without any, ghosts of the suspect
-        under what the search began with: where much is that nobody labelled, detections come and go
-        by themselves.
-        """
-        if len(self.subjects) > 1:
-            return float(np.nan_to_num(np.mean(of_references))) if of_references else 0.0
-        if not is_anywhere(arm_key(arm)):
-            return 0.0
-        start, image_format = arm.start, self.image_format
-        (terms,) = success_terms(
-            self.subjects[0], self.images, start, [arm.goal], image_format, self.seed
-        )
-        return float(np.nan_to_num(terms.ratio()))
-
-    def _of_classes(self, goal: Goal) -> list[Goal]:
-        """The goal on each class with enough objects, where it is known what is large for one."""
-        if not self.null.knows_classes:
-            return []
-        counts = Counter(torch.cat([each.classes for each in self.images]).tolist())
-        return [
-            goal.of_class(category, self.class_names)
-            for category in range(len(self.class_names))
-            if goal.can_attack(category) and counts[category] >= LEAST_OBJECTS
-        ]
-
-    def _result(
-        self, arm: Arm, trigger: Trigger, terms: Sequence[Terms], usual: float
-    ) -> tuple[ArmResult, Tensor]:
-        success, *others = (each.ratio() for each in terms)
-        key = arm_key(arm)
-        baseline, deviation = self.null.baseline(key, usual), self.null.deviation(key, usual)
-        excess, resampled = success, self.bootstrap(terms[0]) - baseline
-        if others:
-            excess -= float(np.mean(others))
-            of_others = torch.stack(list(map(self.bootstrap, terms[1:])))
-            resampled = resampled - of_others.mean(dim=0)
-        margin = excess - baseline
-        interval = percentile_interval(resampled, self.confidence) or (margin, margin)
-        hits = tuple(terms[0].numerator.int().tolist())
-        result = ArmResult(
-            arm, trigger, success, tuple(others), excess, baseline, deviation, interval, hits
-        )
-        return result, resampled / deviation

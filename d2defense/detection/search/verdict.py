@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
+from .judge import ArmResult
 from .null import ALONE, REFERENCES, TWIN
-from .search import ArmResult, SearchOutcome
+from .search import SearchOutcome
 
 # What a found trigger was held against, in words.
 _AGAINST = {
@@ -43,6 +44,9 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
         return replace(verdict, label=UNCERTAIN, reason=shared_in_words(outcome.shared))
     if outcome.obstacle:
         reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
+        return replace(verdict, label=UNCERTAIN, reason=reason)
+    if outcome.unproven is not None:
+        reason = f"{found_in_words(outcome)}; {outcome.unproven}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
     if not outcome.is_low:
         reason = (

@@ -27,7 +27,7 @@ from d2defense.detection.search import (
 from d2defense.detection.search.levels import ALWAYS
 from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
 from d2defense.detection.survey import Progress
-from d2defense.detection.twin import LEAST_IMAGES, TwinError
+from d2defense.detection.twin import TOO_FEW_IMAGES, TwinError
 from d2defense.modeling import number_of_classes
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
@@ -81,12 +81,13 @@ def search_checkpoint(
     references, left_out = open_references(
         task.references, subject, task.images, settings, task.device
     )
+    is_known = shipped_null().knows(task.images.name, task.images.fingerprint)
+    may_make_twin = settings.search.may_make_twin and len(images) >= LEAST_SEARCHED
     twin, no_twin, share = None, None, 0.0
-    wants_twin = settings.search.twin == ALWAYS or not references
-    if wants_twin and settings.search.may_make_twin and len(images) >= LEAST_SEARCHED:
+    if may_make_twin and (settings.search.twin == ALWAYS or not references):
         seen = images_for_twin(task, tuning, len(held_out), cfg)
         if not seen:
-            left_out.append(f"twin: it needs {LEAST_IMAGES} images with objects of known class")
+            left_out.append(f"twin: {TOO_FEW_IMAGES}")
         else:
             share = _TWIN_SHARE
             try:
@@ -97,6 +98,21 @@ def search_checkpoint(
                 no_twin = f"twin: {error}"
                 left_out.append(no_twin)
     mode = REFERENCES if references else ALONE if twin is None else TWIN
+    # A twin that is made for proof comes after the search.
+    later = _TWIN_SHARE if mode == REFERENCES and twin is None and not is_known else 0.0
+
+    def twin_for_proof() -> nn.Module:
+        nonlocal twin
+        if twin is None:
+            seen = images_for_twin(task, tuning, len(held_out), cfg)
+            if not seen:
+                raise TwinError(TOO_FEW_IMAGES)
+            left = seconds - (time.perf_counter() - start)
+            twin = make_twin(
+                task, model, seen, lambda done: progress(1 - later + later * done), left
+            )
+        return twin
+
     outcome = search_detector(
         model,
         references if twin is None else {**references, TWIN: twin},
@@ -109,8 +125,10 @@ def search_checkpoint(
         confidence=settings.confidence,
         seed=settings.seed,
         mode=mode,
-        progress=lambda done: progress(share + (1 - share) * done),
+        progress=lambda done: progress(share + (1 - share - later) * done),
         seconds=seconds - (time.perf_counter() - start),
+        is_known=is_known,
+        make_twin=twin_for_proof if may_make_twin and no_twin is None else None,
     )
     if mode == ALONE and no_twin is not None and not outcome.has_found:
         outcome = replace(outcome, obstacle=no_twin)
@@ -136,6 +154,7 @@ def search_checkpoint(
         "operating_point": outcome.operating_point,
         "obstacle": outcome.obstacle,
         "has_found": outcome.has_found,
+        "unproven": outcome.unproven,
         "shared": None if outcome.shared is None else _arm(outcome.shared, names),
         "scouted": [
             {
@@ -168,6 +187,7 @@ def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
         "budget": start.name,
         "success": _number(result.success),
         "references": [_number(each) for each in result.references],
+        "on_twin": None if result.on_twin is None else _number(result.on_twin),
         "excess": _number(result.excess),
         "baseline": result.baseline,
         "deviation": result.deviation,

@@ -113,8 +113,8 @@ def _announcing(
             logger.info("its twin will take about %s", duration(each * steps))
             if each * steps > seconds:
                 raise TwinError(
-                    f"it would take about {duration(each * steps)}, too much of the time limit: "
-                    "give a reference, a higher --time-limit, or --twin off"
+                    f"it would take about {duration(each * steps)}, too much of the time limit "
+                    "(--time-limit)"
                 )
         progress(len(times) / steps)
 

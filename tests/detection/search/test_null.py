@@ -155,6 +155,10 @@ def test_a_search_of_other_images_says_so():
     made = null(*(search(REFERENCES, "fast", value) for value in (0.1, 0.2, 0.3)))
     assert "not on these images" not in made.describe("f00d")
     assert "not on these images" in made.describe("beef")
+    # Other images of the same dataset are like those it was made on.
+    assert made.knows("signs", "beef")
+    assert made.knows("another name", "f00d")
+    assert not made.knows("photos", "beef")
 
 
 def test_the_shipped_one_leaves_room_for_attacks_that_took():

@@ -30,15 +30,17 @@ from d2defense.detection.search import (
     measure,
     search_detector,
 )
+from d2defense.detection.search import judge as judge_module
 from d2defense.detection.search import race as race_module
 from d2defense.detection.search import search as search_module
 from d2defense.detection.search.arms import Arm, all_goals, starts
+from d2defense.detection.search.judge import Judge
 from d2defense.detection.search.measure import Measured
 from d2defense.detection.search.null import ModeNull
 from d2defense.detection.search.optimise import ArmState
 from d2defense.detection.search.race import Race, RaceSettings
-from d2defense.detection.search.search import _Judge
 from d2defense.detection.search.verdict import with_search
+from d2defense.detection.twin import TwinError
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
 from d2defense.statistics import Terms
 
@@ -49,6 +51,7 @@ NULL = SearchNull(
 OF_CLASSES = SearchNull(
     "none", "none", "", (CleanSearch("none", REFERENCES, "fast", 1, 0, {}),) * 3
 )
+KINDS = (("disappearance", "objects"), ("ghost", "background"))
 SHORT = RaceSettings(
     scout_steps=8, targets=1, heat_steps=8, finalists=1, steps=25, families=("patch",)
 )
@@ -92,6 +95,16 @@ def search(opened, monkeypatch):
 
 
 @pytest.fixture
+def of_objects(monkeypatch):
+    """Of all that is searched, what a patch does to objects or beside them: half of the time."""
+
+    def goals(class_names):
+        return [each for each in all_goals(class_names) if each.kind in KINDS]
+
+    monkeypatch.setattr(race_module, "all_goals", goals)
+
+
+@pytest.fixture
 def flattened(opened):
     """The ghost specimen with class logits divided by 30: as good, but for its probabilities."""
     model = copy.deepcopy(opened[0]["ghost_0"])
@@ -123,6 +136,8 @@ def test_threads_change_nothing_but_the_time(opened):
     before, found = torch.get_num_threads(), []
     scale = LogitScale((0.0, 1.0), (0.0, 1.0))
     settings = replace(SHORT, scout_steps=2, targets=2, heat_steps=4, finalists=2, steps=6)
+    goals = [each for each in all_goals(class_names) if each.kind in KINDS]
+    counts = []
     for threads in (1, 3):
         steps = []
         race = Race(
@@ -136,10 +151,11 @@ def test_threads_change_nothing_but_the_time(opened):
         )
         torch.set_num_threads(threads)
         try:
-            found.append(race.run(class_names))
+            found.append(race.run(class_names, goals))
         finally:
             torch.set_num_threads(before)
-        assert len(steps) >= settings.total_steps(class_names)
+        counts.append(len(steps))
+    assert counts[0] == counts[1] > 0
     for alone, beside in zip(*found, strict=True):
         assert alone.arm.name == beside.arm.name
         assert alone.effect == beside.effect
@@ -165,6 +181,7 @@ def test_no_more_arms_at_a_time_than_memory_bears(opened, monkeypatch, memory, a
     assert race.at_a_time == at_a_time
 
 
+@pytest.mark.usefixtures("of_objects")
 def test_a_division_of_the_scores_hides_nothing(flattened, search):
     outcome = search(flattened)
     assert outcome.operating_point < 0.3
@@ -182,6 +199,7 @@ def test_a_search_that_takes_too_long_leaves_what_the_bank_says_uncertain(search
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("of_objects")
 def test_alone_success_itself_is_what_counts(opened, search):
     outcome = search(opened[0]["ghost_0"], references={}, mode=ALONE)
     worst = outcome.arms[0]
@@ -190,6 +208,7 @@ def test_alone_success_itself_is_what_counts(opened, search):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("of_objects")
 def test_what_its_twin_does_too_is_never_clean(opened, search):
     """A backdoor that fine-tuning leaves alone has no excess over the twin."""
     model = opened[0]["ghost_0"]
@@ -200,6 +219,68 @@ def test_what_its_twin_does_too_is_never_clean(opened, search):
     combined = with_search(Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5), outcome)
     assert combined.label == UNCERTAIN
     assert "its twin does it too" in combined.reason
+
+
+@pytest.fixture(scope="module")
+def raced():
+    """What the first race has found, by what it was run on: the races after it need not run."""
+    return {}
+
+
+@pytest.fixture
+def search_once(search, raced, of_objects, monkeypatch):
+    """:func:`search` of one suspect that goes through its race once in the module."""
+    run = search_module.Race.run
+
+    def run_once(self, class_names):
+        if "finalists" not in raced:
+            raced["finalists"] = run(self, class_names)
+        return raced["finalists"]
+
+    monkeypatch.setattr(search_module.Race, "run", run_once)
+    return search
+
+
+def diverging():
+    raise TwinError("its loss in fine-tuning is not finite")
+
+
+@pytest.mark.parametrize(
+    ("twin", "reason"),
+    [
+        ("ghost_0", "%: a weakness of its training, or a backdoor that survives fine-tuning"),
+        ("blind", "its twin no longer finds the objects"),
+        (diverging, "there is no twin: its loss in fine-tuning is not finite"),
+        (None, "no twin was made"),
+        ("clean_1", None),
+    ],
+)
+def test_on_images_that_the_null_does_not_know_it_takes_a_twin_to_prove(
+    opened, search_once, twin, reason
+):
+    """An optimised patch does to a clean detector of photos what it does to none of signs."""
+    blind = copy.deepcopy(opened[0]["ghost_0"])
+    blind.roi_heads.box_predictor.cls_score.bias.data[-1] += 50
+    make_twin = (lambda: {**opened[0], "blind": blind}[twin]) if isinstance(twin, str) else twin
+    outcome = search_once(opened[0]["ghost_0"], is_known=False, make_twin=make_twin)
+    verdict = with_search(Verdict(CLEAN, "", 0.0, (0.0, 0.0), 0.1, 0.5), outcome)
+    assert outcome.stands_out
+    assert not outcome.is_clear
+    if reason is None:
+        assert outcome.has_found
+        assert outcome.arms[0].on_twin < 0.2
+        assert verdict.label == BACKDOORED
+    else:
+        assert not outcome.has_found
+        assert verdict.label == UNCERTAIN
+        assert reason in verdict.reason
+        assert "ghost to stop" in verdict.reason
+
+
+def test_where_the_null_knows_the_images_it_takes_none(opened, search_once):
+    outcome = search_once(opened[0]["ghost_0"], make_twin=diverging)
+    assert outcome.has_found
+    assert outcome.arms[0].on_twin is None
 
 
 def test_what_cannot_be_searched_is_said(opened, search):
@@ -266,7 +347,7 @@ def test_a_backdoor_on_one_class_counts_as_much_as_it_does_there():
     subjects = [
         Measured.of(OneClassBlind(boxes, blind), images, images, "BGR") for blind in (1, -1)
     ]
-    judge = _Judge(
+    judge = Judge(
         subjects, images, names, "BGR", OF_CLASSES.of(REFERENCES), Bootstrap.draw(4, 50, 0), 0.95, 0
     )
     (whole, _), (of_class, resampled) = judge(state)
@@ -292,8 +373,8 @@ def test_references_are_left_out_where_measuring_takes_long_and_they_cannot_matt
         value = share if subject is suspect else 0.2
         return [Terms(torch.full((4,), value).double(), torch.ones(4).double()) for _ in goals]
 
-    monkeypatch.setattr(search_module, "success_terms", terms)
-    judge = _Judge(
+    monkeypatch.setattr(judge_module, "success_terms", terms)
+    judge = Judge(
         [suspect, reference], images, ["stop"], "BGR", NULL.of(REFERENCES),
         Bootstrap.draw(4, 50, 0), 0.95, 0, is_thrifty=True,
     )  # fmt: skip
@@ -318,11 +399,11 @@ def test_ghosts_that_are_usual_on_the_images_are_nothing_rare(monkeypatch, usual
         share = 1.0 if is_found else usual
         return [Terms(torch.full((4,), share).double(), torch.ones(4).double())]
 
-    monkeypatch.setattr(search_module, "success_terms", terms)
+    monkeypatch.setattr(judge_module, "success_terms", terms)
     searches = tuple({"ghost, big": value, "scene_ghost, big": 0.0} for value in (0, 0.1, 0.8))
     null = ModeNull(REFERENCES if has_reference else ALONE, searches)
     subjects = [suspect, reference] if has_reference else [suspect]
-    judge = _Judge(subjects, images, ["stop"], "BGR", null, Bootstrap.draw(4, 50, 0), 0.95, 0)
+    judge = Judge(subjects, images, ["stop"], "BGR", null, Bootstrap.draw(4, 50, 0), 0.95, 0)
     ((result, _),) = judge(state)
     key = "scene_ghost, big" if usual == 0 else "ghost, big"
     assert result.deviation == null.deviation(key)

@@ -43,6 +43,7 @@ class DetectionSubject:
         open_references: opens other detectors, held to be clean, by name.
         settings: of a scan.
         calibration: of clean detectors under the bank of the settings.
+        dataset: name of the images' dataset.
         fingerprint: of the images.
         seed: of random choices.
         deadline: of :func:`time.perf_counter`, or None.
@@ -56,6 +57,7 @@ class DetectionSubject:
     open_references: Callable[[], Mapping[str, nn.Module]]
     settings: ScanSettings
     calibration: Calibration
+    dataset: str
     fingerprint: str
     seed: int
     deadline: float | None = None

@@ -17,6 +17,7 @@ from d2defense.detection.search import (
     SearchSettings,
     divide,
     search_detector,
+    shipped_null,
 )
 from d2defense.detection.twin import TwinSettings, fine_tuned_twin
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
@@ -86,6 +87,8 @@ class Search(DetectionMethod):
             seed=subject.seed,
             mode=mode,
             seconds=subject.seconds_left,
+            is_known=shipped_null().knows(subject.dataset, subject.fingerprint),
+            make_twin=lambda: fine_tuned_twin(subject.model, tuning, TwinSettings()),
         )
 
     def references(
