@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from d2defense.detection import Subject, open_references
+from d2defense.detection import CleanImage, Subject, open_references
 from d2defense.detection.search import (
     ALONE,
     REFERENCES,
@@ -59,6 +60,38 @@ class Searched(NamedTuple):
     """Detectors held to be clean that it was held against, by name; the twin is none of them."""
 
 
+@dataclass
+class _Twin:
+    """The twin of a suspect, made when it is first asked for.
+
+    Attributes:
+        task: of the scan.
+        subject: the suspect.
+        tuning: the images to search on.
+        num_held_out: images that the search is measured on.
+        model: the twin, once it is made.
+    """
+
+    task: ScanTask
+    subject: Subject
+    tuning: Sequence[CleanImage]
+    num_held_out: int
+    model: nn.Module | None = None
+
+    @cached_property
+    def images(self) -> list[CleanImage]:
+        """Those to fine-tune on; empty where there are too few."""
+        return images_for_twin(self.task, self.tuning, self.num_held_out, self.subject.cfg)
+
+    def make(self, progress: Progress, seconds: float) -> nn.Module:
+        """The twin; arguments and errors as :func:`.twin.make_twin`."""
+        if self.model is None:
+            if not self.images:
+                raise TwinError(TOO_FEW_IMAGES)
+            self.model = make_twin(self.task, self.subject.model, self.images, progress, seconds)
+        return self.model
+
+
 def search_checkpoint(
     task: ScanTask, subject: Subject, progress: Progress, seconds: float = math.inf
 ) -> Searched:
@@ -68,8 +101,8 @@ def search_checkpoint(
         task: of the scan.
         subject: its detector, with the clean images.
         progress: told how much is done, 0..1.
-        seconds: that it may take; a twin that would take more than half is not made, and a search
-            that takes longer is given up.
+        seconds: that it may take; a twin that would take more than half is not made (one for proof
+            of what was found: more than is left), and a search that takes longer is given up.
 
     Raises:
         CheckpointError: a reference cannot be used.
@@ -81,41 +114,32 @@ def search_checkpoint(
     references, left_out = open_references(
         task.references, subject, task.images, settings, task.device
     )
-    is_known = shipped_null().knows(task.images.name, task.images.fingerprint)
     may_make_twin = settings.search.may_make_twin and len(images) >= LEAST_SEARCHED
-    twin, no_twin, share = None, None, 0.0
+    twin, no_twin, share = _Twin(task, subject, tuning, len(held_out)), None, 0.0
     if may_make_twin and (settings.search.twin == ALWAYS or not references):
-        seen = images_for_twin(task, tuning, len(held_out), cfg)
-        if not seen:
+        if not twin.images:
             left_out.append(f"twin: {TOO_FEW_IMAGES}")
         else:
             share = _TWIN_SHARE
             try:
-                twin = make_twin(
-                    task, model, seen, lambda done: progress(share * done), seconds / 2
-                )
+                twin.make(lambda done: progress(share * done), seconds / 2)
             except TwinError as error:
                 no_twin = f"twin: {error}"
                 left_out.append(no_twin)
-    mode = REFERENCES if references else ALONE if twin is None else TWIN
+    mode = REFERENCES if references else ALONE if twin.model is None else TWIN
+    is_known = shipped_null().knows(task.images.name, task.images.fingerprint)
     # A twin that is made for proof comes after the search.
-    later = _TWIN_SHARE if mode == REFERENCES and twin is None and not is_known else 0.0
+    later = 0.0 if is_known or mode != REFERENCES or twin.model is not None else _TWIN_SHARE
+
+    def seconds_left() -> float:
+        return seconds - (time.perf_counter() - start)
 
     def twin_for_proof() -> nn.Module:
-        nonlocal twin
-        if twin is None:
-            seen = images_for_twin(task, tuning, len(held_out), cfg)
-            if not seen:
-                raise TwinError(TOO_FEW_IMAGES)
-            left = seconds - (time.perf_counter() - start)
-            twin = make_twin(
-                task, model, seen, lambda done: progress(1 - later + later * done), left
-            )
-        return twin
+        return twin.make(lambda done: progress(1 - later + later * done), seconds_left())
 
     outcome = search_detector(
         model,
-        references if twin is None else {**references, TWIN: twin},
+        references if twin.model is None else {**references, TWIN: twin.model},
         tuning,
         held_out,
         names,
@@ -126,7 +150,7 @@ def search_checkpoint(
         seed=settings.seed,
         mode=mode,
         progress=lambda done: progress(share + (1 - share - later) * done),
-        seconds=seconds - (time.perf_counter() - start),
+        seconds=seconds_left(),
         is_known=is_known,
         make_twin=twin_for_proof if may_make_twin and no_twin is None else None,
     )
@@ -169,7 +193,7 @@ def search_checkpoint(
         "trigger": entry,
         "seconds": time.perf_counter() - start,
     }
-    saved = b"" if twin is None else twin_bytes(twin)
+    saved = b"" if twin.model is None else twin_bytes(twin.model)
     held = {name: references[name] for name in outcome.references if name in references}
     return Searched(outcome, fields, figures, saved, held)
 
