@@ -46,7 +46,7 @@ def add_search_arguments(
         "--twin",
         choices=("auto", "always", "off"),
         help="hold it against itself after fine-tuning on the clean images: where there is no "
-        "reference, always, or never (auto)",
+        "reference, and to prove what is found on images of your own; always; or never (auto)",
     )
 
 

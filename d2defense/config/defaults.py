@@ -171,7 +171,8 @@ def _add_defense(cfg: CfgNode) -> None:
     # Search also where the bank has found a backdoor.
     cfg.DEFENSE.SEARCH_ALWAYS = False
     # Whether a search holds the detector against its twin, itself after fine-tuning on clean
-    # images: "auto" where there is no reference, "always", or "off".
+    # images: "auto" where there is no reference, and for proof of what is found on images that
+    # the search's null was not made on; "always"; or "off".
     cfg.DEFENSE.TWIN = "auto"
     # Steps of this fine-tuning.
     cfg.DEFENSE.TWIN_STEPS = 350

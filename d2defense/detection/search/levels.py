@@ -11,7 +11,7 @@ from .race import RaceSettings
 OFF = "off"
 DEFAULT_LEVEL = "standard"
 AUTO, ALWAYS = "auto", "always"
-#: When a twin is made: where no reference can be used, or in any case, or never.
+#: When a twin is made: where no reference can be used or it takes proof, or in any case, or never.
 TWIN_CHOICES = (AUTO, ALWAYS, OFF)
 DEFAULT_TWIN_STEPS = 350
 #: By the names that ``--search`` takes.
