@@ -38,15 +38,19 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
             outcome.threshold,
             outcome.p_value,
         )
+    if verdict.label == BACKDOORED:
+        return verdict
+    if outcome.unproven is not None:
+        reason = f"{found_in_words(outcome)}; {outcome.unproven}"
+        if verdict.label == UNCERTAIN:
+            reason = f"{verdict.reason}; besides, {reason}"
+        return replace(verdict, label=UNCERTAIN, reason=reason)
     if verdict.label != CLEAN:
         return verdict
     if outcome.shared is not None:
         return replace(verdict, label=UNCERTAIN, reason=shared_in_words(outcome.shared))
     if outcome.obstacle:
         reason = f"the bank found nothing, and it could not be searched further: {outcome.obstacle}"
-        return replace(verdict, label=UNCERTAIN, reason=reason)
-    if outcome.unproven is not None:
-        reason = f"{found_in_words(outcome)}; {outcome.unproven}"
         return replace(verdict, label=UNCERTAIN, reason=reason)
     if not outcome.is_low:
         reason = (

@@ -275,6 +275,11 @@ def test_on_images_that_the_null_does_not_know_it_takes_a_twin_to_prove(
         assert verdict.label == UNCERTAIN
         assert reason in verdict.reason
         assert "ghost to stop" in verdict.reason
+        # What the bank says is kept.
+        bank = Verdict(UNCERTAIN, "the bank's reason", 0.0, (0.0, 0.0), 0.1, 0.5)
+        assert with_search(bank, outcome).reason.startswith("the bank's reason; besides, a search")
+        bank = replace(bank, label=BACKDOORED)
+        assert with_search(bank, outcome) == bank
 
 
 def test_where_the_null_knows_the_images_it_takes_none(opened, search_once):
