@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Search clean detectors as if they were suspects: the null that comes with the package.
+"""Search clean detectors as if they were suspects: a null for images of your own.
 
     python tools/calibrate_search.py my/clean_a my/clean_b my/clean_c my/clean_d \
-        --work runs/null --name "four of mine"           # writes d2defense/assets/search.json
+        --dataset-json val.json --image-root images/ --search fast \
+        --work runs/null --name "four of mine" --output null.json
+    d2defense scan incoming/ --dataset-json val.json --image-root images/ --search fast \
+        --search-null null.json --reference my/clean_a --output runs/scan
 
 Each detector is searched with the next ones of the list as references, and alone, once a seed. A
 search that is done stays in the folder of --work: started anew, only what is missing is searched.
@@ -17,14 +20,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 import d2defense
 from d2defense.checkpoint import CheckpointSource, find_checkpoints
+from d2defense.cli.arguments import add_dataset_arguments, dataset_source
 from d2defense.cli.ending import run_to_end
-from d2defense.data import DatasetSource
+from d2defense.data import DatasetError
 from d2defense.detection import ScanImages, ScanSettings, open_subject
 from d2defense.detection.search import (
     ALONE,
@@ -53,8 +58,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, help="clean detectors, 3 at least")
+    add_dataset_arguments(parser, "synth_signs_defender")
     parser.add_argument(
-        "--dataset", default="synth_signs_defender", help="clean images (%(default)s)"
+        "--max-images", type=int, metavar="N", help="draw at most N images; 0 for all (100)"
     )
     parser.add_argument("--search", default="standard", help="how thoroughly (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(%(default)s)")
@@ -66,7 +72,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write")
     args = parser.parse_args()
     settings = ScanSettings()
-    images = ScanImages.load(DatasetSource(args.dataset), settings)
+    if args.max_images is not None:
+        settings = replace(settings, max_images=args.max_images)
+    try:
+        images = ScanImages.load(dataset_source(args, parser), settings)
+    except DatasetError as error:
+        parser.error(str(error))
     searches: list[CleanSearch] = []
     before: SearchNull | None = None
     if args.add_to is not None:
@@ -145,9 +156,8 @@ def search_clean(
             tuning,
             held_out,
             names,
-            SearchSettings(level),
+            SearchSettings(level, own_null=NONE),
             subject.cfg.INPUT.FORMAT,
-            NONE,
             mode,
             seed=seed,
             progress=lambda share: bar.update(share - bar.n),

@@ -238,7 +238,7 @@ def _repair(
     cfg.DEFENSE.SEARCH_ALWAYS = True
     if "DEFENSE.SEARCH" not in args.opts:
         cfg.DEFENSE.SEARCH = SEARCH_LEVEL
-    for option, key in (("search", "SEARCH"), ("twin", "TWIN")):
+    for option, key in (("search", "SEARCH"), ("twin", "TWIN"), ("search_null", "SEARCH_NULL")):
         if getattr(args, option) is not None:
             cfg.DEFENSE[key] = getattr(args, option)
     settings = ScanSettings.from_config(cfg)

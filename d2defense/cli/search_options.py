@@ -48,6 +48,12 @@ def add_search_arguments(
         help="hold it against itself after fine-tuning on the clean images: where there is no "
         "reference, and to prove what is found on images of your own; always; or never (auto)",
     )
+    group.add_argument(
+        "--search-null",
+        metavar="FILE",
+        help="what searches of clean detectors show on images like yours, made by "
+        "tools/calibrate_search.py (the shipped one, of signs)",
+    )
 
 
 def references_of(

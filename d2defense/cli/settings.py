@@ -26,6 +26,7 @@ _KEYS = {
     "search": "SEARCH",
     "search_always": "SEARCH_ALWAYS",
     "twin": "TWIN",
+    "search_null": "SEARCH_NULL",
 }
 
 

@@ -176,6 +176,9 @@ def _add_defense(cfg: CfgNode) -> None:
     cfg.DEFENSE.TWIN = "auto"
     # Steps of this fine-tuning.
     cfg.DEFENSE.TWIN_STEPS = 350
+    # File of what searches of clean detectors show, made by tools/calibrate_search.py; "": the one
+    # that comes with the package.
+    cfg.DEFENSE.SEARCH_NULL = ""
     # File that says which class of the detectors each class of the dataset is (YAML or JSON); "":
     # where both have as many classes, they are the same.
     cfg.DEFENSE.CLASS_MAP = ""

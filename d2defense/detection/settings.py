@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ from d2defense.triggers import Trigger
 from .bank import default_bank, load_bank, select_triggers
 from .classes import ClassMap, load_class_map
 from .search.levels import OFF, SearchSettings
+from .search.null import load_null
 
 DEFAULT_DECISION = "deployed"
 
@@ -74,8 +76,8 @@ class ScanSettings:
         """The settings that ``DEFENSE`` gives.
 
         Raises:
-            ValueError: a bank that cannot be read, a trigger that it does not have, or a value out
-                of range.
+            ValueError: a bank or a null that cannot be read, a trigger that the bank does not have,
+                or a value out of range.
         """
         node = cfg.DEFENSE
         return cls(
@@ -90,7 +92,13 @@ class ScanSettings:
             early_stop=node.EARLY_STOP,
             early_stop_error_rate=node.EARLY_STOP_ERROR_RATE,
             race=node.RACE,
-            search=SearchSettings(node.SEARCH, node.SEARCH_ALWAYS, node.TWIN, node.TWIN_STEPS),
+            search=SearchSettings(
+                node.SEARCH,
+                node.SEARCH_ALWAYS,
+                node.TWIN,
+                node.TWIN_STEPS,
+                load_null(Path(node.SEARCH_NULL)) if node.SEARCH_NULL else None,
+            ),
         )
 
     def without_search(self) -> ScanSettings:
@@ -103,6 +111,7 @@ class ScanSettings:
         search = self.search
         flat["search"], flat["search_always"] = search.level, search.always
         flat["twin"], flat["twin_steps"] = search.twin, search.twin_steps
+        flat["search_null"] = search.own_null and search.own_null.name
         flat["triggers"] = [trigger.name for trigger in self.triggers]
         flat["class_map"] = self.class_map and self.class_map.source
         return flat | flat.pop("observation")

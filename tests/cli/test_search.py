@@ -11,7 +11,14 @@ import torch
 
 from d2defense.checkpoint import build_detector, find_checkpoints
 from d2defense.detection import load_bank
-from d2defense.detection.search import SearchOutcome, levels
+from d2defense.detection.search import (
+    CleanSearch,
+    SearchNull,
+    SearchOutcome,
+    Shown,
+    levels,
+    shipped_null,
+)
 from d2defense.detection.search.race import RaceSettings
 from d2defense.detection.twin import TwinError
 
@@ -120,6 +127,43 @@ def test_on_images_of_one_s_own_a_twin_can_be_had_for_proof(
     assert not asked["is_known"]
     assert len(asked.get("twins", ())) == (choice == "auto")
     assert (tmp_path / "out" / "clean_0" / "twin").is_dir() == (choice == "auto")
+
+
+def test_a_null_of_one_s_own_knows_the_images_that_it_was_made_on(
+    d2defense, specimen, own_data, tmp_path, monkeypatch
+):
+    asked = []
+
+    def search(model, references, tuning, held_out, names, settings, *arguments, **options):
+        asked.append((settings.null, options["is_known"]))
+        return SearchOutcome(obstacle="only asked")
+
+    monkeypatch.setattr("d2defense.workflows.scan.searching.search_detector", search)
+
+    def scan(*options):
+        asked_of = ["scan", specimen("clean_0"), *own_data, "--output", tmp_path / "out"]
+        asked_of += ["--search", "fast", "--reference", specimen("clean_1"), "--triggers", "white"]
+        outcome = d2defense(*asked_of, "--isolation", "none", "--no-figures", *options)
+        return outcome, result_of(tmp_path / "out")
+
+    _, before = scan()
+    searches = (CleanSearch("mine", "references", "fast", 10, 0, {"a": Shown(0.5, 0.4)}),) * 3
+    null = SearchNull("three of mine", "val.json", before["dataset"]["fingerprint"], searches)
+    null.save(tmp_path / "null.json")
+    _, after = scan("--search-null", tmp_path / "null.json")
+    assert asked == [(shipped_null(), False), (null, True)]
+    assert before["settings"]["search_null"] is None
+    assert after["settings"]["search_null"] == "three of mine"
+    assert "three of mine" in after["search"]["null"]
+    assert "not on these images" in before["search"]["null"]
+    assert "not on these images" not in after["search"]["null"]
+    (tmp_path / "old.json").write_text('{"schema_version": 1}')
+    refused = d2defense(
+        "scan", specimen("clean_0"), *own_data, "--output", tmp_path / "none",
+        "--search-null", tmp_path / "old.json",
+    )  # fmt: skip
+    assert refused.code == 4
+    assert "old.json: schema_version is not 2: make one with" in refused.err
 
 
 def test_a_reference_that_is_none_is_named(d2defense, specimen, own_data, tmp_path):

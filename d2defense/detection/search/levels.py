@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .null import SearchNull, shipped_null
 from .race import RaceSettings
 
 OFF = "off"
@@ -40,6 +41,7 @@ class SearchSettings:
         always: search also where the bank has found a backdoor.
         twin: when to fine-tune the suspect itself as a reference, one of :data:`TWIN_CHOICES`.
         twin_steps: of this fine-tuning.
+        own_null: what searches of clean detectors show; None for the shipped one.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -49,6 +51,7 @@ class SearchSettings:
     always: bool = False
     twin: str = AUTO
     twin_steps: int = DEFAULT_TWIN_STEPS
+    own_null: SearchNull | None = None
 
     def __post_init__(self) -> None:
         if self.level not in (OFF, *LEVELS):
@@ -67,6 +70,11 @@ class SearchSettings:
     def may_make_twin(self) -> bool:
         """Whether a twin is made if it takes one."""
         return self.is_on and self.twin != OFF
+
+    @property
+    def null(self) -> SearchNull:
+        """What searches of clean detectors show."""
+        return self.own_null or shipped_null()
 
     @property
     def race(self) -> RaceSettings:

@@ -280,13 +280,17 @@ class SearchNull:
         )
 
     def knows(self, dataset: str, fingerprint: str) -> bool:
-        """Whether clean detectors were searched on images like these: of the same dataset.
+        """Whether clean detectors were searched on images like these.
+
+        On these very images, or on others of the same registered dataset; a file of annotations may
+        have the name of another one.
 
         Args:
-            dataset: name of the images' dataset.
+            dataset: name of the images' dataset, or of their file.
             fingerprint: of the images.
         """
-        return dataset == self.dataset or fingerprint == self.fingerprint
+        is_registered = not Path(dataset).suffix
+        return fingerprint == self.fingerprint or (is_registered and dataset == self.dataset)
 
     def describe(self, fingerprint: str) -> str:
         """What thresholds rest on, in one sentence, for a search of images of a fingerprint."""

@@ -33,10 +33,8 @@ from .null import (
     REFERENCES,
     TWIN,
     ModeNull,
-    SearchNull,
     Shown,
     arm_key,
-    shipped_null,
 )
 from .proof import tried_on_twin
 from .race import Race, Scouted
@@ -160,7 +158,6 @@ def search_detector(
     class_names: Sequence[str],
     settings: SearchSettings,
     image_format: str,
-    null: SearchNull | None = None,
     mode: str = REFERENCES,
     bootstrap_samples: int = 1000,
     confidence: float = 0.95,
@@ -178,9 +175,8 @@ def search_detector(
         tuning: clean images to search on.
         held_out: clean images to measure on.
         class_names: of the detector, each once.
-        settings: how long it takes.
+        settings: how long it takes, and what clean detectors show.
         image_format: order of the channels of the images, "BGR" or "RGB".
-        null: what clean detectors score; the shipped one if None.
         mode: what the references are, one of :data:`MODES`; without any: alone.
         bootstrap_samples: resamples of the images.
         confidence: level of the intervals.
@@ -192,7 +188,7 @@ def search_detector(
             :class:`~..twin.TwinError`. None where there can be none.
     """
     deadline = time.monotonic() + _TIME_SHARE * seconds
-    null = null or shipped_null()
+    null = settings.null
     of_clean, of_twin = (null.of(each, settings.level) for each in (mode, TWIN))
 
     def obstructed(reason: str) -> SearchOutcome:

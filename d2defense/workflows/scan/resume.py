@@ -16,7 +16,6 @@ from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.inspection import Inspector, Question
 from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.detection import Calibration, ScanImages, ScanSettings
-from d2defense.detection.search import shipped_null
 from d2defense.environment import library_versions
 from d2defense.report.results import (
     EXAMPLES_FILE,
@@ -140,7 +139,7 @@ def settings_key(
             [each.name, each.member, *map(file_sha256, (each.weights, each.config))]
             for each in references
         ],
-        "null": asdict(shipped_null()) if settings.search.is_on else None,
+        "null": asdict(settings.search.null) if settings.search.is_on else None,
         "device": device and device.partition(":")[0],
         "versions": library_versions(),
         "modules": source_digests(),

@@ -23,7 +23,6 @@ from d2defense.detection.search import (
     divide,
     names_of_classes,
     search_detector,
-    shipped_null,
 )
 from d2defense.detection.search.levels import ALWAYS
 from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
@@ -127,7 +126,7 @@ def search_checkpoint(
                 no_twin = f"twin: {error}"
                 left_out.append(no_twin)
     mode = REFERENCES if references else ALONE if twin.model is None else TWIN
-    is_known = shipped_null().knows(task.images.name, task.images.fingerprint)
+    is_known = settings.search.null.knows(task.images.name, task.images.fingerprint)
     # A twin that is made for proof comes after the search.
     later = 0.0 if is_known or mode != REFERENCES or twin.model is not None else _TWIN_SHARE
 
@@ -168,7 +167,7 @@ def search_checkpoint(
         "level": settings.search.level,
         "mode": outcome.mode,
         "references": list(outcome.references),
-        "null": shipped_null().describe(task.images.fingerprint),
+        "null": settings.search.null.describe(task.images.fingerprint),
         "left_out": left_out,
         "num_images": outcome.num_images,
         "score": outcome.score,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,10 @@ def test_a_search_of_other_images_says_so():
     assert made.knows("signs", "beef")
     assert made.knows("another name", "f00d")
     assert not made.knows("photos", "beef")
+    # A file of annotations may be another one of the same name.
+    of_a_file = replace(made, dataset="val.json")
+    assert of_a_file.knows("val.json", "f00d")
+    assert not of_a_file.knows("val.json", "beef")
 
 
 def test_the_shipped_one_leaves_room_for_attacks_that_took():

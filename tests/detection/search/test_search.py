@@ -78,7 +78,7 @@ def search(opened, monkeypatch):
 
     def run(model, references=None, **options):
         references = {"clean_1": models["clean_1"]} if references is None else references
-        settings = SearchSettings("fast")
+        settings = SearchSettings("fast", own_null=NULL)
         arguments = {"tuning": divided[0], "held_out": divided[1]} | options
         return search_detector(
             model,
@@ -86,7 +86,6 @@ def search(opened, monkeypatch):
             class_names=class_names,
             settings=settings,
             image_format="BGR",
-            null=NULL,
             bootstrap_samples=100,
             **arguments,
         )

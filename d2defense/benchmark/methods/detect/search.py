@@ -17,7 +17,6 @@ from d2defense.detection.search import (
     SearchSettings,
     divide,
     search_detector,
-    shipped_null,
 )
 from d2defense.detection.twin import TwinSettings, fine_tuned_twin
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
@@ -76,18 +75,19 @@ class Search(DetectionMethod):
         images = [subject.images[index] for index in range(len(subject.images))]
         tuning, held_out = divide(images, subject.seed)
         mode, references = self.references(subject, tuning)
+        settings = SearchSettings(self.level)
         return search_detector(
             subject.model,
             references,
             tuning,
             held_out,
             subject.class_names,
-            SearchSettings(self.level),
+            settings,
             subject.image_format,
             seed=subject.seed,
             mode=mode,
             seconds=subject.seconds_left,
-            is_known=shipped_null().knows(subject.dataset, subject.fingerprint),
+            is_known=settings.null.knows(subject.dataset, subject.fingerprint),
             make_twin=lambda: fine_tuned_twin(subject.model, tuning, TwinSettings()),
         )
 
