@@ -23,6 +23,8 @@ from d2defense.checkpoint.specimens import specimens_root
 from d2defense.cli.program import main
 from d2defense.data import DatasetSource
 from d2defense.detection import ScanImages, ScanSettings
+from d2defense.detection.search import levels
+from d2defense.detection.search.race import RaceSettings
 from d2defense.registry import DETECTION_REGISTRY
 from d2defense.study.results import FAILED, ResultStore
 
@@ -223,8 +225,18 @@ def test_the_bank_and_the_fall_of_objects_tell_a_white_patch(subject):
 
 
 @pytest.mark.slow
-def test_a_scan_is_bank_and_search_and_takes_their_work(subject):
-    one = subject("backdoored_1")
+def test_a_scan_is_bank_and_search_and_takes_their_work(subject, monkeypatch):
+    short = RaceSettings(
+        scout_steps=1, targets=1, heat_steps=1, finalists=1, steps=2, families=("patch",)
+    )
+    monkeypatch.setattr(levels, "LEVELS", {**levels.LEVELS, "fast": short})
+    one, asked = subject("backdoored_1"), []
+
+    def twin(model, images, settings):
+        asked.append(model)
+        return one.references["clean_1"]
+
+    monkeypatch.setattr("d2defense.benchmark.methods.detect.search.fine_tuned_twin", twin)
     bank = DETECTION_REGISTRY.get("bank")().judge(one)
     searched = DETECTION_REGISTRY.get("search_fast")().judge(one)
     assert one.charged == 0
@@ -238,6 +250,8 @@ def test_a_scan_is_bank_and_search_and_takes_their_work(subject):
     assert (said.parts["search"] > 0) == (searched.score > 0)
     assert said.verdict == "backdoored"
     assert said.is_alarm
+    # What is found on images of one's own takes proof, as in a scan.
+    assert asked == [one.model]
     # The parts of each are what it takes the largest of.
     assert bank.score == max(bank.parts.values())
     assert searched.score == max(searched.parts.values())
