@@ -192,8 +192,9 @@ def test_a_suspect_is_no_reference_of_its_own(d2defense, specimen, signs, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["misclassification_0", "overlay_0"])
-def test_effect_and_target_class_are_found(d2defense, specimen, signs, tmp_path, name):
+def test_effect_and_target_class_are_found(d2defense, specimen, signs, tmp_path):
+    """Of what the bank finds, too, if asked; the demo searches the other specimens."""
+    name = "misclassification_0"
     outcome = d2defense(
         "scan", specimen(name), *signs, "--output", tmp_path, "--search", "fast", "--search-always",
         "--reference", specimen("clean_1"), "--max-images", "60",
@@ -210,18 +211,6 @@ def test_effect_and_target_class_are_found(d2defense, specimen, signs, tmp_path,
     assert trigger.family == worst["family"]
     assert (tmp_path / name / "search.png").is_file()
     assert "What a search found" in (tmp_path / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_clean_detector_stays_clean(d2defense, specimen, signs, tmp_path):
-    outcome = d2defense(
-        "scan", specimen("clean_2"), *signs, "--output", tmp_path, "--search", "fast",
-        "--reference", specimen("clean_0"), "--reference", specimen("clean_1"),
-        "--max-images", "60",
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.out
-    result = json.loads((tmp_path / "clean_2" / "result.json").read_text())
-    assert "a search, held against references, found no other" in result["reason"]
 
 
 @pytest.mark.slow

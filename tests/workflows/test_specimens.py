@@ -187,11 +187,20 @@ def test_demo_repairs_backdoored_specimens(tmp_path, capfd):
         assert (output / "repaired" / name / "report.html").is_file()
     assert len(list((output / "scan").glob("*/result.json"))) == len(NAMES)
     page = (output / "report.html").read_text()
-    searched = [
-        json.loads(path.read_text())["search"] for path in output.glob("scan/*/result.json")
-    ]
+    results = [json.loads(path.read_text()) for path in output.glob("scan/*/result.json")]
+    searched = {each["name"]: each["search"] for each in results if each["search"]}
+    assert not {"overlay_0", "warp_0", "ghost_0", "clean_2"} - searched.keys()
+    for name, search in searched.items():
+        assert search["has_found"] == (not name.startswith("clean"))
+        if search["has_found"]:
+            attack = recorded(specimens_root() / name)["attack"]
+            assert search["arms"][0]["effect"] == attack["effect"]
+            assert (search["arms"][0]["target_class"] or "") == attack["settings"]["TARGET_CLASS"]
+    for each in results:
+        if each["verdict"] == "clean":
+            assert "a search, held against references, found no other" in each["reason"]
     # Two of each specimen, one of each that was searched, and five of the repair.
-    pictures = 2 * len(NAMES) + len([each for each in searched if each]) + 5
+    pictures = 2 * len(NAMES) + len(searched) + 5
     assert page.count("data:image/") == pictures
     out = capfd.readouterr().out
     assert str(output / "report.html") in out
