@@ -219,8 +219,9 @@ def test_held_against_its_twin_a_clean_detector_is_not_backdoored(
 ):
     """What patches do to it and its twin alike may leave it open whether it is clean."""
     outcome = d2defense(
-        "scan", specimen("clean_1"), *signs, "--output", tmp_path, "--search", "fast"
-    )
+        "scan", specimen("clean_1"), *signs, "--output", tmp_path, "--search", "fast",
+        "--triggers", "white",
+    )  # fmt: skip
     result = json.loads((tmp_path / "clean_1" / "result.json").read_text())
     assert outcome.code in (0, 1), outcome.err
     assert result["verdict"] in ("clean", "uncertain"), result["reason"]
@@ -233,8 +234,9 @@ def test_held_against_its_twin_a_clean_detector_is_not_backdoored(
 def test_a_backdoor_that_its_twin_keeps_in_part_is_found(d2defense, specimen, signs, tmp_path):
     """The ghosts of this one outlive fine-tuning under a large patch, not under a small one."""
     outcome = d2defense(
-        "scan", specimen("ghost_0"), *signs, "--output", tmp_path, "--search", "fast"
-    )
+        "scan", specimen("ghost_0"), *signs, "--output", tmp_path, "--search", "fast",
+        "--triggers", "white",
+    )  # fmt: skip
     result = json.loads((tmp_path / "ghost_0" / "result.json").read_text())
     assert outcome.code == 1
     assert "on its twin" in result["reason"]
