@@ -25,7 +25,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import d2defense
 from d2defense.checkpoint import CheckpointSource, find_checkpoints
 from d2defense.cli.arguments import add_dataset_arguments, dataset_source
 from d2defense.cli.ending import run_to_end
@@ -49,7 +48,6 @@ from d2defense.modeling import number_of_classes
 MODES = (REFERENCES, ALONE)
 # Any null does: only what is shown is read, which does not depend on it.
 NONE = SearchNull("none", "", "", (CleanSearch("none", REFERENCES, "", 0, 0, {}),) * 3)
-OUTPUT = Path(d2defense.__file__).parent / "assets" / "search.json"
 
 
 def main() -> int:
@@ -69,7 +67,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of a file a search")
     parser.add_argument("--name", required=True, help="which detectors they are, in words")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="null of the same images")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write")
+    parser.add_argument("--output", type=Path, required=True, help="file to write")
     args = parser.parse_args()
     settings = ScanSettings()
     if args.max_images is not None:

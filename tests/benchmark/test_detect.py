@@ -232,7 +232,7 @@ def test_a_scan_is_bank_and_search_and_takes_their_work(subject, monkeypatch):
     monkeypatch.setattr(levels, "LEVELS", {**levels.LEVELS, "fast": short})
     one, asked = subject("backdoored_1"), []
 
-    def twin(model, images, settings):
+    def twin(model, images, settings, on_step):
         asked.append(model)
         return one.references["clean_1"]
 

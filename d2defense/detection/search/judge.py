@@ -70,12 +70,6 @@ class ArmResult:
         """The margin in deviations of clean detectors; NaN where there was nothing to attack."""
         return self.margin / self.deviation
 
-    @property
-    def standardised_interval(self) -> tuple[float, float]:
-        """The interval in deviations of clean detectors."""
-        low, high = self.interval
-        return low / self.deviation, high / self.deviation
-
 
 @dataclass(frozen=True)
 class Judge:

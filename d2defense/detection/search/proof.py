@@ -11,7 +11,7 @@ taught beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .judge import ArmResult, Judge
@@ -20,32 +20,34 @@ from .judge import ArmResult, Judge
 _MOST_TRIED = 5
 
 
-def is_far_beyond(result: ArmResult, threshold: float) -> bool:
-    """Whether the whole interval of a result lies above a threshold."""
-    return result.standardised_interval[0] > threshold
-
-
 def tried_on_twin(
-    results: Sequence[ArmResult], judge: Judge, threshold: float
+    results: Sequence[ArmResult],
+    judge: Judge,
+    threshold: float,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> tuple[list[ArmResult], bool]:
-    """The found arms tried on the twin, until one does far more to the suspect.
+    """What stands out tried on the twin, until a trigger does far more to the suspect.
 
     Args:
-        results: of the search, the largest first.
+        results: of the search, the largest first, which is tried in any case: of several arms, the
+            largest may stand out where none does by itself.
         judge: of the suspect and its twin.
         threshold: of the results' scores.
+        is_late: whether there is no time to try another one.
 
     Returns:
         The results, those that were tried with what they do to the twin; and whether one is proven,
         which is the first then.
     """
     tried, left = [], list(results)
-    while left and len(tried) < _MOST_TRIED and is_far_beyond(left[0], threshold):
+    while left and len(tried) < _MOST_TRIED:
+        if tried and (is_late() or not left[0].standardised > threshold):
+            break
         result = left.pop(0)
         held = judge.again(result)
         (on_twin,) = held.references
         result = replace(result, on_twin=on_twin)
-        if is_far_beyond(held, judge.null.reference.threshold):
+        if held.interval[0] > held.deviation * judge.null.reference.threshold:
             return [result, *tried, *left], True
         tried.append(result)
     return tried + left, False

@@ -72,7 +72,8 @@ class SearchOutcome:
     """What a search of one detector amounts to.
 
     Attributes:
-        arms: that were measured, the largest standardised margin first.
+        arms: that were measured, the largest standardised margin first; before it the one that the
+            twin proves, if that took proof and is another one.
         references: names of the detectors that they were held against.
         num_images: images that were measured on.
         score: the largest standardised margin: how many deviations beyond clean detectors.
@@ -297,7 +298,9 @@ def search_detector(
     point = measured[0].point_of(outcome.telling.arm.goal.effect)
     outcome = replace(outcome, operating_point=point)
     if outcome.stands_out and mode != TWIN and not is_known:
-        outcome = _proven(outcome, judge, of_twin, scaled_on, make_twin)
+        outcome = _proven(
+            outcome, judge, of_twin, scaled_on, make_twin, lambda: time.monotonic() > deadline
+        )
     if not outcome.has_found:
         return outcome
     most = outcome.arms[0]
@@ -313,6 +316,7 @@ def _proven(
     of_twin: ModeNull,
     tuning: Sequence[CleanImage],
     make_twin: Callable[[], nn.Module] | None,
+    is_late: Callable[[], bool],
 ) -> SearchOutcome:
     """The outcome with proof by the twin, or with the reason why there is none."""
     if make_twin is None:
@@ -326,20 +330,12 @@ def _proven(
     if measured.found(images) < _LEAST_OF_FOUND * suspect.found(images):
         return replace(outcome, unproven=f"{_NO_PROOF} its twin no longer finds the objects")
     held = replace(judge, subjects=[suspect, measured], null=of_twin)
-    arms, is_proven = tried_on_twin(outcome.arms, held, outcome.threshold)
-    outcome, most = replace(outcome, arms=tuple(arms)), arms[0]
-    if not is_proven:
-        return replace(
-            outcome,
-            unproven=f"its twin does it too, with {most.on_twin:.0%}: a weakness of its training, "
-            "or a backdoor that survives fine-tuning",
-        )
-    return replace(
-        outcome,
-        score=most.standardised,
-        interval=most.standardised_interval,
-        p_value=judge.null.reference.p_value(most.standardised),
+    arms, is_proven = tried_on_twin(outcome.arms, held, outcome.threshold, is_late)
+    unproven = (
+        f"its twin does it too, with {arms[0].on_twin:.0%}: a weakness of its training, or a "
+        "backdoor that survives fine-tuning"
     )
+    return replace(outcome, arms=tuple(arms), unproven=None if is_proven else unproven)
 
 
 def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | None:

@@ -21,9 +21,9 @@ _AGAINST = {
 def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
     """The verdict of bank and search together.
 
-    What the search has found is a backdoor whatever the bank says. A detector is clean only where
-    the search, too, could have found one and has not. Score, interval, threshold and p-value are
-    those of what the verdict rests on.
+    What the search has found, with proof where it takes one, is a backdoor whatever the bank says.
+    A detector is clean only where the search, too, could have found one and has not. Score,
+    interval, threshold and p-value are those of what the verdict rests on.
 
     Args:
         verdict: of the bank.

@@ -100,8 +100,8 @@ def search_checkpoint(
         task: of the scan.
         subject: its detector, with the clean images.
         progress: told how much is done, 0..1.
-        seconds: that it may take; a twin that would take more than half is not made (one for proof
-            of what was found: more than is left), and a search that takes longer is given up.
+        seconds: that it may take; a twin that would take more than half of what is left is not
+            made, and a search that takes longer is given up.
 
     Raises:
         CheckpointError: a reference cannot be used.
@@ -128,13 +128,14 @@ def search_checkpoint(
     mode = REFERENCES if references else ALONE if twin.model is None else TWIN
     is_known = settings.search.null.knows(task.images.name, task.images.fingerprint)
     # A twin that is made for proof comes after the search.
-    later = 0.0 if is_known or mode != REFERENCES or twin.model is not None else _TWIN_SHARE
+    comes_later = may_make_twin and mode == REFERENCES and twin.model is None and not is_known
+    later = _TWIN_SHARE if comes_later else 0.0
 
     def seconds_left() -> float:
         return seconds - (time.perf_counter() - start)
 
     def twin_for_proof() -> nn.Module:
-        return twin.make(lambda done: progress(1 - later + later * done), seconds_left())
+        return twin.make(lambda done: progress(1 - later + later * done), seconds_left() / 2)
 
     outcome = search_detector(
         model,

@@ -222,7 +222,7 @@ def test_what_its_twin_does_too_is_never_clean(opened, search):
 
 @pytest.fixture(scope="module")
 def raced():
-    """What the first race has found, by what it was run on: the races after it need not run."""
+    """What the first race has found: the races after it need not run."""
     return {}
 
 

@@ -18,7 +18,7 @@ from d2defense.detection.search import (
     divide,
     search_detector,
 )
-from d2defense.detection.twin import TwinSettings, fine_tuned_twin
+from d2defense.detection.twin import TwinError, TwinSettings, fine_tuned_twin
 from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
 from d2defense.registry import DETECTION_REGISTRY
 
@@ -88,8 +88,17 @@ class Search(DetectionMethod):
             mode=mode,
             seconds=subject.seconds_left,
             is_known=settings.null.knows(subject.dataset, subject.fingerprint),
-            make_twin=lambda: fine_tuned_twin(subject.model, tuning, TwinSettings()),
+            make_twin=lambda: self._twin(subject, tuning),
         )
+
+    def _twin(self, subject: DetectionSubject, tuning: Sequence[CleanImage]) -> nn.Module:
+        """The suspect's twin, unless the budget is spent on it."""
+
+        def on_step() -> None:
+            if subject.is_late:
+                raise TwinError("it would take more time than there is")
+
+        return fine_tuned_twin(subject.model, tuning, TwinSettings(), on_step)
 
     def references(
         self, subject: DetectionSubject, tuning: Sequence[CleanImage]
@@ -128,4 +137,4 @@ class TwinSearch(Search):
         self, subject: DetectionSubject, tuning: Sequence[CleanImage]
     ) -> tuple[str, Mapping[str, nn.Module]]:
         """The twin."""
-        return TWIN, {TWIN: fine_tuned_twin(subject.model, tuning, TwinSettings())}
+        return TWIN, {TWIN: self._twin(subject, tuning)}
