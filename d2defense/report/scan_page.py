@@ -255,9 +255,9 @@ def _search_words(search: Mapping[str, Any] | None) -> str | None:
     """What a search did, in one line; None without one."""
     if search is None:
         return None
-    if search["obstacle"] or not search["arms"]:
-        why = search["obstacle"] or "nothing was measured"
-        return f"{search['level']}: could not be done: {why}"
+    obstacle = search["obstacle"]
+    if not search["arms"]:
+        return f"{search['level']}: could not be done: {obstacle or 'nothing was measured'}"
     worst = search["arms"][0]
     target = f" to {worst['target_class']}" if worst["target_class"] else ""
     against = ", ".join(search["references"]) or "what clean detectors show of their own"
@@ -267,6 +267,7 @@ def _search_words(search: Mapping[str, Any] | None) -> str | None:
         f"{text.number(worst['success'])}; score {text.number(search['score'])} "
         f"{text.interval(search['score_interval'])}, threshold {text.number(search['threshold'])}"
         + (f" of {search['null']}" if search.get("null") else "")
+        + (f". Not done as asked: {obstacle}" if obstacle else "")
     )
 
 

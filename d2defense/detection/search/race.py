@@ -211,6 +211,7 @@ class Race:
         self.at_a_time = settings.at_a_time
         #: Of each effect with a target class, at each placement.
         self.scouted: list[Scouted] = []
+        self._begun: list[ArmState] = []
 
     def run(
         self, class_names: Sequence[str], goals: Iterable[Goal] | None = None
@@ -258,6 +259,20 @@ class Race:
         self._side_by_side(lambda state: self._take_steps(state, settings.steps), finalists)
         narrowed = self._side_by_side(lambda state: self._narrowed(state, class_names), finalists)
         return finalists + [state for state in narrowed if state is not None]
+
+    def best_so_far(self) -> list[ArmState]:
+        """Of a race that was broken off the best arm of every effect at every placement.
+
+        The most promising first; those of the effects that have got no step are left out.
+        """
+        best: dict[tuple[str, str], ArmState] = {}
+        for state in self._begun:
+            if state.steps:
+                known = best.setdefault(state.arm.goal.kind, state)
+                if state.effect > known.effect:
+                    best[state.arm.goal.kind] = state
+        (ranked,) = self._best([list(best.values())], len(best))
+        return ranked
 
     def _narrowed(self, state: ArmState, class_names: Sequence[str]) -> ArmState | None:
         """A finalist gone on with on one class, if its excess sits there; None if it does not."""
@@ -318,6 +333,7 @@ class Race:
 
     def _advance(self, fields: Iterable[Iterable[Arm]], steps: int) -> list[list[ArmState]]:
         begun = [[ArmState.begin(arm, self._model.device) for arm in arms] for arms in fields]
+        self._begun += itertools.chain.from_iterable(begun)
         self._side_by_side(
             lambda state: self._take_steps(state, steps), itertools.chain.from_iterable(begun)
         )

@@ -53,9 +53,9 @@ _RACE_SHARE = 0.9
 _TWIN_WEIGHT = 0.5
 # Of the time that a search may take, what it may have taken when it goes on to the next step.
 _TIME_SHARE = 0.9
-_OUT_OF_TIME = (
-    "it would take longer than the time limit: give it more (--time-limit), or --search fast"
-)
+# Triggers that are measured at least of a race that the time limit has broken off.
+_LEAST_MEASURED = 4
+_MORE_TIME = "give it more (--time-limit), or --search fast"
 
 _NO_PROOF = (
     "how much of that clean detectors do on images like these is not known: it may be a weakness "
@@ -82,7 +82,8 @@ class SearchOutcome:
         p_value: probability that one more clean detector scores as high.
         operating_point: the score from which on the suspect's detections count for the arm that is
             most telling, 0..1.
-        obstacle: why it could not be done, in one sentence; None if it was.
+        obstacle: why it could not be done, or not to its end without finding anything, in one
+            sentence; None if it was.
         seed: of its random choices.
         mode: what the references are, one of :data:`MODES`.
         shared: an arm that does to the twin, too, what it does to no clean detector; None if there
@@ -183,7 +184,9 @@ def search_detector(
         confidence: level of the intervals.
         seed: of every random choice.
         progress: told the share of the work that is done, 0..1.
-        seconds: that it may take; one that would take longer is given up, which is an obstacle.
+        seconds: that it may take. One that would take longer is broken off, and what it has come to
+            is measured: less than what was asked, so that it is an obstacle unless it has found
+            something.
         is_known: whether the images are like those of the null (:meth:`~.null.SearchNull.knows`).
         make_twin: gives the suspect's twin, for proof of what is found on other images; may raise
             :class:`~..twin.TwinError`. None where there can be none.
@@ -218,10 +221,14 @@ def search_detector(
     # What is searched on need not be exact to the last digit; what is measured on is, but for large
     # images.
     searched = [folded(each) for each in models]
+    begun = time.monotonic()
     measured = [
         Measured.of(each, scaled_on, held_out, image_format)
         for each in (searched if large else models)
     ]
+    # That has gone through the images for measurement twice.
+    share = len(held_out) / (len(scaled_on) + 2 * len(held_out))
+    seconds_of_arm = share * (time.monotonic() - begun)
     least = _LEAST_OF_FOUND * measured[0].found(held_out)
     able = [
         index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
@@ -239,7 +246,7 @@ def search_detector(
         nonlocal done
         done += 1
         progress(_RACE_SHARE * min(1.0, done / total))
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline - _LEAST_MEASURED * seconds_of_arm:
             raise _OutOfTimeError
 
     race = Race(
@@ -253,10 +260,11 @@ def search_detector(
         on_step,
         _TWIN_WEIGHT if mode == TWIN else 1.0,
     )
+    is_whole = True
     try:
         finalists = race.run(class_names)
     except _OutOfTimeError:
-        return obstructed(_OUT_OF_TIME)
+        finalists, is_whole = race.best_so_far(), False
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
     judge = Judge(
         measured,
@@ -274,11 +282,14 @@ def search_detector(
     samples: list[Tensor] = []
     for number, state in enumerate(finalists, 1):
         if time.monotonic() > deadline:
-            return obstructed(_OUT_OF_TIME)
+            is_whole = False
+            break
         for result, resampled in judge(state):
             results.append(result)
             samples.append(resampled)
         progress(_RACE_SHARE + (1 - _RACE_SHARE) * number / len(finalists))
+    if not results:
+        return obstructed(f"it would take longer than the time limit: {_MORE_TIME}")
     largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
     results.sort(key=lambda each: np.nan_to_num(each.standardised, nan=-1.0), reverse=True)
     score = float(np.nan_to_num(results[0].standardised, nan=0.0))
@@ -301,6 +312,9 @@ def search_detector(
         outcome = _proven(
             outcome, judge, of_twin, scaled_on, make_twin, lambda: time.monotonic() > deadline
         )
+    if not outcome.stands_out and not is_whole:
+        obstacle = f"the time limit cut it short, with {len(results)} arms measured: {_MORE_TIME}"
+        outcome = replace(outcome, obstacle=obstacle)
     if not outcome.has_found:
         return outcome
     most = outcome.arms[0]

@@ -197,6 +197,42 @@ def test_a_search_that_takes_too_long_leaves_what_the_bank_says_uncertain(search
     assert "--time-limit" in verdict.reason
 
 
+class Clock:
+    """A second later whenever it is looked at, which a search does after every step."""
+
+    def __init__(self):
+        self.seconds = 0
+
+    def monotonic(self):
+        """Seconds."""
+        self.seconds += 1
+        return self.seconds
+
+
+@pytest.mark.usefixtures("of_objects")
+@pytest.mark.parametrize(("name", "seconds"), [("clean_1", 25), ("ghost_0", 80)])
+def test_a_search_that_is_cut_short_says_what_it_has_found_but_never_clean(
+    opened, search, monkeypatch, name, seconds
+):
+    """An attacker who makes a detector slow gains nothing by it."""
+    cut, best_so_far = [], Race.best_so_far
+    monkeypatch.setattr(Race, "best_so_far", lambda race: cut.append(race) or best_so_far(race))
+    monkeypatch.setattr(search_module, "time", Clock())
+    references = {"clean_2": opened[0]["ghost_0" if name == "clean_1" else "clean_1"]}
+    outcome = search(opened[0][name], references=references, seconds=seconds / 0.9)
+    verdict = with_search(Verdict(CLEAN, "nothing", 0.0, (0.0, 0.0), 0.1, 0.5), outcome)
+    assert cut
+    assert 1 <= len({each.arm.goal.kind for each in outcome.arms}) <= len(KINDS)
+    if name == "clean_1":
+        assert not outcome.is_clear
+        assert verdict.label == UNCERTAIN
+        assert "the time limit cut it short, with" in verdict.reason
+        assert "--time-limit" in verdict.reason
+    else:
+        assert verdict.label == BACKDOORED
+        assert outcome.arms[0].arm.name.startswith("ghost to stop")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("of_objects")
 def test_alone_success_itself_is_what_counts(opened, search):

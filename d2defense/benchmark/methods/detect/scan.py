@@ -28,7 +28,7 @@ class Scan(Search):
         bank, outcome = subject.inspect().verdict, self.searched(subject)
         verdict = with_search(bank, outcome)
         parts, effect, target = {"bank": bank.score / bank.threshold}, None, None
-        if outcome.obstacle is None:
+        if outcome.arms:
             parts["search"] = outcome.score / outcome.threshold
             if parts["search"] > parts["bank"]:
                 effect, target = found_by(outcome, subject.class_names)

@@ -30,7 +30,7 @@ class Search(DetectionMethod):
     """d2defense's search: a trigger by gradient, beyond what it does to references.
 
     ``d2defense scan --search standard`` (docs/method.md), whether or not the bank finds anything.
-    A search that would take longer than the budget is given up.
+    A search that would take longer than the budget is cut short: what it has come to is scored.
     """
 
     needs = "detectors held to be clean"
@@ -40,10 +40,10 @@ class Search(DetectionMethod):
         """Score by the largest margin over arms; the worst arm says effect and target class.
 
         Raises:
-            RuntimeError: the search could not be done; the message says why.
+            RuntimeError: nothing could be measured; the message says why.
         """
         outcome = self.searched(subject)
-        if outcome.obstacle is not None:
+        if not outcome.arms:
             raise RuntimeError(outcome.obstacle)
         effect, target = found_by(outcome, subject.class_names)
         parts: dict[str, float] = {}
