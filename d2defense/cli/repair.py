@@ -52,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     silence_developer_notices()  # of what the imports below import
     from d2defense.registry import REMOVAL_REGISTRY
-    from d2defense.workflows.evidence import SEARCH_LEVEL, SEARCHING_METHOD
+    from d2defense.workflows.evidence import (
+        KEEPING_METHOD,
+        KNOWING_METHOD,
+        SEARCH_LEVEL,
+        SEARCHING_METHOD,
+    )
     from d2defense.workflows.fine_tuning import DEFAULT_METHOD
 
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="output folder or weights file")
@@ -71,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=REMOVAL_REGISTRY.choices(),
         metavar="NAME",
         help="name of a removal method (renewal if --modules is given, else what suits the scan: "
-        f"{SEARCHING_METHOD} where a search finds what the bank does not, else {DEFAULT_METHOD})",
+        f"{KNOWING_METHOD} where the bank finds it, {SEARCHING_METHOD} where a search finds more, "
+        f"{KEEPING_METHOD} where both find it clean, else {DEFAULT_METHOD})",
     )
     methods.add_argument(
         "--modules",

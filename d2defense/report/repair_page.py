@@ -116,10 +116,15 @@ def _repair_summary(
     listed = " and ".join(filter(None, [", ".join(modules[:-1]), *modules[-1:]]))
     reset = f"{listed} reset and " if modules else ""
     done = "was repaired" if repair.get("repaired", True) else "was worked on, but is not repaired,"
-    said = (
+    worked = (
         f"{label} {done} in {text.duration(repair.get('seconds'))}: {reset}the whole model "
-        f"fine-tuned on a small clean set. Scanned again, its verdict went from "
-        f"{before.get('verdict') or text.DASH} to {after.get('verdict') or text.DASH}."
+        f"fine-tuned on a small clean set."
+    )
+    if repair.get("unchanged"):
+        worked = f"The scan finds nothing in {label}: it is handed back as it was."
+    said = (
+        f"{worked} Scanned again, its verdict went from {before.get('verdict') or text.DASH} to "
+        f"{after.get('verdict') or text.DASH}."
     )
     obstacles = [f"Not repaired: {each}." for each in repair.get("obstacles") or []]
     return " ".join([said, *obstacles])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d2defense.checkpoint import CheckpointSource, file_sha256
-from d2defense.detection.verdict import BACKDOORED
+from d2defense.detection.verdict import BACKDOORED, CLEAN
 from d2defense.registry import REMOVAL_REGISTRY
 from d2defense.removal.methods.unlearn import goal_entry
 from d2defense.report.results import RESULT_FILE, read_result
@@ -24,6 +24,8 @@ SEARCH_LEVEL = "fast"
 SEARCHING_METHOD = "unlearn"
 #: Goes by the triggers by which a bank has found something.
 KNOWING_METHOD = "known_trigger"
+#: For what is clean: it changes nothing.
+KEEPING_METHOD = "keep"
 # Excess beyond that of clean detectors from which on a repair goes by an arm.
 _WORTH_TRYING = 0.1
 
@@ -87,8 +89,9 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
 def method_for(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     """The removal method that suits what a scan has found.
 
-    One that goes by the trigger removes what the bank finds, as long as objects vanish, and costs
-    least; one that goes by goals removes what a search finds (``docs/removal.md`` has the figures).
+    None where it has searched and found nothing. One that goes by the trigger removes what the bank
+    finds, as long as objects vanish, and costs least; one that goes by goals removes what a search
+    finds (``docs/removal.md`` has the figures).
 
     Args:
         result: of a scan.
@@ -97,6 +100,8 @@ def method_for(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     Returns:
         A name in ``REMOVAL_REGISTRY``.
     """
+    if is_found_clean(result):
+        return KEEPING_METHOD
     if _to_be_told(result):
         return SEARCHING_METHOD
     return KNOWING_METHOD if known_triggers(result, bank) else DEFAULT_METHOD
@@ -108,9 +113,16 @@ def describe_method(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     if _by_bank(result):
         why = f"the bank has found it by {result['worst_trigger']}"
     goals = _to_be_told(result)
-    if goals:
+    if is_found_clean(result):
+        why = "it is clean, and the search has found nothing"
+    elif goals:
         why = f"a search reaches {', '.join(goals)}"
     return f"{method_for(result, bank)}, since {why}"
+
+
+def is_found_clean(result: Mapping[str, Any]) -> bool:
+    """Whether a scan calls it clean that has searched for more than its bank."""
+    return result.get("verdict") == CLEAN and bool(result.get("search"))
 
 
 def _to_be_told(result: Mapping[str, Any]) -> tuple[str, ...]:

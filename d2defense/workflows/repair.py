@@ -32,10 +32,12 @@ from d2defense.triggers import Trigger
 
 from .classes import check_classes
 from .evidence import (
+    KEEPING_METHOD,
     describe_method,
     describe_modules,
     excess_by_effect,
     informed,
+    is_found_clean,
     load_evidence,
 )
 from .examples import example_pairs, most_changed
@@ -179,7 +181,9 @@ def repair_checkpoint(
         (repaired,) = find_checkpoints([folder / FINAL_WEIGHTS_NAME], only_final=True)
         measures_after, shown_after = _measure(task, repaired, images, after, "after")
         obstacles = why_not_repaired(measures_before, measures_after, task.max_ap_drop)
-        if not obstacles or number == task.rounds:
+        # Of what is clean by now no method makes more than it is.
+        is_done = task.choose_method and is_found_clean(after)
+        if not obstacles or is_done or number == task.rounds:
             break
         say(f"Round {number} of {task.rounds} did not repair it: {'; '.join(obstacles)}.")
         if folder == output_dir:
@@ -190,6 +194,7 @@ def repair_checkpoint(
         "checkpoint": source.name,
         "output": str(output_dir),
         "method": options.method,
+        "unchanged": options.method == KEEPING_METHOD,
         "modules": list(fine_tuned.modules),
         "seconds": seconds,
         "rounds": number,
@@ -403,7 +408,8 @@ def format_repair(summary: dict[str, Any]) -> str:
             lines[-1] += "; their labels are what the checkpoint itself said of them"
     if not searched[1]:
         lines.append("not searched for other triggers: --search does that")
-    lines += [f"not repaired: {obstacle}" for obstacle in summary["obstacles"]] or ["repaired"]
+    repaired = "nothing to repair: it is what it was" if summary["unchanged"] else "repaired"
+    lines += [f"not repaired: {obstacle}" for obstacle in summary["obstacles"]] or [repaired]
     return "\n".join(lines)
 
 

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from d2defense.checkpoint import load_state_dict
 from d2defense.cli.program import main
 from d2defense.detection import load_calibration
 from d2defense.report.results import error_result
@@ -102,6 +104,17 @@ def test_a_repair_goes_by_what_the_scan_has_found(
     file.write_text(json.dumps(result))
     outcome = d2defense(*repair, *few, "--output", tmp_path / "found")
     assert "unlearn in" in outcome.out, outcome.err
+    found = result["verdict"]
+    result["verdict"], result["search"]["arms"] = "clean", []
+    file.write_text(json.dumps(result))
+    outcome = d2defense(*repair, "--output", tmp_path / "kept")
+    assert "keep in" in outcome.out, outcome.err
+    kept, given = (
+        load_state_dict(each / "model_final.pth")
+        for each in (tmp_path / "kept", untrained_checkpoint)
+    )
+    assert all(torch.equal(kept[name], given[name]) for name in given)
+    result["verdict"] = found
     result["search"] = None
     result["bank"] = {"verdict": "backdoored", "score": 1.0, "threshold": 0.2}
     result["triggers"][0]["score"] = 1.0

@@ -195,6 +195,15 @@ def test_what_the_bank_has_found_is_removed_by_what_it_knows(effects, method):
     assert ("the bank" in described) == (method == "known_trigger")
 
 
+def test_what_is_clean_is_kept_as_it_is_if_that_was_searched():
+    """Any fine-tuning costs AP."""
+    result = {"verdict": "clean", "bank": CLEAN_BANK} | searched(arm("ghost", "stop", 0.3, 0.25))
+    assert method_for(result, default_bank()) == "keep"
+    assert "clean" in describe_method(result, default_bank())
+    for changes in ({"verdict": "uncertain"}, {"search": None}, {"search": {}}):
+        assert method_for(result | changes, default_bank()) != "keep"
+
+
 def test_who_knows_nothing_gets_the_default():
     for result in (by_bank(white=0.1) | {"bank": CLEAN_BANK}, by_bank(theirs=0.9)):
         assert method_for(result, default_bank()) == "patch_augmentation"
