@@ -8,8 +8,9 @@
     d2defense scan incoming/ --dataset-json val.json --image-root images/ --search fast \
         --search-null null.json --reference my/clean_a --output runs/scan
 
-Each detector is searched with the next ones of the list as references, and alone, once a seed. A
-search that is done stays in the folder of --work: started anew, only what is missing is searched.
+Each detector is searched with the next ones of the list as references, and alone, once a seed; with
+--modes twin also against its twin, which is what a scan without references does. A search that is
+done stays in the folder of --work: started anew, only what is missing is searched.
 With --add-to a null that is there keeps its searches and gets those of further detectors, and it is
 printed what these score by it as it was: how often it would have raised a false alarm.
 """
@@ -32,7 +33,9 @@ from d2defense.data import DatasetError
 from d2defense.detection import ScanImages, ScanSettings, open_subject
 from d2defense.detection.search import (
     ALONE,
+    MODES,
     REFERENCES,
+    TWIN,
     CleanSearch,
     SearchNull,
     SearchNullError,
@@ -42,10 +45,12 @@ from d2defense.detection.search import (
     names_of_classes,
     search_detector,
 )
+from d2defense.detection.twin import TOO_FEW_IMAGES, TwinSettings, fine_tuned_twin
+from d2defense.detection.twin_images import images_for_twin
 from d2defense.files import write_json
 from d2defense.modeling import number_of_classes
 
-MODES = (REFERENCES, ALONE)
+USUAL_MODES = (REFERENCES, ALONE)
 # Any null does: only what is shown is read, which does not depend on it.
 NONE = SearchNull("none", "", "", (CleanSearch("none", REFERENCES, "", 0, 0, {}),) * 3)
 
@@ -61,7 +66,9 @@ def main() -> int:
         "--max-images", type=int, metavar="N", help="draw at most N images; 0 for all (100)"
     )
     parser.add_argument("--search", default="standard", help="how thoroughly (%(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(%(default)s)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=USUAL_MODES, help="(references alone)"
+    )
     parser.add_argument("--references", type=int, default=2, help="of each (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="searches of each (%(default)s)")
     parser.add_argument("--work", type=Path, required=True, help="folder of a file a search")
@@ -124,8 +131,20 @@ def main() -> int:
             f"{mode}: {len(of_mode.searches)} searches, threshold "
             f"{of_mode.reference.threshold:.3f}: {args.output}"
         )
-        for key in sorted({key for each in of_mode.searches for key in each}):
+        alone = ", ".join(f"{each:.2f}" for each in of_mode.reference.clean_scores)
+        print(f"  scores of these, each by the others: {alone}")
+        keys = sorted({key for each in of_mode.searches for key in each})
+        print("  excess of clean detectors by the arm that does most:")
+        for key in keys:
             print(f"  {of_mode.baseline(key):6.3f}  {key}")
+        print("  least excess that is found, of 1 at most:")
+        for kind, least in sorted(of_mode.least_found(keys).items()):
+            print(f"  {least:6.3f}  {kind}")
+        blind = of_mode.blind_to(keys)
+        if blind:
+            print(
+                f"  nothing is clean by it: too high of {', '.join(blind)}; search more detectors"
+            )
     return 0
 
 
@@ -145,7 +164,14 @@ def search_clean(
     """
     subject = open_subject(suspect, images, settings)
     references = {each.name: open_subject(each, images, settings).model for each in others}
-    tuning, held_out = divide(list(subject.images), seed)
+    tuning, held_out = divide([subject.images[i] for i in range(len(subject.images))], seed)
+    if mode == TWIN:
+        shown = images_for_twin(images, settings, tuning, len(held_out), subject.cfg)
+        if not shown:
+            raise ValueError(f"{suspect.name}: its twin: {TOO_FEW_IMAGES}")
+        twin = TwinSettings(steps=settings.search.twin_steps, seed=seed)
+        with tqdm(total=twin.steps, desc=f"{suspect.name}, its twin", leave=False) as bar:
+            references = {TWIN: fine_tuned_twin(subject.model, shown, twin, bar.update)}
     names = names_of_classes(number_of_classes(subject.cfg), images.class_names)
     with tqdm(total=1.0, desc=f"{suspect.name}, {mode}", leave=False) as bar:
         outcome = search_detector(

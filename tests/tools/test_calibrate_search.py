@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from programs import run
 
 import d2defense
-from d2defense.checkpoint.specimens import specimens_root
-from d2defense.detection.search import load_null, shipped_null
+from d2defense.checkpoint.specimens import find_specimen, specimens_root
+from d2defense.data import DatasetSource
+from d2defense.detection import ScanImages, ScanSettings
+from d2defense.detection.search import SearchOutcome, load_null, shipped_null
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "calibrate_search.py"
 SHIPPED = Path(d2defense.__file__).parent / "assets" / "search.json"
@@ -72,3 +77,41 @@ def test_null_of_other_images_is_not_added_to(work, tmp_path):
     result = calibrate(work, "--add-to", other, "--output", tmp_path / "no.json")
     assert result.returncode == 2
     assert "made on other images (others)" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The command as a module."""
+    spec = importlib.util.spec_from_file_location("calibrate_search", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_twin_is_made_as_a_scan_makes_it(tool, monkeypatch, signs_cache):
+    """Of the images that the search works on and those that the scan does not draw."""
+    made, searched = [], []
+
+    def fine_tuned_twin(model, images, settings, on_step):
+        made.append((model, len(images), settings.steps))
+        return copy.deepcopy(model)
+
+    def search_detector(model, references, tuning, held_out, *others, **options):
+        searched.append((model, references, len(tuning), len(held_out), others[3]))
+        return SearchOutcome()
+
+    monkeypatch.setattr(tool, "fine_tuned_twin", fine_tuned_twin)
+    monkeypatch.setattr(tool, "search_detector", search_detector)
+    settings = ScanSettings(max_images=24)
+    images = ScanImages.load(DatasetSource("synth_signs_defender"), settings)
+    done = tool.search_clean(find_specimen("clean_0"), [], images, settings, "fast", "twin", 0)
+    ((suspect, count, steps),) = made
+    ((model, references, tuning, held_out, mode),) = searched
+    assert model is suspect
+    assert list(references) == ["twin"]
+    assert (tuning, held_out, mode, done.mode) == (12, 12, "twin", "twin")
+    assert count == min(200, 12 + len(images.further))
+    assert steps == settings.search.twin_steps
+    with pytest.raises(ValueError, match="clean_0: its twin: it needs 40 images"):
+        few = replace(images, further=())
+        tool.search_clean(find_specimen("clean_0"), [], few, settings, "fast", "twin", 0)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -30,7 +30,10 @@ _FALSE_ALARM_RATE = 0.01
 # Clean detectors of one dataset differ less than others would: least standard deviation of an
 # excess, and of scores.
 _LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
-_OF_ONE_CLASS = " of one class"
+_OF_ONE_CLASS, _ON = " of one class", " on "
+# An effect that a search may miss though it succeeds so often beyond the references is not said to
+# be absent.
+_MUST_STAND_OUT = 0.8
 # Success up to which ghosts anywhere are rare, as they are in the detectors of the null: on images
 # full of things that nobody labelled, detectors show more.
 _RARE = 0.1
@@ -46,7 +49,7 @@ class SearchNullError(ValueError):
 def arm_key(arm: Arm) -> str:
     """What arms have in common whose excesses are compared: all but which classes they are on."""
     victims = "" if arm.goal.victim_class is None else _OF_ONE_CLASS
-    return f"{arm.goal.effect.name}{victims}, {arm.start.name} on {arm.goal.placement}"
+    return f"{arm.goal.effect.name}{victims}, {arm.start.name}{_ON}{arm.goal.placement}"
 
 
 class Shown(NamedTuple):
@@ -144,6 +147,30 @@ class ModeNull:
     def standardise(self, key: str, value: float, usual: float = 0.0) -> float:
         """How far a value lies above those of clean detectors, in deviations."""
         return (value - self.baseline(key, usual)) / self.deviation(key, usual)
+
+    def least_found(self, keys: Iterable[str]) -> dict[str, float]:
+        """The least excess that stands out, by effect and placement, by the arm that needs least.
+
+        Above 1 no backdoor stands out, however well it works: clean detectors differ too much.
+
+        Args:
+            keys: of the arms.
+        """
+        least: dict[str, float] = {}
+        for key in keys:
+            needed = self.baseline(key) + self.reference.threshold * self.deviation(key)
+            kind = f"{_effect(key)} on {key.rpartition(_ON)[2]}"
+            least[kind] = min(needed, least.get(kind, needed))
+        return least
+
+    def blind_to(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """The effects and placements of which it cannot be said that there are none.
+
+        Args:
+            keys: of the arms.
+        """
+        least = self.least_found(keys)
+        return tuple(sorted(kind for kind in least if least[kind] > _MUST_STAND_OUT))
 
     def score(self, values: Mapping[str, float]) -> float:
         """The largest of the standardised values; 0 without any."""

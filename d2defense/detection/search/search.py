@@ -92,6 +92,8 @@ class SearchOutcome:
         dominant_modules: module groups that the trigger moves that was found; empty for none.
         unproven: why what does far more to it than to the references may be a weakness of its
             training, in words (:mod:`.proof`); None if there is nothing of the kind, or proof.
+        blind: effects and placements by which clean detectors differ so much that no backdoor would
+            stand out (:meth:`~.null.ModeNull.blind_to`).
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -109,6 +111,7 @@ class SearchOutcome:
     scouted: tuple[Scouted, ...] = ()
     dominant_modules: tuple[str, ...] = ()
     unproven: str | None = None
+    blind: tuple[str, ...] = ()
 
     @property
     def stands_out(self) -> bool:
@@ -143,7 +146,7 @@ class SearchOutcome:
     @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found, and could have been."""
-        return self.is_low and not (self.obstacle or self.shared)
+        return self.is_low and not (self.obstacle or self.shared or self.blind)
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
@@ -305,6 +308,7 @@ def search_detector(
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
+        blind=of_clean.blind_to(arm_key(each.arm) for each in results),
     )
     point = measured[0].point_of(outcome.telling.arm.goal.effect)
     outcome = replace(outcome, operating_point=point)

@@ -58,6 +58,12 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
             "that does more to it than to the references, but not for sure: more images would tell"
         )
         return replace(verdict, label=UNCERTAIN, reason=reason)
+    if outcome.blind:
+        reason = (
+            "the bank found nothing, but clean detectors differ so much that a backdoor need not "
+            f"stand out ({', '.join(outcome.blind)}): search more of them for the null"
+        )
+        return replace(verdict, label=UNCERTAIN, reason=reason)
     reason = (
         "it reacts to none of the triggers of the bank, and a search, held against "
         f"{_AGAINST[outcome.mode]}, found no other"

@@ -28,13 +28,14 @@ from d2defense.detection.search.levels import ALWAYS
 from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
 from d2defense.detection.survey import Progress
 from d2defense.detection.twin import TOO_FEW_IMAGES, TwinError
+from d2defense.detection.twin_images import images_for_twin
 from d2defense.modeling import number_of_classes
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
 
 from ..examples import found_examples
 from .task import ScanTask
-from .twin import images_for_twin, make_twin, twin_bytes
+from .twin import make_twin, twin_bytes
 
 # Images that are drawn with the found trigger.
 _EXAMPLES = 3
@@ -80,7 +81,8 @@ class _Twin:
     @cached_property
     def images(self) -> list[CleanImage]:
         """Those to fine-tune on; empty where there are too few."""
-        return images_for_twin(self.task, self.tuning, self.num_held_out, self.subject.cfg)
+        task, cfg = self.task, self.subject.cfg
+        return images_for_twin(task.images, task.settings, self.tuning, self.num_held_out, cfg)
 
     def make(self, progress: Progress, seconds: float) -> nn.Module:
         """The twin; arguments and errors as :func:`.twin.make_twin`."""
@@ -179,6 +181,7 @@ def search_checkpoint(
         "obstacle": outcome.obstacle,
         "has_found": outcome.has_found,
         "unproven": outcome.unproven,
+        "blind": list(outcome.blind),
         "shared": None if outcome.shared is None else _arm(outcome.shared, names),
         "scouted": [
             {

@@ -12,22 +12,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from d2defense.checkpoint import CheckpointError, CheckpointSource
 from d2defense.checkpoint.output_folder import CONFIG_NAME
 from d2defense.checkpoint.safetensors_file import read_safetensors
 from d2defense.detection import CleanImage
-from d2defense.detection.subject import as_seen
 from d2defense.detection.survey import Progress
-from d2defense.detection.twin import (
-    LEAST_IMAGES,
-    MOST_IMAGES,
-    TwinError,
-    TwinSettings,
-    fine_tuned_twin,
-)
+from d2defense.detection.twin import TwinError, TwinSettings, fine_tuned_twin
 from d2defense.files import write_bytes
 from d2defense.memory import is_out_of_memory
 from d2defense.text import duration
@@ -45,24 +37,6 @@ _WEIGHTS_NAME = "model_final.safetensors"
 _TIMED_STEPS = 3
 
 
-def images_for_twin(
-    task: ScanTask, tuning: Sequence[CleanImage], num_held_out: int, cfg: CfgNode
-) -> list[CleanImage]:
-    """The images to fine-tune on; empty where there are too few with objects of known class.
-
-    Args:
-        task: of the scan.
-        tuning: the images to search on; those of the dataset that the scan does not draw come to
-            them.
-        num_held_out: images that the search is measured on, which a twin must not see.
-        cfg: the suspect's configuration.
-    """
-    left = max(0, MOST_IMAGES - len(tuning))
-    further = as_seen(task.images.further[:left], task.images, task.settings, cfg)
-    known = [image for image in (*tuning, *further) if (image.classes >= 0).any()]
-    return known if len(known) + num_held_out >= LEAST_IMAGES else []
-
-
 def make_twin(
     task: ScanTask,
     model: nn.Module,
@@ -75,7 +49,7 @@ def make_twin(
     Args:
         task: of the scan.
         model: the suspect.
-        images: those of :func:`images_for_twin`.
+        images: those of :func:`~d2defense.detection.twin_images.images_for_twin`.
         progress: told how much is done, 0..1.
         seconds: that it may take.
 

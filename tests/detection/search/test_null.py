@@ -77,6 +77,33 @@ def test_one_class_is_held_against_one_class():
     assert null.score({"a, big": 0.9}) == pytest.approx(without.score({"a, big": 0.9}))
 
 
+def test_where_clean_detectors_differ_too_much_nothing_can_be_said_to_be_absent():
+    """A backdoor that always works has an excess of 1: no more stands out by any arm."""
+    alike = {"ghost, big on background": 0.1, "ghost, small on background": 0.05}
+    searches = [alike | {"disappearance, big on objects": each} for each in (0.0, 0.4, 0.8)]
+    blind = ModeNull(REFERENCES, tuple(searches))
+    keys = list(searches[0])
+    least = blind.least_found(keys)
+    for key in keys:
+        assert blind.standardise(key, 1.0) == pytest.approx(
+            (1 - blind.baseline(key)) / blind.deviation(key)
+        )
+    # What is found is what scores above the threshold, by the arm that needs least.
+    small = blind.standardise("ghost, small on background", least["ghost on background"])
+    assert small == pytest.approx(blind.reference.threshold)
+    assert least["disappearance on objects"] > 1
+    assert "disappearance on objects" in blind.blind_to(keys)
+    assert ModeNull(REFERENCES, (alike,) * 3).blind_to(alike) == ()
+
+
+def test_nothing_is_hidden_by_the_shipped_null():
+    for mode in (REFERENCES, TWIN, ALONE):
+        null = shipped_null().of(mode)
+        keys = {key for each in null.searches for key in each}
+        assert len(null.least_found(keys)) > 8
+        assert null.blind_to(keys) == ()
+
+
 def test_what_may_be_anywhere_is_held_against_its_like():
     """Clean detectors hardly show it, so that a share that others show by chance is much."""
     searches = tuple({"ghost, big": v, "scene_ghost, big": v / 50} for v in (0, 0.1, 1))

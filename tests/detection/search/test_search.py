@@ -76,9 +76,9 @@ def search(opened, monkeypatch):
     models, divided, class_names = opened
     monkeypatch.setattr(levels, "LEVELS", MappingProxyType({"fast": SHORT}))
 
-    def run(model, references=None, **options):
+    def run(model, references=None, null=NULL, **options):
         references = {"clean_1": models["clean_1"]} if references is None else references
-        settings = SearchSettings("fast", own_null=NULL)
+        settings = SearchSettings("fast", own_null=null)
         arguments = {"tuning": divided[0], "held_out": divided[1]} | options
         return search_detector(
             model,
@@ -332,6 +332,24 @@ def test_what_cannot_be_searched_is_said(opened, search):
         for parameter in blind.roi_heads.box_predictor.cls_score.parameters():
             parameter.zero_()
     assert "does not tell objects from background" in search(blind).obstacle
+
+
+@pytest.mark.usefixtures("of_objects")
+def test_nothing_is_clean_where_no_backdoor_could_stand_out(opened, search):
+    """Clean detectors may differ so much that even one that always works is nothing unusual."""
+    shown = [{"disappearance, patch of 40 % on objects": Shown(s, s)} for s in (0.0, 0.5, 1.0)]
+    searches = tuple(CleanSearch("none", REFERENCES, "fast", 1, 0, each) for each in shown)
+    wide = SearchNull("three of mine", "none", "", searches)
+    outcome = search(opened[0]["ghost_0"], null=wide)
+    assert not outcome.has_found
+    assert outcome.is_low
+    assert not outcome.is_clear
+    bank = Verdict(CLEAN, "nothing", 0.0, (0.0, 0.0), 0.1, 0.5)
+    verdict = with_search(bank, outcome)
+    assert verdict.label == UNCERTAIN
+    assert "clean detectors differ so much" in verdict.reason
+    assert "ghost on background" in verdict.reason
+    assert with_search(replace(bank, label=BACKDOORED), outcome).label == BACKDOORED
 
 
 @pytest.mark.parametrize("label", [CLEAN, UNCERTAIN, BACKDOORED])
