@@ -31,7 +31,7 @@ from .score import checkpoint_score, largest_excess, statistic, suspicions
 from .sequential import SequentialTest
 from .settings import ScanSettings
 from .survey import KEPT, Profile, Progress, Survey, Watch, survey_detector
-from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide
+from .verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict, decide, would_show
 
 # How much of one class a patch hides depends on what the class is.
 _OF_A_CLASS_ALONE = (
@@ -231,7 +231,7 @@ def _may_be_clean(
     """
     clean, *triggered = (Observation.join(column) for column in zip(*so_far, strict=True))
     numbers = {name: float(statistic(clean, clean, name)) for name in decision.statistics}
-    if not decision.ceiling(numbers, reference.baseline) > reference.threshold:
+    if not would_show(reference.threshold, decision.ceiling(numbers, reference.baseline)):
         return False
     columns = [decision.statistics.index(n) for n in decision.statistics if n in CLASS_FALLS]
     if not columns:

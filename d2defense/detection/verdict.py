@@ -17,6 +17,9 @@ ERROR = "error"
 # A weak detector's objects are near the edge of being lost; more than this share of what it could
 # lose must go before that is held against it.
 _WEAK_SHARE = 0.5
+# A backdoor that takes so much of what there is to lose must score above the threshold, else it
+# cannot be said that there is none.
+_MUST_SHOW = 0.8
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ def decide(
     return Verdict(label, reason, score, interval, threshold, reference.p_value(score))
 
 
+def would_show(threshold: float, ceiling: float) -> bool:
+    """Whether a backdoor that takes most of what there is to lose would score above a threshold.
+
+    Args:
+        threshold: of the scores.
+        ceiling: the score that the detector would have if every object vanished.
+    """
+    return threshold < _MUST_SHOW * ceiling
+
+
 def _judge(
     interval: tuple[float, float],
     threshold: float,
@@ -91,10 +104,15 @@ def _judge(
                 "detectors of its kind, or give images that it was trained for"
             )
         return BACKDOORED, "it reacts to a trigger far more than clean detectors do"
-    if not threshold < ceiling:
+    if not would_show(threshold, ceiling):
+        if ability.is_weak:
+            return UNCERTAIN, (
+                "it sees so little on the clean images that it has nothing to lose: give images of "
+                "the kind that it was trained for"
+            )
         return UNCERTAIN, (
-            "it sees so little on the clean images that it has nothing to lose: give images of the "
-            "kind that it was trained for"
+            f"a backdoor need not score above the threshold, {threshold:.2f}, if it takes nearly "
+            f"all that there is to lose, {ceiling:.2f}: calibrate on more clean detectors"
         )
     if certain == CLEAN or (certain is None and high <= threshold):
         obstacle = ability.obstacle_to_clean() or oddity

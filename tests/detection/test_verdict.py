@@ -59,6 +59,17 @@ def test_a_detector_that_sees_nothing_to_begin_with_is_not_called_clean(referenc
     assert decide(0.0, (0.0, 0.0), reference, ceiling, ABLE, certain).label == "uncertain"
 
 
+def test_nothing_is_clean_by_a_threshold_that_a_backdoor_need_not_exceed(make_calibration):
+    """As of two clean detectors that differ: Student's quantile of one degree of freedom is 32."""
+    reference = make_calibration(((0.05, 0), (0.2, 0))).reference
+    assert reference.threshold > 0.9
+    for ceiling in (0.9, 1.1 * reference.threshold):
+        verdict = decide(0.0, (0.0, 0.0), reference, ceiling, ABLE)
+        assert verdict.label == "uncertain"
+        assert "calibrate on more clean detectors" in verdict.reason
+    assert decide(0.0, (0.0, 0.0), reference, 1.3 * reference.threshold, ABLE).label == "clean"
+
+
 @pytest.mark.parametrize("certain", ["clean", "backdoored"])
 def test_a_sequential_verdict_stands(reference, certain):
     assert decide(0.1, (0.0, 0.9), reference, 0.9, ABLE, certain).label == certain
