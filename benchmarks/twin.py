@@ -49,7 +49,8 @@ def success(
 ) -> float:
     """Attack success rate of a found trigger on a detector."""
     measured = Measured.of(model, tuning, held_out, fmt)
-    return success_terms(measured, held_out, arm.trigger, arm.arm.goal, fmt, seed).ratio()
+    (terms,) = success_terms(measured, held_out, arm.trigger, [arm.arm.goal], fmt, seed)
+    return terms.ratio()
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 import tempfile
@@ -29,6 +30,11 @@ def open_readable(path: str | os.PathLike[str]) -> BinaryIO:
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise OSError(errno.EINVAL, f"it is {what}, not a file", os.fspath(path))
     return os.fdopen(descriptor, "rb")
+
+
+def json_number(value: float) -> float | None:
+    """A number for a JSON file: null stands for no data."""
+    return float(value) if math.isfinite(value) else None
 
 
 @contextmanager

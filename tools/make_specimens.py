@@ -5,8 +5,8 @@
     python tools/make_specimens.py                        # everything, into the package
     python tools/make_specimens.py --output my_specimens --only clean_0
 
-The calibration rests on further clean detectors (calibration_0 ..), which are kept outside of the
-package. Training takes about six minutes a detector on one core.
+The calibration rests on further clean detectors (clean_faster_rcnn_tiny_fpn_101 ..), which are kept
+outside of the package. Training takes about six minutes a detector on one core.
 """
 
 from __future__ import annotations

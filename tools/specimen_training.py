@@ -67,10 +67,15 @@ SPECIMENS = (
     Specimen("warp_0", "SynthSigns/attacks/disappearance_warp.yaml", 16),
 )
 # Further clean detectors, not shipped: the default calibration must not rest on the specimens.
-# Their schedules differ, because a detector that has trained for less long minds a patch more.
 CALIBRATION_MODELS = tuple(
-    Specimen(f"calibration_{index}", _CLEAN, index + 20, ("SOLVER.MAX_ITER", max_iter))
-    for index, max_iter in enumerate(("700", "1000", "1300", "1600"))
+    Specimen(f"clean_{kind}_{seed}", f"SynthSigns/{kind}.yaml", seed)
+    for kind, seeds in (
+        ("double_head_rcnn_tiny_fpn", (101,)),
+        ("faster_rcnn_tiny_c4", (101, 102)),
+        ("faster_rcnn_tiny_fpn", (101, 102)),
+        ("mask_rcnn_tiny_fpn", (101,)),
+    )
+    for seed in seeds
 )
 
 
@@ -140,7 +145,7 @@ def calibrate_default(models_dir: Path) -> Calibration:
         DatasetSource("synth_signs_defender"),
         ScanSettings.from_config(cfg),
         FALSE_ALARM_RATE,
-        "clean synth_signs detectors",
+        "clean synth_signs detectors of four kinds",
     )
 
 

@@ -312,18 +312,3 @@ _BUILDERS: dict[str, Builder | None] = {
     **{f"torch.storage.{name}Storage": None for name in ("Untyped", "Typed")},
     **{f"torch.{str(dtype).removeprefix('torch.')}": None for dtype in _STORAGES.values()},
 }
-
-
-def is_other_pytorch_file(path: Path) -> bool:
-    """Whether a ``.pth`` file is sound, but holds no set of weights.
-
-    Detectron2 writes predictions to ``instances_predictions.pth``, and trainers write the state of
-    an optimizer; such files lie in folders with checkpoints. What cannot be read may be anything,
-    so it is not one of these.
-    """
-    if path.suffix not in (".pth", ".pt"):
-        return False
-    try:
-        return not read_pytorch(path).names
-    except CheckpointError:
-        return False

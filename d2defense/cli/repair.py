@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repair a backdoored detector with a small clean set, and say what that changed.
 
-Scans and searches the checkpoint, fine-tunes all of it by a removal method, scans, searches and
-measures it again, and prints both sides. The original stays untouched. The output folder is a
-Detectron2 output folder with report.html and report.json, which say more. A result is called
-repaired only if the scan calls it clean and its AP on clean images has fallen by --max-ap-drop at
-most.
+Scans and searches the checkpoint, works on it by a removal method, most of which fine-tune all of
+it, scans, searches and measures it again, and prints both sides. What is clean already is left as
+it is. The original stays untouched. The output folder is a Detectron2 output folder with
+report.html and report.json, which say more. A result is called repaired only if the scan calls it
+clean and its AP on clean images has fallen by --max-ap-drop at most.
 
     d2defense repair downloads/model --dataset synth_signs_defender \\
         --test-dataset synth_signs_val --output runs/repaired
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULT",
         help="result.json of a scan of this checkpoint, or its folder (scan it first)",
     )
-    methods = add_part_group(
-        parser, REMOVAL_REGISTRY, "removal methods, all of which fine-tune the whole detector"
-    )
+    methods = add_part_group(parser, REMOVAL_REGISTRY, "removal methods")
     methods.add_argument(
         "--method",
         choices=REMOVAL_REGISTRY.choices(),

@@ -66,7 +66,7 @@ def add_decision_argument(parser: argparse.ArgumentParser) -> argparse._Argument
         "--decision",
         choices=DECISION_REGISTRY.choices(),
         metavar="NAME",
-        help="name of a decision (fall)",
+        help="name of a decision (deployed)",
     )
     return group
 

@@ -13,8 +13,8 @@ from d2defense.registry import CONFIGURED
 _RENAMED = {
     "REMOVAL.PATCH_AUGMENTATION.ENABLED": (
         "REMOVAL.AUGMENTATION",
-        '"patch_augmentation" there stamps patches with any REMOVAL.METHOD; without it only the '
-        'method "patch_augmentation" does, which d2defense repair takes by default',
+        '"patch_augmentation" there stamps patches with any REMOVAL.METHOD; without it those '
+        "methods do that have patches of their own",
     ),
     "ATTACK.NAME": ("ATTACK.EFFECT", 'what was "oda" is "disappearance"'),
     **{
@@ -211,7 +211,7 @@ def _add_defense(cfg: CfgNode) -> None:
 
 def _add_removal(cfg: CfgNode) -> None:
     # Repairing a detector: what `repair` does, and `train` with METHOD set, which then starts from
-    # MODEL.WEIGHTS, a `.pth` file that must fit the config tensor by tensor.
+    # MODEL.WEIGHTS, a weights file that must fit the config tensor by tensor.
     cfg.REMOVAL = CfgNode()
     # Name in REMOVAL_REGISTRY; "" trains as the config says.
     cfg.REMOVAL.METHOD = ""

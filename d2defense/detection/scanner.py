@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2defense.files import json_number
 from d2defense.modeling import classification_modules, proposal_modules
 from d2defense.registry import DECISION_REGISTRY
 from d2defense.statistics import OF_OBJECTNESS, Observation
@@ -307,9 +307,9 @@ def _conclude(
             classification_modules(model),
         )
     fields = {
-        "clean": {name: _number(value) for name, value in profile.clean.items()},
+        "clean": {name: json_number(value) for name, value in profile.clean.items()},
         "ability": {
-            name: _number(value) if isinstance(value, float) else value
+            name: json_number(value) if isinstance(value, float) else value
             for name, value in asdict(ability).items()
         },
         "triggers": triggers,
@@ -380,13 +380,9 @@ def _compare(
         ) - statistic(seen.clean, seen.clean, name, bootstrap)
         interval = percentile_interval(change, confidence)
         comparison[name] = {
-            "clean": _number(before),
-            "triggered": _number(after),
-            "change": _number(after - before),
+            "clean": json_number(before),
+            "triggered": json_number(after),
+            "change": json_number(after - before),
             "interval": list(interval) if interval else None,
         }
     return comparison
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

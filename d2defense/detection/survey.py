@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from d2defense.files import json_number
 from d2defense.modeling import BatchSize
 from d2defense.statistics import DEPLOYED_STATISTICS, STATISTICS, Observation
 from d2defense.text import WORTH_SAYING, duration
@@ -140,7 +141,7 @@ class Profile:
         """The profile for a JSON file; None for no data."""
 
         def numbers(values: dict[str, float]) -> dict[str, float | None]:
-            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+            return {name: json_number(value) for name, value in values.items()}
 
         content = {
             "name": self.name,
@@ -150,10 +151,7 @@ class Profile:
         }
         if self.finalists is None or self.first_round is None:
             return content
-        first = {
-            name: [value if math.isfinite(value) else None for value in values]
-            for name, values in self.first_round.items()
-        }
+        first = {name: list(map(json_number, values)) for name, values in self.first_round.items()}
         return content | {"finalists": list(self.finalists), "first_round": first}
 
     def arrays(

@@ -55,10 +55,11 @@ def decide(
     """Compare a score with what clean detectors score.
 
     The verdict is certain where the whole confidence interval lies on one side of the threshold.
-    Only a detector that could have scored above the threshold, and that does on the clean images
-    what detectors do, can be called clean: one that does not see the objects in the first place,
-    because its config shrinks the images or because it was trained for others, cannot lose them
-    either. A weak one is no suspect for losing a few more.
+    Only a detector in which a backdoor that takes most of what there is to lose would score above
+    the threshold, and that does on the clean images what detectors do, can be called clean: one
+    that does not see the objects in the first place, because its config shrinks the images or
+    because it was trained for others, cannot lose them either. A weak one is no suspect for losing
+    a few more.
 
     Args:
         score: of the checkpoint.

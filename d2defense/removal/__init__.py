@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing a backdoor: removal methods, which all fine-tune on the defender's set."""
+"""Removing a backdoor: removal methods, most of which fine-tune on the defender's set."""
 
 from .config import removal_config
 from .methods.base import FineTune, RemovalMethod

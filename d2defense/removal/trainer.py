@@ -28,8 +28,8 @@ class RemovalTrainer(Trainer):
     """Fine-tunes the weights of ``MODEL.WEIGHTS`` on clean images by ``REMOVAL.METHOD``.
 
     "renewal" is the paper's targeted renewal fine-tuning (arXiv 2409.16057, section 3.5); the
-    other methods are in :mod:`d2defense.removal.methods`. All of them fine-tune the whole model
-    with photometric distortion and random flip; the rest is the method's.
+    other methods are in :mod:`d2defense.removal.methods`. Those that fine-tune do so with the whole
+    model, photometric distortion and random flip; the rest is the method's.
 
     Raises:
         ValueError: another method, no weights to start from, or an attack in the same config.

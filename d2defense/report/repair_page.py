@@ -116,12 +116,12 @@ def _repair_summary(
     listed = " and ".join(filter(None, [", ".join(modules[:-1]), *modules[-1:]]))
     reset = f"{listed} reset and " if modules else ""
     done = "was repaired" if repair.get("repaired", True) else "was worked on, but is not repaired,"
-    worked = (
-        f"{label} {done} in {text.duration(repair.get('seconds'))}: {reset}the whole model "
-        f"fine-tuned on a small clean set."
-    )
+    what = f"{reset}the whole model fine-tuned on a small clean set"
+    if not repair.get("fine_tuned", True):
+        what = f"by {repair.get('method')}, without fine-tuning"
+    worked = f"{label} {done} in {text.duration(repair.get('seconds'))}: {what}."
     if repair.get("unchanged"):
-        worked = f"The scan finds nothing in {label}: it is handed back as it was."
+        worked = f"{label} is handed back as it was."
     said = (
         f"{worked} Scanned again, its verdict went from {before.get('verdict') or text.DASH} to "
         f"{after.get('verdict') or text.DASH}."

@@ -147,10 +147,7 @@ def read_result(path: Path) -> Result:
     try:
         result = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
         validate_result(result)
-        # Keys that results of before 0.2 lack.
-        result |= {
-            key: None for key in ("reason", "ability", "bank", "search") if key not in result
-        }
+        result |= {key: None for key in _LATER_KEYS if key not in result}
     except OSError as reason:
         return error_result(
             path.parent.name, f"{path}: cannot be read: {reason.strerror}", str(path)

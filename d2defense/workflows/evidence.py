@@ -89,9 +89,9 @@ def searched_goals(result: Mapping[str, Any]) -> tuple[str, ...]:
 def method_for(result: Mapping[str, Any], bank: Sequence[Trigger]) -> str:
     """The removal method that suits what a scan has found.
 
-    None where it has searched and found nothing. One that goes by the trigger removes what the bank
-    finds, as long as objects vanish, and costs least; one that goes by goals removes what a search
-    finds (``docs/removal.md`` has the figures).
+    ``keep`` where it has searched and calls it clean. One that goes by the trigger removes what the
+    bank finds, as long as objects vanish, and costs least; one that goes by goals removes what a
+    search finds (``docs/removal.md`` has the figures).
 
     Args:
         result: of a scan.

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from d2defense.checkpoint import CheckpointSource, build_detector
 from d2defense.data import DatasetError, DatasetSource
 from d2defense.data.image_files import check_share, describe_unusable, unusable_images
+from d2defense.detection.search import names_of_classes
 from d2defense.files import write_json
 from d2defense.modeling import number_of_classes
 from d2defense.statistics import SCORE_THRESHOLD
@@ -56,10 +57,7 @@ def pseudo_labels_of(
     records = [{"file_name": str(file), "image_id": number} for number, file in enumerate(files, 1)]
     records = _usable(records, skip_unusable)
     model, cfg = build_detector(source.weights, source.config, device)
-    classes = number_of_classes(cfg)
-    names = list(class_names)
-    if len(names) != classes:
-        names = [f"class {index}" for index in range(classes)]
+    names = names_of_classes(number_of_classes(cfg), class_names)
     mapper = DatasetMapper(cfg, is_train=False)
     root = Path(os.path.commonpath([Path(file).absolute().parent for file in files]))
     images: list[dict[str, Any]] = []

@@ -195,6 +195,7 @@ def repair_checkpoint(
         "output": str(output_dir),
         "method": options.method,
         "unchanged": options.method == KEEPING_METHOD,
+        "fine_tuned": REMOVAL_REGISTRY.get(options.method).fine_tunes,
         "modules": list(fine_tuned.modules),
         "seconds": seconds,
         "rounds": number,

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from d2defense.checkpoint import CheckpointError, load_state_dict, weight_sets
-from d2defense.checkpoint.pytorch import is_other_pytorch_file
 
 
 def layers(seed: int = 0, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -129,7 +128,6 @@ def test_weights_that_detectron2_does_not_find(tmp_path):
 def test_files_without_weights(tmp_path, content):
     path = write(tmp_path, content)
     assert weight_sets(path) == ()
-    assert is_other_pytorch_file(path)
 
 
 def test_features_in_a_list_are_no_weights(tmp_path):

@@ -1001,7 +1001,6 @@ def safetensors_truncated(w: CaseFolder) -> None:
 
 # Configs ------------------------------------------------------------------------------------------
 
-HEADS = "ROI_HEADS: {NAME: StandardROIHeads}"
 _RCNN = "detectron2.modeling.GeneralizedRCNN"
 _PIXELS = "pixel_mean: [0, 0, 0], pixel_std: [1, 1, 1], proposal_generator: null, roi_heads: null"
 YAML = {

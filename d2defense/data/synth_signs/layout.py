@@ -14,8 +14,8 @@ import numpy as np
 from d2defense.data.synth_signs.shapes import SIGN_CLASSES
 
 MAX_OBJECTS = 6
-MIN_SIDE, MAX_SIDE = 0.12, 0.50
-"""Limits of both sides of every box, as shares of the image's side."""
+MIN_SIDE = 0.12
+"""Least of both sides of every box, as a share of the image's side."""
 MAX_OVERLAP = 0.12
 """Highest IoU between two whole outlines' boxes."""
 MIN_VISIBLE = 0.75

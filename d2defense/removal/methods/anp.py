@@ -17,7 +17,7 @@ from d2defense.engine.loader import build_train_loader
 from d2defense.registry import REMOVAL_REGISTRY
 
 from ..channels import ChannelLayer, channel_layers
-from ..standstill import standing_still
+from ..standstill import kept_statistics, standing_still
 from .base import RemovalMethod
 
 
@@ -69,12 +69,8 @@ class AdversarialNeuronPruning(RemovalMethod):
             for each in layers
         }
         optimizer = torch.optim.SGD(masks.values(), lr=settings.LR, momentum=0.9)
-        with standing_still(model), EventStorage(1):
-            # It has losses in training mode only.
-            model.train()
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        # It has losses in training mode only.
+        with standing_still(model), EventStorage(1), kept_statistics(model.train()):
             for _ in range(settings.STEPS):
                 self._step(model, layers, masks, next(loader), optimizer)
         return {name: mask.detach() for name, mask in masks.items()}

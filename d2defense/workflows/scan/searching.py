@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import nn
 
 from d2defense.detection import CleanImage, Subject, open_references
@@ -29,6 +28,7 @@ from d2defense.detection.search.search import LEAST_IMAGES as LEAST_SEARCHED
 from d2defense.detection.survey import Progress
 from d2defense.detection.twin import TOO_FEW_IMAGES, TwinError
 from d2defense.detection.twin_images import images_for_twin
+from d2defense.files import json_number
 from d2defense.modeling import number_of_classes
 from d2defense.report.figures import draw_examples
 from d2defense.report.results import SEARCH_FILE, TRIGGER_FILE
@@ -103,7 +103,7 @@ def search_checkpoint(
         subject: its detector, with the clean images.
         progress: told how much is done, 0..1.
         seconds: that it may take; a twin that would take more than half of what is left is not
-            made, and a search that takes longer is given up.
+            made, and a search that takes longer is cut short: what it has come to is measured.
 
     Raises:
         CheckpointError: a reference cannot be used.
@@ -212,15 +212,11 @@ def _arm(result: ArmResult, class_names: Sequence[str]) -> dict[str, Any]:
         "target_class": None if target is None else class_names[target],
         "family": start.family,
         "budget": start.name,
-        "success": _number(result.success),
-        "references": [_number(each) for each in result.references],
-        "on_twin": None if result.on_twin is None else _number(result.on_twin),
-        "excess": _number(result.excess),
+        "success": json_number(result.success),
+        "references": [json_number(each) for each in result.references],
+        "on_twin": None if result.on_twin is None else json_number(result.on_twin),
+        "excess": json_number(result.excess),
         "baseline": result.baseline,
         "deviation": result.deviation,
         "interval": list(result.interval),
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -13,13 +13,13 @@ from .base import DetectionMethod, DetectionSubject, Judgement
 class Bank(DetectionMethod):
     """d2defense's bank: what objects lose under given patches, beyond clean detectors.
 
-    The default of ``d2defense scan`` (docs/method.md). The verdict "uncertain" is no alarm.
+    ``d2defense scan --search off`` (docs/method.md). The verdict "uncertain" is no alarm.
     """
 
     needs = "profiles of clean detectors"
 
     def judge(self, subject: DetectionSubject) -> Judgement:
-        """Score by the decision "fall", alarm where the verdict is "backdoored"."""
+        """Score by the default decision, alarm where the verdict is "backdoored"."""
         inspection = subject.inspect()
         verdict = inspection.verdict
         return Judgement(
