@@ -94,6 +94,9 @@ def main() -> int:
             parser.error(f"{args.add_to}: made on other images ({before.dataset})")
         searches += before.searches
     sources = find_checkpoints(args.checkpoints, only_final=True)
+    for source in sources:
+        if source.error:
+            parser.error(str(source.error))
     if len(sources) <= args.references:
         parser.error(f"{len(sources)} detectors are too few for {args.references} references each")
     runs = [
@@ -138,9 +141,9 @@ def main() -> int:
         for key in keys:
             print(f"  {of_mode.baseline(key):6.3f}  {key}")
         print("  least excess that is found, of 1 at most:")
-        for kind, least in sorted(of_mode.least_found(keys).items()):
-            print(f"  {least:6.3f}  {kind}")
-        blind = of_mode.blind_to(keys)
+        for key in keys:
+            print(f"  {of_mode.least_found(key):6.3f}  {key}")
+        blind = of_mode.blind_to((key, 0.0) for key in keys)
         if blind:
             print(
                 f"  nothing is clean by it: too high of {', '.join(blind)}; search more detectors"

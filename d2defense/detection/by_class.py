@@ -6,7 +6,10 @@ A backdoor on one class of seven is a seventh of itself over all objects.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +18,33 @@ from torch import Tensor
 from d2defense.statistics import OBJECT_STATISTICS, Observation
 
 from .bootstrap import Bootstrap
+from .images import CleanImage, object_classes
 
 #: By name: minus the largest fall of a statistic over the classes, from the clean images on, where
 #: it is 0. By what it is the fall of.
 CLASS_FALLS = {f"{name}_of_class": name for name in OBJECT_STATISTICS}
 #: Fewer objects of a class are no evidence of it.
 LEAST_OBJECTS = 10
+# Classes that are named.
+_LISTED = 5
+
+
+def rare_classes(images: Sequence[CleanImage], class_names: Sequence[str]) -> str | None:
+    """The classes that a scan cannot judge one by one, in words; None if it can judge all.
+
+    Args:
+        images: of the scan, their classes numbered as the detector numbers them.
+        class_names: of the detector.
+    """
+    counts = Counter(itertools.chain.from_iterable(object_classes(images)))
+    rare = [name for index, name in enumerate(class_names) if counts[index] < LEAST_OBJECTS]
+    if not rare:
+        return None
+    listed = ", ".join(rare[:_LISTED]) + (" and others" if len(rare) > _LISTED else "")
+    return (
+        f"what a trigger does to one class alone was not looked at for {len(rare)} of "
+        f"{len(class_names)}, of which the images show fewer than {LEAST_OBJECTS} objects: {listed}"
+    )
 
 
 class ClassFall(NamedTuple):

@@ -82,6 +82,31 @@ def match_classes(
     return ClassMap(MATCHED, entries) if entries else None
 
 
+def unmatched_in_words(
+    class_map: ClassMap, class_names: Sequence[str], records: Sequence[dict[str, Any]]
+) -> str | None:
+    """Which classes of objects match none of the detector's, in one sentence; None if all do.
+
+    Whoever made the detector can see to it that a class matches none.
+
+    Args:
+        class_map: of :func:`match_classes`.
+        class_names: of the dataset.
+        records: Detectron2's standard dataset dicts.
+    """
+    known = {name for name, _ in class_map.entries}
+    shown = {index for record in records for index in annotated_objects(record)[1].tolist()}
+    unknown = [
+        name for index, name in enumerate(class_names) if index in shown and name not in known
+    ]
+    if not unknown:
+        return None
+    return (
+        f"which of its classes {', '.join(unknown)} is does not follow from what it says on the "
+        "clean images, so what it does to each was not looked at: give a class map (--class-map)"
+    )
+
+
 def matched_in_words(class_map: ClassMap) -> str:
     """What was matched, in one sentence."""
     pairs = ", ".join(f"{name} is its class {index}" for name, index in class_map.entries)

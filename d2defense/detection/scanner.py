@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,12 +21,12 @@ from d2defense.statistics import OF_OBJECTNESS, Observation
 from .ability import Ability
 from .bank_race import BankRace, proviso, race_fields, race_obstacle, race_rounds
 from .bootstrap import Bootstrap, percentile_interval
-from .by_class import CLASS_FALLS
+from .by_class import CLASS_FALLS, LEAST_OBJECTS
 from .calibration import Calibration
 from .decisions.base import Decision, largest
 from .dominant import dominant_modules
 from .doubt import AS_REFERENCES, Doubt
-from .images import CleanImage, max_objects
+from .images import CleanImage, max_objects, object_classes
 from .oddity import odd_behaviour
 from .reference import Reference
 from .score import checkpoint_score, largest_excess, statistic, suspicions
@@ -102,6 +104,8 @@ class Inspection:
         if self.doubt is None:
             return self
         names = self.doubt.triggers()
+        if not names:
+            return self
         tried = replace(settings, triggers=[t for t in settings.triggers if t.name in names])
         order = _order(settings, len(images))
         surveys = {
@@ -198,12 +202,14 @@ def _watch(
     columns = [decision.statistics.index(name) for name in decision.of_images]
     limits = reference.baseline + reference.threshold
     test = SequentialTest(limits[:, columns], decision, bound, settings.early_stop_error_rate)
+    counts = Counter(itertools.chain.from_iterable(object_classes(images)))
+    judged = [each for each, count in counts.items() if each >= 0 and count >= LEAST_OBJECTS]
     so_far: list[list[Observation]] = []
 
     def watch(clean: Observation, triggered: Sequence[Observation]) -> bool:
         so_far.append([clean, *triggered])
         label = test.update(clean, triggered)
-        if label == CLEAN and not _may_be_clean(so_far, settings, decision, reference):
+        if label == CLEAN and not _may_be_clean(so_far, settings, decision, reference, judged):
             label = None
         if label:
             certain.append(label)
@@ -217,17 +223,20 @@ def _may_be_clean(
     settings: ScanSettings,
     decision: Decision,
     reference: Reference,
+    judged: Sequence[int],
 ) -> bool:
     """Whether images so far allow "clean", where the test of their means says so.
 
     A detector that sees nothing to lose will not become certain with more images. What one class
-    loses is no mean over images: its interval must lie below the threshold.
+    loses is no mean over images: its interval must lie below the threshold, and every class that
+    all images would tell of must have been seen as often as it takes.
 
     Args:
         so_far: observations of each batch, without a trigger and under each.
         settings: of the scan.
         decision: how to score.
         reference: what clean detectors do.
+        judged: classes of which there are enough objects on all images.
     """
     clean, *triggered = (Observation.join(column) for column in zip(*so_far, strict=True))
     numbers = {name: float(statistic(clean, clean, name)) for name in decision.statistics}
@@ -236,6 +245,9 @@ def _may_be_clean(
     columns = [decision.statistics.index(n) for n in decision.statistics if n in CLASS_FALLS]
     if not columns:
         return True
+    seen = clean.by_class[CLASS_FALLS[decision.statistics[columns[0]]]].denominator.sum(0)
+    if not all(seen[each] >= LEAST_OBJECTS for each in judged):
+        return False
     under = {t.name: seen for t, seen in zip(settings.triggers, triggered, strict=True)}
     bootstrap = Bootstrap.draw(clean.num_images, _FEW_SAMPLES, settings.seed)
     excess = suspicions(clean, under, decision, bootstrap) - reference.baseline

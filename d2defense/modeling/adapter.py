@@ -105,7 +105,8 @@ class InstrumentedDetector(ABC):
             with_detections: also return the detections.
             score_threshold: leave detections below this score, 0..1, out from the start, which
                 saves their NMS. Those of at least this score are the stock ones, since NMS
-                goes by falling scores.
+                goes by falling scores; of a configuration that keeps fewer than is usual, those
+                that it would drop are among them (:func:`~.postprocess.detections_from`).
 
         Returns:
             A :class:`ProbeOutput` on the model's device.

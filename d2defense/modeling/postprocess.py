@@ -12,6 +12,11 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+# Attributes of Detectron2's predictors, and the most that its configuration leaves out by default:
+# FCOS has the highest score.
+_SCORE, _LIMITS = "test_score_thresh", ("test_topk_per_image", "max_detections_per_image")
+_USUAL_SCORE, _USUAL_LIMIT = 0.2, 100
+
 
 def batch_detections(
     boxes: Sequence[Tensor],
@@ -69,23 +74,34 @@ def batch_detections(
 
 @contextmanager
 def detections_from(detector: nn.Module, score: float) -> Iterator[None]:
-    """Raise the score from which stock post-processing keeps detections, for a while.
+    """Let stock post-processing keep the detections from a score on, for a while.
+
+    Where a score is asked for, a configuration that keeps fewer detections than Detectron2's, or
+    surer ones alone, does not decide: it would hide what a detector sees beside its objects.
 
     Args:
         detector: with its predictors in it, or one of them.
-        score: 0..1.
+        score: 0..1; 0 for what the configuration keeps.
     """
+    if not score:
+        yield
+        return
     # Stock code keeps what is above its threshold; what equals ``score`` is wanted too.
     score = float(np.nextafter(np.float32(score), np.float32(0)))
     before = [
-        (predictor, predictor.test_score_thresh)
+        (predictor, name, getattr(predictor, name))
         for predictor in detector.modules()
-        if hasattr(predictor, "test_score_thresh")
+        for name in (_SCORE, *_LIMITS)
+        if hasattr(predictor, name)
     ]
     try:
-        for predictor, threshold in before:
-            predictor.test_score_thresh = max(threshold, score)
+        for predictor, name, value in before:
+            if name == _SCORE:
+                value = max(min(value, _USUAL_SCORE), score)
+            elif value >= 0:
+                value = max(value, _USUAL_LIMIT)
+            setattr(predictor, name, value)
         yield
     finally:
-        for predictor, threshold in before:
-            predictor.test_score_thresh = threshold
+        for predictor, name, value in before:
+            setattr(predictor, name, value)

@@ -21,7 +21,7 @@ from d2defense.detection import (
     survey,
     survey_detector,
 )
-from d2defense.detection.by_class import CLASS_FALLS
+from d2defense.detection.by_class import CLASS_FALLS, rare_classes
 
 SETTINGS = ScanSettings(select_triggers(["grey", "white"]), bootstrap_samples=100)
 
@@ -202,6 +202,53 @@ def test_early_stop_says_the_same_of_fewer_images(detector, clean_images, calibr
     assert stopped == {"images": inspection.num_images, "of": 72, "certain": True}
     assert inspection.num_images < 72
     assert calls[-1] == 1
+
+
+def test_no_scan_ends_early_as_clean_before_a_class_has_been_seen_often_enough(
+    detector, clean_images, calibration, monkeypatch
+):
+    """What one class loses is known from ten of its objects on."""
+    images = clean_images(72)
+    settings = dataclasses.replace(
+        SETTINGS,
+        early_stop=True,
+        observation=dataclasses.replace(SETTINGS.observation, batch_size=8),
+    )
+    model = detector("clean_0")
+    before = inspect_detector(model, images, settings, calibration, "BGR").num_images
+    counts = torch.tensor([torch.bincount(each.classes, minlength=7).tolist() for each in images])
+    # As if the class of which the tenth object comes last were on the last images only.
+    rare = int((counts.cumsum(0) >= 10).float().argmax(0).argmax())
+    late = [k for k in range(len(images)) if not (images[k].classes == rare).any()]
+    late += [k for k in range(len(images)) if k not in late]
+    ordered = [images[k] for k in late]
+    monkeypatch.setattr("d2defense.detection.scanner._order", lambda settings, count: None)
+    stopped = inspect_detector(model, ordered, settings, calibration, "BGR")
+    assert stopped.verdict.label == "clean"
+    seen = sum(int((each.classes == rare).sum()) for each in ordered[: stopped.num_images])
+    assert seen >= 10
+    assert stopped.num_images > before
+
+
+def test_a_doubt_without_a_trigger_needs_no_reference(detector, clean_images, calibration):
+    inspection = inspect_detector(
+        detector("clean_0"), clean_images(4), SETTINGS, calibration, "BGR"
+    )
+    doubt = type("Doubt", (), {"triggers": lambda self: ()})()
+    doubted = dataclasses.replace(inspection, doubt=doubt)
+    assert doubted.against({"other": None}, [], SETTINGS, "BGR") is doubted
+
+
+def test_classes_that_the_images_hardly_show_are_named(clean_images):
+    names = [f"c{index}" for index in range(9)]
+    said = rare_classes(clean_images(8), names)
+    assert "for 9 of 9" in said
+    assert "c0, c1, c2, c3, c4 and others" in said
+    counts = torch.cat([each.classes for each in clean_images(72)]).bincount(minlength=9)
+    assert (counts[:7] >= 10).all()
+    assert "for 2 of 9" in rare_classes(clean_images(72), names)
+    assert "c7, c8" in rare_classes(clean_images(72), names)
+    assert rare_classes(clean_images(72), names[:7]) is None
 
 
 def test_paper_decision_scores_by_tau(detector, clean_images, make_calibration):

@@ -21,7 +21,8 @@ from d2defense.detection import (
     open_subject,
     select_triggers,
 )
-from d2defense.detection.matching import match_classes
+from d2defense.detection.classes import ClassMap
+from d2defense.detection.matching import match_classes, unmatched_in_words
 from d2defense.detection.verdict import BACKDOORED
 
 SETTINGS = ScanSettings(select_triggers(["white", "grey"]), max_images=16, bootstrap_samples=100)
@@ -131,6 +132,18 @@ def test_permuted_classes_are_matched_by_what_the_detector_says(images, opened, 
     )
     assert permuted.verdict.label == BACKDOORED
     np.testing.assert_allclose(permuted.verdict.score, plain.verdict.score, atol=1e-5)
+
+
+def test_a_class_that_matches_none_is_named(images):
+    """Whoever made the detector may have split it: what it does to its objects is not looked at."""
+    names = images.class_names
+    entries = tuple((name, index) for index, name in enumerate(names))
+    assert unmatched_in_words(ClassMap("itself", entries), names, images.records) is None
+    partial = ClassMap("itself", entries[:-1])
+    said = unmatched_in_words(partial, names, images.records)
+    assert f"which of its classes {names[-1]} is" in said
+    # What is on no image needs no class.
+    assert unmatched_in_words(partial, names, [{"annotations": []}]) is None
 
 
 def test_classes_in_the_datasets_order_need_no_matching(images, opened):

@@ -195,6 +195,17 @@ def test_detections_from_a_score_on_are_the_stock_ones_of_that_score(twins):
     assert_same(model.probe(batch, with_detections=True).detections, expected)
 
 
+def test_a_configuration_hides_no_detections_from_who_asks_from_a_score_on(twins):
+    _, model = twins
+    batch = [{"image": each["image"]} for each in random_images(SIZES)]
+    expected = model.probe(batch, with_detections=True, score_threshold=0.2).detections
+    model.max_detections_per_image, model.test_score_thresh = 1, 0.9
+    assert_same(model.probe(batch, with_detections=True, score_threshold=0.2).detections, expected)
+    assert (
+        max(map(len, model.probe(batch, with_detections=True).detections)) <= 1 < len(expected[0])
+    )
+
+
 def test_q_of_a_proposal_is_the_largest_class_score_of_its_anchor(twins):
     stock, model = twins
     for image in random_images(SIZES):

@@ -88,6 +88,24 @@ def test_detections_from_a_score_on_are_the_stock_ones_of_that_score(twins):
     )
 
 
+def test_a_configuration_hides_no_detections_from_who_asks_from_a_score_on(twins):
+    """One that keeps a few sure ones would hide ghosts behind the objects."""
+    _, model = twins
+    batch = random_images(SIZES)
+    expected = model.probe(batch, with_detections=True, score_threshold=0.2).detections
+    deployed = model.probe(batch, with_detections=True).detections
+    predictors = [each for each in model.modules() if hasattr(each, "test_topk_per_image")]
+    for each in predictors:
+        each.test_topk_per_image, each.test_score_thresh = 1, 0.9
+    got = model.probe(batch, with_detections=True, score_threshold=0.2).detections
+    assert sum(map(len, got))
+    for theirs, ours in zip(expected, got, strict=True):
+        assert torch.equal(ours.scores, theirs.scores)
+    few = model.probe(batch, with_detections=True).detections
+    assert sum(map(len, few)) < sum(map(len, deployed))
+    assert {(each.test_topk_per_image, each.test_score_thresh) for each in predictors} == {(1, 0.9)}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_probes_in_half_precision(twins, dtype):
     _, model = twins

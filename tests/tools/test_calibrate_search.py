@@ -69,6 +69,15 @@ def test_searches_are_added_to_a_null(work, tmp_path):
     assert not (tmp_path / "no.json").exists()
 
 
+def test_a_detector_that_is_none_is_named_before_any_search(work, tmp_path):
+    detectors = [specimens_root() / "clean_0", tmp_path / "missing", specimens_root() / "clean_1"]
+    options = ("--work", work, "--name", "none", "--output", tmp_path / "no.json")
+    result = run(*detectors, *options, "--search", "fast", script=TOOL)
+    assert result.returncode == 2
+    assert "missing" in result.stderr
+    assert "unforeseen" not in result.stderr
+
+
 def test_null_of_other_images_is_not_added_to(work, tmp_path):
     content = json.loads(SHIPPED.read_text())
     content["dataset"] = {"name": "others", "fingerprint": "0" * 64}

@@ -4,6 +4,7 @@ detectors and what clean ones show."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ class ArmResult:
         deviation: standard deviation of the same.
         interval: of excess minus baseline, over resamples of the images.
         hits: successes on each image.
+        attempts: places or objects that were attacked, on all images.
         on_twin: success on the suspect's twin, where that was asked for proof (:mod:`.proof`).
     """
 
@@ -58,12 +60,18 @@ class ArmResult:
     deviation: float
     interval: tuple[float, float]
     hits: tuple[int, ...]
+    attempts: int
     on_twin: float | None = None
 
     @property
     def margin(self) -> float:
         """Excess beyond that of clean detectors; NaN where there was nothing to attack."""
         return self.excess - self.baseline
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it does something to the suspect that no reference has any object for."""
+        return self.success > 0 and not np.isfinite(self.excess)
 
     @property
     def standardised(self) -> float:
@@ -128,7 +136,9 @@ class Judge:
         )
         known = [each for each in parts if np.isfinite(each[0].standardised)]
         most = max(known, key=lambda each: each[0].standardised, default=None)
-        return [whole] if most is None else [whole, most]
+        # What no reference can be asked of is no evidence either way.
+        open_ = [each for each in parts if each[0].is_open]
+        return [whole, *([] if most is None else [most]), *open_]
 
     def again(self, result: ArmResult) -> ArmResult:
         """What the trigger of a result does to these subjects, by this null."""
@@ -157,7 +167,8 @@ class Judge:
         by themselves.
         """
         if len(self.subjects) > 1:
-            return float(np.nan_to_num(np.mean(of_references))) if of_references else 0.0
+            known = [rate for rate in of_references if np.isfinite(rate)]
+            return float(np.mean(known)) if known else 0.0
         if not is_anywhere(arm_key(arm)):
             return 0.0
         start, image_format = arm.start, self.image_format
@@ -185,13 +196,25 @@ class Judge:
         baseline, deviation = self.null.baseline(key, usual), self.null.deviation(key, usual)
         excess, resampled = success, self.bootstrap(terms[0]) - baseline
         if others:
-            excess -= float(np.mean(others))
-            of_others = torch.stack(list(map(self.bootstrap, terms[1:])))
-            resampled = resampled - of_others.mean(dim=0)
+            # A reference that finds none of the objects cannot lose them.
+            comparable = [t for t, rate in zip(terms[1:], others, strict=True) if rate == rate]
+            excess -= float(np.nanmean(others)) if comparable else math.nan
+            of_others = torch.stack(list(map(self.bootstrap, comparable or terms[1:])))
+            resampled = resampled - of_others.nanmean(dim=0)
         margin = excess - baseline
         interval = percentile_interval(resampled, self.confidence) or (margin, margin)
         hits = tuple(terms[0].numerator.int().tolist())
+        attempts = int(terms[0].denominator.sum())
         result = ArmResult(
-            arm, trigger, success, tuple(others), excess, baseline, deviation, interval, hits
+            arm,
+            trigger,
+            success,
+            tuple(others),
+            excess,
+            baseline,
+            deviation,
+            interval,
+            hits,
+            attempts,
         )
         return result, resampled / deviation

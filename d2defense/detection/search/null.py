@@ -31,9 +31,9 @@ _FALSE_ALARM_RATE = 0.01
 # excess, and of scores.
 _LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
 _OF_ONE_CLASS, _ON = " of one class", " on "
-# An effect that a search may miss though it succeeds so often beyond the references is not said to
-# be absent.
-_MUST_STAND_OUT = 0.8
+#: An effect that a search may miss though it succeeds so often beyond the references is not said to
+#: be absent.
+MUST_STAND_OUT = 0.8
 # Success up to which ghosts anywhere are rare, as they are in the detectors of the null: on images
 # full of things that nobody labelled, detectors show more.
 _RARE = 0.1
@@ -46,9 +46,14 @@ class SearchNullError(ValueError):
     """A null cannot be used; the message names it, the reason, and how to make another."""
 
 
-def arm_key(arm: Arm) -> str:
-    """What arms have in common whose excesses are compared: all but which classes they are on."""
-    victims = "" if arm.goal.victim_class is None else _OF_ONE_CLASS
+def arm_key(arm: Arm, of_one_class: bool = False) -> str:
+    """What arms have in common whose excesses are compared: all but which classes they are on.
+
+    Args:
+        arm: one to compare.
+        of_one_class: as if it were on the objects of one class.
+    """
+    victims = _OF_ONE_CLASS if of_one_class or arm.goal.victim_class is not None else ""
     return f"{arm.goal.effect.name}{victims}, {arm.start.name}{_ON}{arm.goal.placement}"
 
 
@@ -148,29 +153,28 @@ class ModeNull:
         """How far a value lies above those of clean detectors, in deviations."""
         return (value - self.baseline(key, usual)) / self.deviation(key, usual)
 
-    def least_found(self, keys: Iterable[str]) -> dict[str, float]:
-        """The least excess that stands out, by effect and placement, by the arm that needs least.
+    def least_found(self, key: str) -> float:
+        """The least excess by an arm of a key that stands out.
 
-        Above 1 no backdoor stands out, however well it works: clean detectors differ too much.
-
-        Args:
-            keys: of the arms.
+        Above 1 no backdoor does, however well it works: clean detectors differ too much.
         """
-        least: dict[str, float] = {}
-        for key in keys:
-            needed = self.baseline(key) + self.reference.threshold * self.deviation(key)
-            kind = f"{_effect(key)} on {key.rpartition(_ON)[2]}"
-            least[kind] = min(needed, least.get(kind, needed))
-        return least
+        return self.baseline(key) + self.reference.threshold * self.deviation(key)
 
-    def blind_to(self, keys: Iterable[str]) -> tuple[str, ...]:
+    def blind_to(self, arms: Iterable[tuple[str, float]]) -> tuple[str, ...]:
         """The effects and placements of which it cannot be said that there are none.
 
+        By none of their arms a backdoor that nearly always succeeds would stand out: clean
+        detectors differ too much, or the references react, too.
+
         Args:
-            keys: of the arms.
+            arms: the key of each that was measured, and its success on the references, 0..1.
         """
-        least = self.least_found(keys)
-        return tuple(sorted(kind for kind in least if least[kind] > _MUST_STAND_OUT))
+        kinds: dict[str, bool] = {}
+        for key, on_references in arms:
+            would_show = self.least_found(key) <= min(MUST_STAND_OUT, 1 - on_references)
+            kind = kind_of(key)
+            kinds[kind] = kinds.get(kind, False) or would_show
+        return tuple(sorted(kind for kind, would_show in kinds.items() if not would_show))
 
     def score(self, values: Mapping[str, float]) -> float:
         """The largest of the standardised values; 0 without any."""
@@ -233,6 +237,11 @@ class ModeNull:
             value for each in self.searches for k, value in each.items() if _effect(k) == effect
         ]
         return float(np.mean(values)) if values else 0.0
+
+
+def kind_of(key: str) -> str:
+    """Of an arm's key, the effect, on all or on one class, and the placement."""
+    return f"{_effect(key)}{_ON}{key.rpartition(_ON)[2]}"
 
 
 def is_anywhere(key: str) -> bool:

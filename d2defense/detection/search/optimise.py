@@ -41,6 +41,10 @@ _SALT = 0x63726F70
 Loss = Callable[[RegionOutput, Sequence[View]], Tensor]
 
 
+class NotFiniteError(ValueError):
+    """What a detector says under a trigger is not finite, or its gradient: nothing can be found."""
+
+
 @dataclass
 class ArmState:
     """An arm under way.
@@ -51,6 +55,10 @@ class ArmState:
         optimizer: of the tensors.
         steps: taken so far.
         effect: mean probability of the wanted class at the last step, 0..1.
+        has_gradient: whether what the detector says has depended on the trigger in any step; None
+            as long as it has looked at no image.
+        on_references: the same effect on the references when it was last held against them, 0..1;
+            None if it was not yet.
     """
 
     arm: Arm
@@ -58,6 +66,8 @@ class ArmState:
     optimizer: torch.optim.Optimizer
     steps: int = 0
     effect: float = 0.0
+    has_gradient: bool | None = None
+    on_references: float | None = None
 
     @classmethod
     def begin(
@@ -104,6 +114,9 @@ class ArmState:
             fmt: order of the channels, "BGR" or "RGB".
             seed: of the places.
             loss_of: what is descended; :func:`arm_loss` if None.
+
+        Raises:
+            NotFiniteError: the loss or its gradient is not finite.
         """
         self.steps += 1
         views = looked_at(images, self.arm.goal, seed)
@@ -115,6 +128,11 @@ class ArmState:
         loss = arm_loss(output, self.arm, views) if loss_of is None else loss_of(output, views)
         self.optimizer.zero_grad()
         loss.backward()
+        gradients = [each.grad for each in self.tensors.values() if each.grad is not None]
+        gradient = torch.stack([each.abs().sum() for each in gradients]).sum()
+        if not torch.isfinite(loss.detach() + gradient):
+            raise NotFiniteError(f"{self.arm.name}: what is searched by is not finite")
+        self.has_gradient = bool(self.has_gradient or gradient > 0)
         self.optimizer.step()
         with torch.no_grad():
             for name, (low, high) in self.arm.start.ranges().items():

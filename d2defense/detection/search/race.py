@@ -260,6 +260,21 @@ class Race:
         narrowed = self._side_by_side(lambda state: self._narrowed(state, class_names), finalists)
         return finalists + [state for state in narrowed if state is not None]
 
+    def compared(self) -> list[tuple[Arm, float]]:
+        """The arms that were held against the references, with what they do to these, 0..1.
+
+        Those that would have been measured, had they done more to the suspect.
+        """
+        held = [each for each in self._begun if each.on_references is not None]
+        return [(each.arm, each.on_references) for each in held]
+
+    def without_gradient(self) -> list[str]:
+        """Effects at placements that could not be searched: nothing depends on any trigger."""
+        looked = [each for each in self._begun if each.has_gradient is not None]
+        moved = {each.arm.goal.kind for each in looked if each.has_gradient}
+        still = {each.arm.goal.kind for each in looked} - moved
+        return sorted(" on ".join(kind) for kind in still)
+
     def best_so_far(self) -> list[ArmState]:
         """Of a race that was broken off the best arm of every effect at every placement.
 
@@ -438,4 +453,5 @@ class Race:
 
         others = [effect(*reference) for reference in self._references]
         of_references = float(np.mean(others)) if others else 0.0
+        state.on_references = of_references
         return effect(self._model, self._scale) - self._reference_weight * of_references

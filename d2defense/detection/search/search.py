@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,23 +19,28 @@ from torch import Tensor, nn
 from d2defense.devices import computes_bf16
 from d2defense.modeling import folded
 
+from ..ability import LEAST_FOUND
 from ..bootstrap import Bootstrap, percentile_interval
 from ..images import CleanImage, input_shapes
 from ..scale import LogitScale
 from ..twin import TwinError
+from .arms import Arm
 from .crops import is_large
-from .judge import ArmResult, Judge
+from .judge import LEAST_OBJECTS, ArmResult, Judge
 from .levels import SearchSettings
 from .measure import Measured
 from .moves import moved_modules
 from .null import (
     ALONE,
+    MUST_STAND_OUT,
     REFERENCES,
     TWIN,
     ModeNull,
     Shown,
     arm_key,
+    kind_of,
 )
+from .optimise import NotFiniteError
 from .proof import tried_on_twin
 from .race import Race, Scouted
 
@@ -92,8 +97,9 @@ class SearchOutcome:
         dominant_modules: module groups that the trigger moves that was found; empty for none.
         unproven: why what does far more to it than to the references may be a weakness of its
             training, in words (:mod:`.proof`); None if there is nothing of the kind, or proof.
-        blind: effects and placements by which clean detectors differ so much that no backdoor would
-            stand out (:meth:`~.null.ModeNull.blind_to`).
+        blind: effects and placements by which clean detectors differ so much, or references react
+            so much, that no backdoor would stand out (:meth:`~.null.ModeNull.blind_to`).
+        untried: what could not be tried, each with the reason in brackets.
     """
 
     arms: tuple[ArmResult, ...] = ()
@@ -112,6 +118,54 @@ class SearchOutcome:
     dominant_modules: tuple[str, ...] = ()
     unproven: str | None = None
     blind: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[ArmResult],
+        samples: Sequence[Tensor],
+        of_clean: ModeNull,
+        confidence: float,
+        compared: Iterable[tuple[Arm, float]] = (),
+    ) -> SearchOutcome:
+        """What measured arms amount to.
+
+        Args:
+            results: one at least, in any order.
+            samples: the standardised margin of each on every resample of the images, (B,).
+            of_clean: what clean detectors show in the same mode.
+            confidence: level of the interval.
+            compared: arms that were tried, and would have been measured had they done more, with
+                what they do to the references, 0..1.
+        """
+        arms = sorted(
+            results, key=lambda each: np.nan_to_num(each.standardised, nan=-1.0), reverse=True
+        )
+        score = float(np.nan_to_num(arms[0].standardised, nan=0.0))
+        largest = torch.stack(list(samples)).nan_to_num(nan=-1.0).amax(dim=0)
+        measured: dict[str, float] = {}
+        for each in arms:
+            if np.isfinite(each.excess):
+                key, shown = (
+                    arm_key(each.arm),
+                    each.success - each.excess if each.references else 0.0,
+                )
+                measured[key] = min(shown, measured.get(key, shown))
+        one_class = {False, of_clean.knows_classes}
+        raced = {arm_key(arm, each): shown for arm, shown in compared for each in one_class}
+        kinds = {kind_of(key) for key in measured}
+        tried = {key: shown for key, shown in raced.items() if kind_of(key) in kinds}
+        return cls(
+            arms=tuple(arms),
+            score=score,
+            interval=percentile_interval(largest, confidence) or (score, score),
+            threshold=of_clean.reference.threshold,
+            p_value=of_clean.reference.p_value(score),
+            mode=of_clean.mode,
+            blind=of_clean.blind_to((tried | measured).items()),
+            untried=tuple(_untried(arms)),
+        )
 
     @property
     def stands_out(self) -> bool:
@@ -144,9 +198,17 @@ class SearchOutcome:
         return self.interval[1] <= self.threshold
 
     @property
+    def hidden(self) -> ArmResult | None:
+        """An arm that nearly always succeeds beyond the references, as clean detectors may, too."""
+        strong = [each for each in self.arms if each.excess >= MUST_STAND_OUT]
+        most = max(strong, key=lambda each: each.excess, default=None)
+        return None if self.stands_out else most
+
+    @property
     def is_clear(self) -> bool:
         """Whether nothing of the kind was found, and could have been."""
-        return self.is_low and not (self.obstacle or self.shared or self.blind)
+        obstacles = (self.obstacle, self.shared, self.blind, self.untried, self.hidden)
+        return self.is_low and self.mode != ALONE and not any(obstacles)
 
 
 def divide(images: Sequence[CleanImage], seed: int) -> tuple[list[CleanImage], list[CleanImage]]:
@@ -232,7 +294,10 @@ def search_detector(
     # That has gone through the images for measurement twice.
     share = len(held_out) / (len(scaled_on) + 2 * len(held_out))
     seconds_of_arm = share * (time.monotonic() - begun)
-    least = _LEAST_OF_FOUND * measured[0].found(held_out)
+    found = measured[0].found(held_out)
+    if not found >= LEAST_FOUND:
+        return obstructed(f"it finds {found:.0%} of the objects as of the classes that it knows")
+    least = _LEAST_OF_FOUND * found
     able = [
         index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
     ]
@@ -268,6 +333,8 @@ def search_detector(
         finalists = race.run(class_names)
     except _OutOfTimeError:
         finalists, is_whole = race.best_so_far(), False
+    except NotFiniteError as error:
+        return obstructed(str(error))
     bootstrap = Bootstrap.draw(len(held_out), bootstrap_samples, seed)
     judge = Judge(
         measured,
@@ -293,22 +360,17 @@ def search_detector(
         progress(_RACE_SHARE + (1 - _RACE_SHARE) * number / len(finalists))
     if not results:
         return obstructed(f"it would take longer than the time limit: {_MORE_TIME}")
-    largest = torch.stack(samples).nan_to_num(nan=-1.0).amax(dim=0)
-    results.sort(key=lambda each: np.nan_to_num(each.standardised, nan=-1.0), reverse=True)
-    score = float(np.nan_to_num(results[0].standardised, nan=0.0))
-    outcome = SearchOutcome(
-        arms=tuple(results),
+    outcome = SearchOutcome.of(results, samples, of_clean, confidence, race.compared())
+    still = tuple(f"{each} (no gradient leads to any trigger)" for each in race.without_gradient())
+    outcome = replace(
+        outcome,
         references=tuple(references),
         num_images=len(held_out),
-        score=score,
-        interval=percentile_interval(largest, confidence) or (score, score),
-        threshold=of_clean.reference.threshold,
-        p_value=of_clean.reference.p_value(score),
         seed=seed,
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
-        blind=of_clean.blind_to(arm_key(each.arm) for each in results),
+        untried=outcome.untried + still,
     )
     point = measured[0].point_of(outcome.telling.arm.goal.effect)
     outcome = replace(outcome, operating_point=point)
@@ -326,6 +388,23 @@ def search_detector(
         model, held_out, most.arm.goal, most.trigger, scales[0], image_format, seed
     )
     return replace(outcome, dominant_modules=tuple(moved))
+
+
+def _untried(results: Sequence[ArmResult]) -> list[str]:
+    """What could not be tried on the images, or not be held against any reference."""
+    attempts: dict[str, int] = {}
+    for each in results:
+        goal = each.arm.goal
+        if goal.victim_class is None:
+            kind = f"{goal.effect.name} on {goal.placement}"
+            attempts[kind] = max(each.attempts, attempts.get(kind, 0))
+    few = [
+        f"{kind} ({count} places for it on these images)"
+        for kind, count in attempts.items()
+        if count < LEAST_OBJECTS
+    ]
+    names = [each.arm.name for each in results if each.is_open]
+    return few + [f"{name} (no reference finds such objects)" for name in names]
 
 
 def _proven(
@@ -365,8 +444,8 @@ def _shared(results: Sequence[ArmResult], of_clean: ModeNull) -> ArmResult | Non
     """
 
     def height(result: ArmResult) -> float:
-        on_both = min((result.success, *result.references))
-        usual = float(np.mean(result.references))
+        on_both = float(np.nanmin((result.success, *result.references)))
+        usual = float(np.nanmean(result.references))
         return of_clean.standardise(arm_key(result.arm), on_both, usual)
 
     measured = [each for each in results if np.isfinite(each.excess)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from ..verdict import BACKDOORED, CLEAN, UNCERTAIN, Verdict
 from .judge import ArmResult
 from .null import ALONE, REFERENCES, TWIN
@@ -58,12 +60,9 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
             "that does more to it than to the references, but not for sure: more images would tell"
         )
         return replace(verdict, label=UNCERTAIN, reason=reason)
-    if outcome.blind:
-        reason = (
-            "the bank found nothing, but clean detectors differ so much that a backdoor need not "
-            f"stand out ({', '.join(outcome.blind)}): search more of them for the null"
-        )
-        return replace(verdict, label=UNCERTAIN, reason=reason)
+    doubt = _doubt(outcome)
+    if doubt:
+        return replace(verdict, label=UNCERTAIN, reason=f"the bank found nothing, but {doubt}")
     reason = (
         "it reacts to none of the triggers of the bank, and a search, held against "
         f"{_AGAINST[outcome.mode]}, found no other"
@@ -77,13 +76,40 @@ def with_search(verdict: Verdict, outcome: SearchOutcome) -> Verdict:
     return replace(verdict, reason=reason)
 
 
+def _doubt(outcome: SearchOutcome) -> str | None:
+    """Why a search that found nothing does not make a detector clean; None if it does."""
+    if outcome.mode == ALONE:
+        return (
+            "what a search finds was held against nothing, which can show a backdoor and cannot "
+            "exclude one: give a reference (--reference), or 40 images for a twin"
+        )
+    if outcome.untried:
+        return (
+            f"a search could not try everything: {'; '.join(outcome.untried)}: give other images, "
+            "or references that know them"
+        )
+    if outcome.hidden is not None:
+        arm, against = outcome.hidden, _AGAINST[outcome.mode]
+        return (
+            f"a search found a trigger ({arm.arm.name}) that succeeds with {arm.success:.0%}, "
+            f"{arm.excess:.0%} more than on {against}; clean detectors may show that, too"
+        )
+    if outcome.blind:
+        return (
+            "clean detectors differ, or references react, so much that a backdoor need not stand "
+            f"out ({', '.join(outcome.blind)}): search more of them for the null, or give other "
+            "references"
+        )
+    return None
+
+
 def found_in_words(outcome: SearchOutcome) -> str:
     """What was found, in one sentence."""
     worst = outcome.arms[0]
     line = f"a search found a trigger ({worst.arm.name}) that succeeds with {worst.success:.0%}"
     if not worst.references:
         return f"{line} on it, far more than on clean detectors that were searched like it"
-    others = sum(worst.references) / len(worst.references)
+    others = float(np.nanmean(worst.references))
     return f"{line} on it and with {others:.0%} on {_AGAINST[outcome.mode]}"
 
 

@@ -23,10 +23,15 @@ from d2defense.detection import (
     load_clean_images,
     open_subject,
 )
-from d2defense.detection.matching import match_classes, matched_in_words
+from d2defense.detection.by_class import rare_classes
+from d2defense.detection.matching import (
+    match_classes,
+    matched_in_words,
+    unmatched_in_words,
+)
 from d2defense.detection.search import names_of_classes, with_search
 from d2defense.detection.survey import Progress
-from d2defense.detection.verdict import BACKDOORED
+from d2defense.detection.verdict import BACKDOORED, CLEAN, UNCERTAIN
 from d2defense.environment import library_versions
 from d2defense.memory import is_out_of_memory
 from d2defense.modeling import number_of_classes
@@ -145,6 +150,12 @@ def scan_checkpoint(task: ScanTask, progress: Progress | None = None) -> Scanned
         verdict = inspection.with_proviso(with_search(inspection.verdict, found.outcome))
         searched, figures, twin = found.fields, figures | found.figures, found.twin
         has_found = found.outcome.has_found
+    if verdict.label == CLEAN and matched is not None:
+        reason = unmatched_in_words(matched, dataset.class_names, dataset.records)
+        verdict = replace(verdict, label=UNCERTAIN, reason=reason) if reason else verdict
+    if verdict.label == CLEAN:
+        rare = rare_classes(images, names_of_classes(num_classes, dataset.class_names))
+        verdict = replace(verdict, reason="; ".join(filter(None, (verdict.reason, rare))))
     # Of what the verdict rests on.
     victim_class, modules = inspection.victim_class, inspection.dominant_modules
     if has_found:

@@ -182,6 +182,7 @@ def search_checkpoint(
         "has_found": outcome.has_found,
         "unproven": outcome.unproven,
         "blind": list(outcome.blind),
+        "untried": list(outcome.untried),
         "shared": None if outcome.shared is None else _arm(outcome.shared, names),
         "scouted": [
             {

@@ -14,7 +14,7 @@ from d2defense.detection.search.proof import tried_on_twin
 
 def result(margin: float, low: float) -> ArmResult:
     """An arm that does so much beyond clean detectors, whose deviation is 0.1."""
-    return ArmResult(None, None, margin, (0.0,), margin, 0.0, 0.1, (low, margin), ())
+    return ArmResult(None, None, margin, (0.0,), margin, 0.0, 0.1, (low, margin), (), 0)
 
 
 class Beside:

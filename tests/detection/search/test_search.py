@@ -347,8 +347,9 @@ def test_nothing_is_clean_where_no_backdoor_could_stand_out(opened, search):
     bank = Verdict(CLEAN, "nothing", 0.0, (0.0, 0.0), 0.1, 0.5)
     verdict = with_search(bank, outcome)
     assert verdict.label == UNCERTAIN
-    assert "clean detectors differ so much" in verdict.reason
-    assert "ghost on background" in verdict.reason
+    assert "ghost to stop" in verdict.reason
+    assert "clean detectors may show that, too" in verdict.reason
+    assert {"ghost on background", "disappearance on objects"} <= set(outcome.blind)
     assert with_search(replace(bank, label=BACKDOORED), outcome).label == BACKDOORED
 
 
