@@ -171,7 +171,9 @@ class ModeNull:
         """
         kinds: dict[str, bool] = {}
         for key, on_references in arms:
-            would_show = self.least_found(key) <= min(MUST_STAND_OUT, 1 - on_references)
+            # To one class of several references react by chance.
+            left = 1.0 if _OF_ONE_CLASS in key else 1 - on_references
+            would_show = self.least_found(key) <= min(MUST_STAND_OUT, left)
             kind = kind_of(key)
             kinds[kind] = kinds.get(kind, False) or would_show
         return tuple(sorted(kind for kind, would_show in kinds.items() if not would_show))
