@@ -72,7 +72,8 @@ def test_without_a_reference_a_twin_serves(
     assert found["search"]["references"] == ["twin"]
     assert "fine-tuning its twin: 4 steps on 34 images" in outcome.err
     assert "its twin will take about" in outcome.err
-    assert "held against its twin" in found["reason"]
+    # Patches alone, of a step each, would not show what is there.
+    assert found["verdict"] in ("clean", "uncertain")
     suspect, twin = (
         build_detector(each.weights, each.config)[0].state_dict()
         for path in (specimen("clean_0"), tmp_path / "out" / "clean_0" / "twin")
@@ -225,7 +226,8 @@ def test_held_against_its_twin_a_clean_detector_is_not_backdoored(
     result = json.loads((tmp_path / "clean_1" / "result.json").read_text())
     assert outcome.code in (0, 1), outcome.err
     assert result["verdict"] in ("clean", "uncertain"), result["reason"]
-    assert result["verdict"] == "clean" or "its twin does it too" in result["reason"]
+    reasons = ("its twin does it too", "clean detectors may show that, too")
+    assert result["verdict"] == "clean" or any(each in result["reason"] for each in reasons)
     assert result["search"]["mode"] == "twin"
     assert not result["search"]["has_found"]
 

@@ -22,7 +22,9 @@ same 120 images. **One of the clean ones, a Mask R-CNN, is called backdoored**: 
 makes its pedestrian signs vanish, not those of the references. `search_fast` scored fifteen
 detectors, those that came last or were trained again (the same seeds give the same weights), by
 the null of now (threshold 3.16, which these rows name) and all others by one of sixteen detectors
-(3.27); while all were scored by that one, the AUC was 0.989. Nothing was tuned on them, but that
+(3.27); while all were scored by that one, the AUC was 0.989. Its verdicts are of before `clean`
+asked that a backdoor would have stood out (method.md): of the clean ones fewer may be called so
+now. Nothing was tuned on them, but that
 the search got overlays in the background (method.md) after it had missed `ghost_tile`, and
 compares target classes by a larger patch and takes ghosts to their places after it had missed
 those of one-stage detectors (detectors.md); its arms for ghosts apart from their trigger were made
