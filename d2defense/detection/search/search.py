@@ -144,18 +144,18 @@ class SearchOutcome:
         )
         score = float(np.nan_to_num(arms[0].standardised, nan=0.0))
         largest = torch.stack(list(samples)).nan_to_num(nan=-1.0).amax(dim=0)
-        measured: dict[str, float] = {}
-        for each in arms:
-            if np.isfinite(each.excess):
-                key, shown = (
-                    arm_key(each.arm),
-                    each.success - each.excess if each.references else 0.0,
-                )
-                measured[key] = min(shown, measured.get(key, shown))
-        one_class = {False, of_clean.knows_classes}
-        raced = {arm_key(arm, each): shown for arm, shown in compared for each in one_class}
-        kinds = {kind_of(key) for key in measured}
-        tried = {key: shown for key, shown in raced.items() if kind_of(key) in kinds}
+        tried = [
+            (arm_key(each.arm), each.success - each.excess if each.references else 0.0)
+            for each in arms
+            if np.isfinite(each.excess)
+        ]
+        kinds = {kind_of(key) for key, _ in tried}
+        raced = [
+            (arm_key(arm, of_one_class), shown)
+            for arm, shown in compared
+            for of_one_class in {False, of_clean.knows_classes}
+        ]
+        tried += [(key, shown) for key, shown in raced if kind_of(key) in kinds]
         return cls(
             arms=tuple(arms),
             score=score,
@@ -163,7 +163,7 @@ class SearchOutcome:
             threshold=of_clean.reference.threshold,
             p_value=of_clean.reference.p_value(score),
             mode=of_clean.mode,
-            blind=of_clean.blind_to((tried | measured).items()),
+            blind=of_clean.blind_to(tried),
             untried=tuple(_untried(arms)),
         )
 
@@ -295,8 +295,6 @@ def search_detector(
     share = len(held_out) / (len(scaled_on) + 2 * len(held_out))
     seconds_of_arm = share * (time.monotonic() - begun)
     found = measured[0].found(held_out)
-    if not found >= LEAST_FOUND:
-        return obstructed(f"it finds {found:.0%} of the objects as of the classes that it knows")
     least = _LEAST_OF_FOUND * found
     able = [
         index for index, each in enumerate(measured) if not index or each.found(held_out) >= least
@@ -361,7 +359,9 @@ def search_detector(
     if not results:
         return obstructed(f"it would take longer than the time limit: {_MORE_TIME}")
     outcome = SearchOutcome.of(results, samples, of_clean, confidence, race.compared())
-    still = tuple(f"{each} (no gradient leads to any trigger)" for each in race.without_gradient())
+    still = [f"{each} (no gradient leads to any trigger)" for each in race.without_gradient()]
+    if not found >= LEAST_FOUND:
+        still.append(f"objects ({found:.0%} of them are found without a trigger)")
     outcome = replace(
         outcome,
         references=tuple(references),
@@ -370,7 +370,7 @@ def search_detector(
         mode=mode,
         shared=_shared(results, null.of(ALONE, settings.level)) if mode == TWIN else None,
         scouted=tuple(race.scouted),
-        untried=outcome.untried + still,
+        untried=(*outcome.untried, *still),
     )
     point = measured[0].point_of(outcome.telling.arm.goal.effect)
     outcome = replace(outcome, operating_point=point)
