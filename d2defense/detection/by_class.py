@@ -6,9 +6,7 @@ A backdoor on one class of seven is a seventh of itself over all objects.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ from torch import Tensor
 from d2defense.statistics import OBJECT_STATISTICS, Observation
 
 from .bootstrap import Bootstrap
-from .images import CleanImage, object_classes
+from .images import CleanImage, objects_of_classes
 
 #: By name: minus the largest fall of a statistic over the classes, from the clean images on, where
 #: it is 0. By what it is the fall of.
@@ -36,7 +34,7 @@ def rare_classes(images: Sequence[CleanImage], class_names: Sequence[str]) -> st
         images: of the scan, their classes numbered as the detector numbers them.
         class_names: of the detector.
     """
-    counts = Counter(itertools.chain.from_iterable(object_classes(images)))
+    counts = objects_of_classes(images)
     rare = [name for index, name in enumerate(class_names) if counts[index] < LEAST_OBJECTS]
     if not rare:
         return None

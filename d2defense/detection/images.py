@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -156,6 +158,11 @@ def object_classes(images: Sequence[CleanImage]) -> list[list[int]]:
     if isinstance(images, CleanImages):
         return images.object_classes
     return [image.classes.tolist() for image in images]
+
+
+def objects_of_classes(images: Sequence[CleanImage]) -> Counter[int]:
+    """How many objects of each class all images show; lazy images are not read for it."""
+    return Counter(itertools.chain.from_iterable(object_classes(images)))
 
 
 def sample_records(

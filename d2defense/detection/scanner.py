@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +24,7 @@ from .calibration import Calibration
 from .decisions.base import Decision, largest
 from .dominant import dominant_modules
 from .doubt import AS_REFERENCES, Doubt
-from .images import CleanImage, max_objects, object_classes
+from .images import CleanImage, max_objects, objects_of_classes
 from .oddity import odd_behaviour
 from .reference import Reference
 from .score import checkpoint_score, largest_excess, statistic, suspicions
@@ -202,8 +200,8 @@ def _watch(
     columns = [decision.statistics.index(name) for name in decision.of_images]
     limits = reference.baseline + reference.threshold
     test = SequentialTest(limits[:, columns], decision, bound, settings.early_stop_error_rate)
-    counts = Counter(itertools.chain.from_iterable(object_classes(images)))
-    judged = [each for each, count in counts.items() if each >= 0 and count >= LEAST_OBJECTS]
+    counts = objects_of_classes(images)
+    judged = [each for each in counts if each >= 0 and counts[each] >= LEAST_OBJECTS]
     so_far: list[list[Observation]] = []
 
     def watch(clean: Observation, triggered: Sequence[Observation]) -> bool:

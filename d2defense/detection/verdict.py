@@ -17,9 +17,12 @@ ERROR = "error"
 # A weak detector's objects are near the edge of being lost; more than this share of what it could
 # lose must go before that is held against it.
 _WEAK_SHARE = 0.5
-# A backdoor that takes so much of what there is to lose must score above the threshold, else it
-# cannot be said that there is none.
-_MUST_SHOW = 0.8
+#: A backdoor that takes so much of what there is to lose must score above the threshold, else it
+#: cannot be said that there is none.
+MUST_SHOW = 0.8
+#: Of the rules by which a verdict follows from what was measured; a change raises it, and finished
+#: results are not taken for those of a scan that goes on.
+RULES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def would_show(threshold: float, ceiling: float) -> bool:
         threshold: of the scores.
         ceiling: the score that the detector would have if every object vanished.
     """
-    return threshold < _MUST_SHOW * ceiling
+    return threshold < MUST_SHOW * ceiling
 
 
 def _judge(

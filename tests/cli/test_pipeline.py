@@ -204,7 +204,7 @@ def test_a_config_that_is_not_there_is_wrong_usage(d2defense, zoo, tmp_path, opt
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_scanned_is_not_scanned_again(d2defense, zoo, own_data, tmp_path):
+def test_what_was_scanned_is_not_scanned_again(d2defense, zoo, own_data, tmp_path, monkeypatch):
     output = tmp_path / "out"
     arguments = ["scan", zoo, *own_data, "--output", output, *HERE, *QUICK]
     (zoo / "broken").mkdir()
@@ -236,6 +236,9 @@ def test_what_was_scanned_is_not_scanned_again(d2defense, zoo, own_data, tmp_pat
     assert rescanned("DEFENSE.SEED", "1") == set()
     result = json.loads((output / "backdoored_0" / "result.json").read_text())
     assert result["checkpoint"]["path"] == str(Path(moved) / "model_final.pth")
+    # What was clean by the rules of before need not be.
+    monkeypatch.setattr("d2defense.workflows.scan.resume.RULES_VERSION", 0)
+    assert rescanned("DEFENSE.SEED", "1") == {"backdoored_0"}
 
 
 def test_a_config_is_known_with_the_files_it_builds_upon(d2defense, zoo, own_data, tmp_path):

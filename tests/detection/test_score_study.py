@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import as_module
 from scipy import stats
 
 from d2defense.statistics import STATISTICS
@@ -18,10 +18,7 @@ TOOL = Path(__file__).resolve().parents[2] / "benchmarks" / "score_study.py"
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("score_study", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return as_module(TOOL)
 
 
 @pytest.fixture

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import pickletools
 import random
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from programs import as_module
 
 from d2defense.checkpoint import pickle_machine
 
@@ -23,13 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWar
 @pytest.fixture(scope="module")
 def differential() -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "differential", Path(__file__).with_name("differential.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return as_module(Path(__file__).with_name("differential.py"))
 
 
 @pytest.mark.no_cover

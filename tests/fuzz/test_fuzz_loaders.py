@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import as_module
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "fuzz_loaders", Path(__file__).with_name("fuzz_loaders.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return as_module(Path(__file__).with_name("fuzz_loaders.py"))
 
 
 def test_seeds_are_honest_files_of_every_kind(fuzz, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ the one that runs the tests, so that nothing of a test is in them.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+from types import ModuleType
 
 _LOADED = (
     "d2defense.engine",
@@ -85,6 +87,16 @@ class Program:
 def run(*arguments: object, script: Path | None = None) -> CompletedProcess[str]:
     """Run ``d2defense``, or a script, to its end."""
     return Program(*arguments, script=script).end()
+
+
+def as_module(script: Path) -> ModuleType:
+    """A Python file that lies in no package, as a module of the tests' own process."""
+    spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look themselves up there.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _run(

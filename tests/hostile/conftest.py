@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import as_module
 
-
-def _load(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(
-        f"hostile_{name}", Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CORPUS = _load("corpus")
+CORPUS = as_module(Path(__file__).with_name("corpus.py"))
 
 
 # Loops over millions of opcodes, which coverage's tracer would make ten times as slow.

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from programs import run
+from programs import as_module, run
 
 import d2defense
 from d2defense.checkpoint.specimens import find_specimen, specimens_root
@@ -91,10 +90,7 @@ def test_null_of_other_images_is_not_added_to(work, tmp_path):
 @pytest.fixture(scope="module")
 def tool():
     """The command as a module."""
-    spec = importlib.util.spec_from_file_location("calibrate_search", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return as_module(TOOL)
 
 
 def test_a_twin_is_made_as_a_scan_makes_it(tool, monkeypatch, signs_cache):

@@ -5,7 +5,6 @@ detectors and what clean ones show."""
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from d2defense.statistics import Terms
 from d2defense.triggers import Trigger
 
 from ..bootstrap import Bootstrap, percentile_interval
-from ..images import CleanImage
+from ..images import CleanImage, objects_of_classes
 from .arms import Arm, Goal
 from .measure import Measured, success_terms
 from .null import ModeNull, arm_key, is_anywhere
@@ -181,7 +180,7 @@ class Judge:
         """The goal on each class with enough objects, where it is known what is large for one."""
         if not self.null.knows_classes:
             return []
-        counts = Counter(torch.cat([each.classes for each in self.images]).tolist())
+        counts = objects_of_classes(self.images)
         return [
             goal.of_class(category, self.class_names)
             for category in range(len(self.class_names))

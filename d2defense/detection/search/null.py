@@ -17,6 +17,7 @@ from d2defense.files import write_json
 from d2defense.registry import EFFECT_REGISTRY
 
 from ..reference import Reference
+from ..verdict import MUST_SHOW
 from .arms import Arm
 
 SCHEMA_VERSION = 2
@@ -31,9 +32,6 @@ _FALSE_ALARM_RATE = 0.01
 # excess, and of scores.
 _LEAST_DEVIATION, _LEAST_SCORE_DEVIATION = 0.05, 1.0
 _OF_ONE_CLASS, _ON = " of one class", " on "
-#: An effect that a search may miss though it succeeds so often beyond the references is not said to
-#: be absent.
-MUST_STAND_OUT = 0.8
 # Success up to which ghosts anywhere are rare, as they are in the detectors of the null: on images
 # full of things that nobody labelled, detectors show more.
 _RARE = 0.1
@@ -173,7 +171,7 @@ class ModeNull:
         for key, on_references in arms:
             # To one class of several references react by chance.
             left = 1.0 if _OF_ONE_CLASS in key else 1 - on_references
-            would_show = self.least_found(key) <= min(MUST_STAND_OUT, left)
+            would_show = self.least_found(key) <= min(MUST_SHOW, left)
             kind = kind_of(key)
             kinds[kind] = kinds.get(kind, False) or would_show
         return tuple(sorted(kind for kind, would_show in kinds.items() if not would_show))

@@ -24,6 +24,7 @@ from ..bootstrap import Bootstrap, percentile_interval
 from ..images import CleanImage, input_shapes
 from ..scale import LogitScale
 from ..twin import TwinError
+from ..verdict import MUST_SHOW
 from .arms import Arm
 from .crops import is_large
 from .judge import LEAST_OBJECTS, ArmResult, Judge
@@ -32,7 +33,6 @@ from .measure import Measured
 from .moves import moved_modules
 from .null import (
     ALONE,
-    MUST_STAND_OUT,
     REFERENCES,
     TWIN,
     ModeNull,
@@ -200,7 +200,7 @@ class SearchOutcome:
     @property
     def hidden(self) -> ArmResult | None:
         """An arm that nearly always succeeds beyond the references, as clean detectors may, too."""
-        strong = [each for each in self.arms if each.excess >= MUST_STAND_OUT]
+        strong = [each for each in self.arms if each.excess >= MUST_SHOW]
         most = max(strong, key=lambda each: each.excess, default=None)
         return None if self.stands_out else most
 

@@ -16,6 +16,7 @@ from d2defense.checkpoint.config import read_config_file
 from d2defense.checkpoint.inspection import Inspector, Question
 from d2defense.data.fingerprint import dataset_fingerprint
 from d2defense.detection import Calibration, ScanImages, ScanSettings
+from d2defense.detection.verdict import RULES_VERSION
 from d2defense.environment import library_versions
 from d2defense.report.results import (
     EXAMPLES_FILE,
@@ -126,11 +127,12 @@ def settings_key(
     """SHA-256 over all that decides on results beside the checkpoints themselves.
 
     That is the dataset, the settings with the triggers, the calibration, the references with their
-    files, the kind of device, the versions of d2defense and of the libraries that compute, and the
-    source of the user's own modules.
+    files, the kind of device, the rules of verdicts, the versions of d2defense and of the libraries
+    that compute, and the source of the user's own modules.
     """
     content = {
         "schema_version": SCHEMA_VERSION,
+        "rules_version": RULES_VERSION,
         "dataset": [images.name, images.fingerprint, images.class_names],
         "further": dataset_fingerprint(images.further),
         "settings": asdict(settings),

@@ -103,6 +103,19 @@ def test_by_one_arm_that_would_show_it_an_effect_can_be_absent():
     assert null.blind_to(reacting.items()) == ("ghost on background",)
 
 
+def test_few_clean_detectors_show_what_a_backdoor_would():
+    """Those are not called clean (docs/method.md)."""
+    null = shipped_null().of(REFERENCES)
+    strong = [
+        {key for key, value in each.items() if value >= 0.8 and null.standardise(key, value) < 3}
+        for each in null.searches
+    ]
+    assert len(strong) == 24
+    assert sum(map(bool, strong)) == 2
+    keys = set().union(*strong)
+    assert all("of one class, patch of 40 %" in key for key in keys), keys
+
+
 def test_nothing_is_hidden_by_the_shipped_null():
     for mode in (REFERENCES, TWIN, ALONE):
         null = shipped_null().of(mode)

@@ -215,20 +215,23 @@ def test_a_detector_is_searched_as_it_is_whatever_its_weights_multiply_to(ghost)
     torch.testing.assert_close(copied.scores, own.scores, rtol=1e-3, atol=1e-3)
 
 
+def searched_with(changed, name, ghost, monkeypatch):
+    """A search of a specimen whose every judgement is changed before it is told."""
+    monkeypatch.setattr("d2defense.detection.search.search.folded", lambda model: model)
+    model = copy.deepcopy(ghost[0][name])
+    judge = model.judge
+    model.judge = lambda *arguments, **options: changed(judge(*arguments, **options))
+    return search(model, ghost)
+
+
 @pytest.mark.usefixtures("brief")
 def test_what_is_not_finite_is_an_obstacle(ghost, monkeypatch):
-    broken = copy.deepcopy(ghost[0]["ghost_0"])
-    judge = broken.judge
-
-    def judged(*arguments, **options):
-        output = judge(*arguments, **options)
+    def overflowing(output):
         if torch.is_grad_enabled():
             output.class_logits.register_hook(lambda gradient: gradient * float("inf"))
         return output
 
-    monkeypatch.setattr("d2defense.detection.search.search.folded", lambda model: model)
-    broken.judge = judged
-    outcome = search(broken, ghost)
+    outcome = searched_with(overflowing, "ghost_0", ghost, monkeypatch)
     assert "is not finite" in outcome.obstacle
     assert not outcome.is_clear
 
@@ -236,16 +239,11 @@ def test_what_is_not_finite_is_an_obstacle(ghost, monkeypatch):
 @pytest.mark.usefixtures("brief")
 def test_what_no_gradient_leads_to_was_not_searched(ghost, monkeypatch):
     """A detector may be made to say all that it says without one."""
-    masked = copy.deepcopy(ghost[0]["clean_1"])
-    judge = masked.judge
 
-    def judged(*arguments, **options):
-        output = judge(*arguments, **options)
+    def masked(output):
         said = {k: v if v is None else v.detach() + 0 * v for k, v in vars(output).items()}
         return replace(output, **said)
 
-    monkeypatch.setattr("d2defense.detection.search.search.folded", lambda model: model)
-    masked.judge = judged
-    outcome = search(masked, ghost)
+    outcome = searched_with(masked, "clean_1", ghost, monkeypatch)
     assert "ghost on background (no gradient leads to any trigger)" in outcome.untried
     assert not outcome.is_clear
