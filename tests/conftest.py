@@ -14,7 +14,9 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``cuda`` are skipped, with the reason, where torch sees no CUDA device."""
+    """The longest test goes first, so that no worker is left with it alone at the end; tests marked
+    ``cuda`` are skipped, with the reason, where torch sees no CUDA device."""
+    items.sort(key=lambda item: not _is_longest(item))
     needing_cuda = [item for item in items if item.get_closest_marker("cuda")]
     if not needing_cuda:
         return
@@ -24,6 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in needing_cuda:
             item.add_marker(skip)
+
+
+def _is_longest(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("slow")
+    return marker is not None and marker.kwargs.get("longest", False)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:

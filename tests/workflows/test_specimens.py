@@ -147,7 +147,7 @@ def test_a_scan_tells_white_patches_from_clean_detectors(specimen, tmp_path):
     assert all(name in page for name in TOLD_APART)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 @pytest.mark.usefixtures("signs_cache")
 def test_demo_repairs_backdoored_specimens(tmp_path, capfd):
     from d2defense.cli.program import main
