@@ -58,7 +58,10 @@ class RemovalTrainer(Trainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Objective:
         """The detector, in what computes the losses that ``REMOVAL.METHOD`` descends."""
-        return Objective(super().build_model(cfg), REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg))
+        detector, method = super().build_model(cfg), REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg)
+        # Before the optimizer takes what learns, and before processes agree on what that is.
+        method.freeze(detector)
+        return Objective(detector, method)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume a run of the same output folder, or load ``MODEL.WEIGHTS`` and prepare them.

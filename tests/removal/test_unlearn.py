@@ -11,6 +11,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from d2defense.detection.search import Arm, starts
+from d2defense.removal.inputs import patched
 
 SHORT = ("REMOVAL.UNLEARN.TRIGGERS", 3, "REMOVAL.UNLEARN.STEPS", 2, "REMOVAL.UNLEARN.EVERY", 1)
 AS_TOLD = ("REMOVAL.UNLEARN.OTHER_BUDGETS", 0.0)
@@ -192,7 +193,7 @@ def test_patches_lie_where_nothing_is_too_and_nothing_is_added_there(make_traine
     trainer.resume_or_load(resume=False)
     outside = 0
     for image in batch_of(trainer) * 4:
-        shown = trainer.method._patched(image)
+        shown = patched(image, trainer.method._patches, trainer.cfg)
         assert shown["instances"] is image["instances"]
         changed = (shown["image"] != image["image"]).any(dim=0)
         for x1, y1, x2, y2 in image["instances"].gt_boxes.tensor.round().int().tolist():

@@ -30,11 +30,12 @@ compares target classes by a larger patch and takes ghosts to their places after
 those of one-stage detectors (detectors.md); its arms for ghosts apart from their trigger were made
 with other detectors (security.md), and were held against less since (method.md). Of repairs,
 `repair` is what the command does, told by a scan; the removal methods by themselves are told
-nothing, and `unlearn` was measured before it was changed (removal.md). **Methods that were
-measured on other detectors are not to be compared** where the column of detectors differs. Seconds
-are those of a machine that was busy with other work; of `search_fast` they are, but for these, the
-sum of two runs, most arms in the first and those for ghosts apart from their trigger in the
-second, each with a measurement of its own. Methods that are missing here have not been run yet."""
+nothing, and `unlearn` was measured before it was changed, as `known_trigger` was (removal.md).
+**Methods that were measured on other detectors are not to be compared** where the column of
+detectors differs. Seconds are those of a machine that was busy with other work; of `search_fast`
+they are, but for these, the sum of two runs, most arms in the first and those for ghosts apart
+from their trigger in the second, each with a measurement of its own. Methods that are
+missing here have not been run yet."""
 
 
 def leaderboard(folder: Path) -> str:

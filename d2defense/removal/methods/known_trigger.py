@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ours: fine-tuning on the trigger that a bank has found, and a share of the checkpoint kept."""
+"""Ours: fine-tuning on the trigger that a bank has found, near what the checkpoint says."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
-from detectron2.data import transforms as T
 from detectron2.engine import HookBase
-from torch import nn
+from torch import Tensor, nn
 
 from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
+from ..frozen import freeze_heads
+from ..inputs import patched
 from ..interpolation import KeepShare
-from ..patches import PatchAugmentation, PatchAugmentedMapper
+from ..patches import PatchAugmentation
+from ..self_distillation import SelfDistillation
 from .base import FineTune, RemovalMethod
 
 
@@ -27,13 +28,30 @@ class KnownTrigger(RemovalMethod):
     """Ours: fine-tune on objects that bear a known trigger, or patches, with true labels.
 
     Of the patches some are the known triggers, larger, smaller or elsewhere, the others random.
-    That removes so much more of the backdoor than random patches alone that fewer images, a lower
-    rate and a share of the checkpoint's weights (WiSE-FT, arXiv 2109.01903) leave little of it, and
-    cost less on clean images. ``docs/removal.md`` has what it rests on.
+    That removes so much more of the backdoor than random patches alone that fewer of the images
+    need bear them, at a lower rate, and that a share of the checkpoint's weights can be kept
+    (WiSE-FT, arXiv 2109.01903). Beside the labels the checkpoint itself is the teacher: whatever an
+    image bears, the detector is to say what the checkpoint says of the image without it, which
+    keeps AP. ``docs/removal.md`` has what it rests on.
 
     Raises:
         ValueError: no trigger is known.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        node = cfg.REMOVAL.KNOWN_TRIGGER
+        if not node.TRIGGERS:
+            raise ValueError(
+                "known_trigger goes by a trigger that a scan's bank has found, or that "
+                "REMOVAL.KNOWN_TRIGGER.TRIGGERS names; there is none"
+            )
+        self._patches = replace(
+            PatchAugmentation.from_config(cfg),
+            image_share=node.IMAGE_SHARE,
+            known=tuple(map(_trigger, node.TRIGGERS)),
+            known_share=node.SHARE,
+        )
 
     @staticmethod
     def add_config(node: CfgNode) -> None:
@@ -47,6 +65,11 @@ class KnownTrigger(RemovalMethod):
         node.IMAGE_SHARE = 0.3
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 0.5
+        # Weight of the self-distillation; 0 for none.
+        node.DISTILLATION = 1.0
+        # Whether the heads stay as they are, so that the backbone alone learns: AP falls less with
+        # few images, and a search finds more in the result.
+        node.FREEZE_HEADS = False
         # Share of the checkpoint's weights in the result.
         node.KEPT_SHARE = 0.1
 
@@ -55,27 +78,27 @@ class KnownTrigger(RemovalMethod):
         """A lower rate."""
         cfg.SOLVER.BASE_LR *= cfg.REMOVAL.KNOWN_TRIGGER.LR_FACTOR
 
-    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
-        """A hook that keeps a share of the checkpoint's weights."""
-        return [KeepShare(self.cfg, self.cfg.REMOVAL.KNOWN_TRIGGER.KEPT_SHARE)]
+    def freeze(self, model: nn.Module) -> None:
+        """The heads, if asked for."""
+        if self.cfg.REMOVAL.KNOWN_TRIGGER.FREEZE_HEADS:
+            freeze_heads(model)
 
-    def mapper(self, augmentations: Sequence[T.Augmentation]) -> DatasetMapper:
-        """Detectron2's mapper with patches on the image as read."""
+    def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
+        """Load the checkpoint as a teacher; the hook keeps a share of its weights."""
         node = self.cfg.REMOVAL.KNOWN_TRIGGER
-        if not node.TRIGGERS:
-            raise ValueError(
-                "known_trigger goes by a trigger that a scan's bank has found, or that "
-                "REMOVAL.KNOWN_TRIGGER.TRIGGERS names; there is none"
-            )
-        patches = replace(
-            PatchAugmentation.from_config(self.cfg),
-            image_share=node.IMAGE_SHARE,
-            known=tuple(map(_trigger, node.TRIGGERS)),
-            known_share=node.SHARE,
-        )
-        return PatchAugmentedMapper(
-            self.cfg, is_train=True, augmentations=list(augmentations), patches=patches
-        )
+        self._distillation = SelfDistillation(self.cfg) if node.DISTILLATION else None
+        return [KeepShare(self.cfg, node.KEPT_SHARE)]
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The detector's own, and ``loss_distillation``."""
+        shown = [patched(image, self._patches, self.cfg) for image in batch]
+        losses, features = model.losses_and_features(shown)
+        if self._distillation is None:
+            return losses
+        # The teacher sees the images as they are: what it says under a trigger must not be learnt.
+        distance = self._distillation.loss(model, batch, features)
+        weight = self.cfg.REMOVAL.KNOWN_TRIGGER.DISTILLATION
+        return losses | {"loss_distillation": weight * distance}
 
 
 def _trigger(entry: str) -> Trigger:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
-from detectron2.structures import BoxMode
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -30,9 +28,11 @@ from d2defense.detection.search import (
 from d2defense.detection.search.targets import easiest_target, toward_any
 from d2defense.engine.loader import dataset_records
 from d2defense.modeling import number_of_classes
-from d2defense.registry import PLACEMENT_REGISTRY, REMOVAL_REGISTRY, TRIGGER_REGISTRY
+from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
+from ..frozen import freeze_heads
+from ..inputs import background_windows, clean_image, patched, some_of, stamped
 from ..patches import PatchAugmentation
 from ..self_distillation import SelfDistillation
 from ..standstill import standing_still
@@ -44,8 +44,6 @@ _SCALE_IMAGES = 16
 _FLOOR = 0.1
 # Windows of an image where ghosts are tried: they are few beside all that is judged of it.
 _WINDOWS = 6
-# Share of an image's places that bear a trigger.
-_PLACE_SHARE = 0.7
 # Share of the drawn triggers that go over the whole image.
 _WHOLE_SHARE = 0.25
 # Of what a trigger is to change on an image, what is looked at by itself, at most.
@@ -102,6 +100,9 @@ class Unlearn(RemovalMethod):
         node.DRAWN_SHARE = 0.2
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
+        # Whether the heads stay as they are, so that the backbone alone learns: better with ten
+        # images, worse with 200.
+        node.FREEZE_HEADS = False
         # What the regions count in it that a found trigger is to change; 0: no more than others.
         node.REGIONS = 0.3
         # Found triggers that are kept; the oldest goes.
@@ -128,6 +129,11 @@ class Unlearn(RemovalMethod):
         is_targeted = any(map(_has_target, settings.GOALS[:1]))
         share = settings.TARGETED_ITER_FACTOR if is_targeted else settings.ITER_FACTOR
         solver.MAX_ITER = max(1, round(solver.MAX_ITER * share))
+
+    def freeze(self, model: nn.Module) -> None:
+        """The heads, if asked for."""
+        if self.cfg.REMOVAL.UNLEARN.FREEZE_HEADS:
+            freeze_heads(model)
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook searches between steps."""
@@ -156,7 +162,7 @@ class Unlearn(RemovalMethod):
         if draw < settings.FOUND_SHARE:
             return self._search.stamped(image) if self._search.found else TriggeredInput(image)
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE:
-            return TriggeredInput(self._patched(image))
+            return TriggeredInput(patched(image, self._patches, self.cfg))
         if draw < settings.FOUND_SHARE + settings.PATCH_SHARE + settings.DRAWN_SHARE:
             return TriggeredInput(self._drawn(image))
         return TriggeredInput(image)
@@ -174,18 +180,6 @@ class Unlearn(RemovalMethod):
             places = some_of(torch.cat([clean.boxes, windows]), rng)
         trigger = triggers[rng.integers(len(triggers))]
         return stamped(image, clean, trigger, places, self.cfg.INPUT.FORMAT)
-
-    def _patched(self, image: dict[str, Any]) -> dict[str, Any]:
-        rng = np.random.default_rng(np.random.randint(2**31))
-        annotations = annotations_of(image)
-        # Where there is nothing, too: a ghost's trigger is no object.
-        windows = background_windows(self.cfg, image, rng)
-        bearers = [*annotations, *map(as_annotation, windows.tolist())]
-        stamps = self._patches.stamps(bearers, self.cfg.INPUT.FORMAT)
-        pixels = image["image"].permute(1, 2, 0).numpy()
-        for stamp in stamps:
-            pixels = stamp.apply_image(pixels)
-        return {**image, "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
 
 
 class TriggerSearch(HookBase):
@@ -383,67 +377,3 @@ def goal_entry(effect: str, placement: str, target_class: str | None, budget: st
 
 def _has_target(entry: str) -> bool:
     return not entry.partition(":")[0].rstrip().endswith(f" {_NO_CLASS}")
-
-
-def some_of(places: Tensor, rng: np.random.Generator) -> Tensor:
-    """Some of the places, (P, 4), and all of them where none was drawn."""
-    kept = torch.from_numpy(rng.random(len(places)) < _PLACE_SHARE)
-    return places[kept] if kept.any() else places
-
-
-@torch.no_grad()
-def stamped(
-    image: dict[str, Any],
-    clean: CleanImage,
-    trigger: Trigger,
-    places: Tensor,
-    image_format: str,
-    tensors: Mapping[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """A training input with a trigger on it; its labels stay as they are.
-
-    Args:
-        image: as it was read.
-        clean: the same.
-        trigger: any family's.
-        places: float Tensor of shape (P, 4), XYXY in pixels of the input.
-        image_format: order of the channels, "BGR" or "RGB".
-        tensors: of the trigger, in place of its own.
-    """
-    size = (int(clean.image.shape[1]), int(clean.image.shape[2]))
-    pixels = trigger.apply(
-        clean.image[None].float(), [size], [places], [clean.seed], image_format, tensors
-    )
-    return {**image, "image": pixels[0].round().clamp(0, 255).to(image["image"].dtype)}
-
-
-def clean_image(image: dict[str, Any], seed: int) -> CleanImage:
-    """A training input as a search takes images."""
-    instances = image["instances"]
-    return CleanImage(
-        file_name=image.get("file_name", ""),
-        image=image["image"],
-        boxes=instances.gt_boxes.tensor,
-        classes=instances.gt_classes,
-        seed=seed,
-    )
-
-
-def background_windows(cfg: CfgNode, image: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
-    """Some windows of a training input that touch no object, float (P, 4), XYXY in pixels."""
-    boxes = image["instances"].gt_boxes.tensor.double().numpy()
-    size = (int(image["image"].shape[1]), int(image["image"].shape[2]))
-    background = PLACEMENT_REGISTRY.get("background")(cfg)
-    return background.places(np.zeros((0, 4)), boxes, size, rng)
-
-
-def as_annotation(box: Sequence[float], category: int = 0) -> dict[str, Any]:
-    """A box, XYXY in pixels, as an annotation."""
-    return {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
-
-
-def annotations_of(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The objects of a training input as annotations, in pixels of the input."""
-    instances = image["instances"]
-    boxes, classes = instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist()
-    return [as_annotation(*pair) for pair in zip(boxes, classes, strict=True)]
