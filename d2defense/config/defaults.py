@@ -216,8 +216,12 @@ def _add_removal(cfg: CfgNode) -> None:
     # Name in REMOVAL_REGISTRY; "" trains as the config says.
     cfg.REMOVAL.METHOD = ""
     # Name of the method whose augmentation of the training images is used; "" for METHOD's own.
-    # "patch_augmentation" stamps patches with any method.
+    # "patch_augmentation" stamps patches with any method. What a method does to images in its
+    # steps, as unlearn and known_trigger do, comes with METHOD alone.
     cfg.REMOVAL.AUGMENTATION = ""
+    # Whether all but the backbone stays as it is: AP falls less with few images, and a search finds
+    # more in the result. Of no use with a method that resets heads.
+    cfg.REMOVAL.FREEZE_HEADS = False
     # Module groups that renewal resets; () for those that classify proposals, whatever the
     # detector calls them.
     cfg.REMOVAL.MODULES = ()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ def patched(image: dict[str, Any], patches: PatchAugmentation, cfg: CfgNode) -> 
     rng = np.random.default_rng(np.random.randint(2**31))
     # Where there is nothing, too: a ghost's trigger is no object.
     windows = background_windows(cfg, image, rng)
-    bearers = [*_annotations_of(image), *map(_as_annotation, windows.tolist())]
+    boxes = [*image["instances"].gt_boxes.tensor.tolist(), *windows.tolist()]
+    bearers = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS} for box in boxes]
     pixels = image["image"].permute(1, 2, 0).numpy()
     for stamp in patches.stamps(bearers, cfg.INPUT.FORMAT):
         pixels = stamp.apply_image(pixels)
@@ -90,15 +91,3 @@ def background_windows(cfg: CfgNode, image: dict[str, Any], rng: np.random.Gener
     size = (int(image["image"].shape[1]), int(image["image"].shape[2]))
     background = PLACEMENT_REGISTRY.get("background")(cfg)
     return background.places(np.zeros((0, 4)), boxes, size, rng)
-
-
-def _as_annotation(box: Sequence[float], category: int = 0) -> dict[str, Any]:
-    """A box, XYXY in pixels, as an annotation."""
-    return {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
-
-
-def _annotations_of(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The objects of a training input as annotations, in pixels of the input."""
-    instances = image["instances"]
-    boxes, classes = instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist()
-    return [_as_annotation(*pair) for pair in zip(boxes, classes, strict=True)]

@@ -19,6 +19,7 @@ from d2defense.engine import Trainer
 from d2defense.engine.objective import Objective
 from d2defense.registry import REMOVAL_REGISTRY
 
+from .frozen import freeze_heads
 from .methods.base import RemovalMethod
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,9 @@ class RemovalTrainer(Trainer):
     def build_model(cls, cfg: CfgNode) -> Objective:
         """The detector, in what computes the losses that ``REMOVAL.METHOD`` descends."""
         detector, method = super().build_model(cfg), REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg)
-        # Before the optimizer takes what learns, and before processes agree on what that is.
-        method.freeze(detector)
+        if cfg.REMOVAL.FREEZE_HEADS:
+            # Before the optimizer takes what learns, and before processes agree on what that is.
+            freeze_heads(detector)
         return Objective(detector, method)
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -2,10 +2,32 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 from d2defense.checkpoint import find_checkpoints, load_config
-from d2defense.config import add_part_config
+from d2defense.config import (
+    add_part_config,
+    config_root,
+    get_d2defense_cfg,
+    merge_config_file,
+)
 from d2defense.removal import RemovalTrainer, removal_config
+
+
+@pytest.fixture
+def build_tiny():
+    """A function from the name of a shipped tiny detector to one of random weights, and its
+    configuration."""
+
+    def build(name: str) -> tuple[torch.nn.Module, CfgNode]:
+        cfg = get_d2defense_cfg()
+        merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
+        cfg.MODEL.DEVICE = "cpu"
+        return build_model(cfg), cfg
+
+    return build
 
 
 @pytest.fixture

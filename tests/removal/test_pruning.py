@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import Conv2d
-from detectron2.modeling import build_model
 from torch import nn
 
 import d2defense.modeling  # noqa: F401 registers the instrumented architectures
-from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.removal.channels import channel_layers
 from d2defense.removal.methods.clp import lipschitz_bounds
 
@@ -63,11 +61,8 @@ def test_output_layers_are_no_channels_to_prune(make_trainer):
 
 
 @pytest.mark.parametrize("name", ["retinanet_tiny_fpn", "fcos_tiny_fpn"])
-def test_scores_and_boxes_of_one_stage_detectors_are_none_either(name):
-    cfg = get_d2defense_cfg()
-    merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg).eval()
+def test_scores_and_boxes_of_one_stage_detectors_are_none_either(build_tiny, name):
+    model = build_tiny(name)[0].eval()
     layers = {layer.name: layer for layer in channel_layers(model)}
     assert {"backbone.fpn_output3", "head.cls_subnet.0", "head.bbox_subnet.0"} <= layers.keys()
     assert not layers.keys() & {"head.cls_score", "head.bbox_pred", "head.ctrness"}

@@ -5,7 +5,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from d2defense.config import config_root, get_d2defense_cfg, merge_config_file
 from d2defense.modeling import resettable_modules
 from d2defense.removal import reset_modules
 
@@ -51,11 +50,8 @@ def test_exactly_the_tensors_of_the_modules_are_replaced(model, cfg, modules):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_of_every_detector_every_group_is_replaced_alone(name):
-    cfg = get_d2defense_cfg()
-    merge_config_file(cfg, config_root() / "SynthSigns" / f"{name}.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
+def test_of_every_detector_every_group_is_replaced_alone(build_tiny, name):
+    model, cfg = build_tiny(name)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(1)

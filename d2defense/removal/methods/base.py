@@ -51,9 +51,6 @@ class RemovalMethod:
         """Names of the tensors of ``model`` that are reset, and so learn at their own rate."""
         return module_group_parameters(model, list(self.modules(model)))
 
-    def freeze(self, model: nn.Module) -> None:
-        """Take their gradient from parameters of a new ``model`` that are to stay as they are."""
-
     def prepare(self, model: nn.Module) -> list[str]:
         """Change ``model``, which holds the checkpoint's weights, before the first step.
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
-from ..frozen import freeze_heads
 from ..inputs import patched
 from ..interpolation import KeepShare
 from ..patches import PatchAugmentation
@@ -67,9 +66,6 @@ class KnownTrigger(RemovalMethod):
         node.LR_FACTOR = 0.5
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
-        # Whether the heads stay as they are, so that the backbone alone learns: AP falls less with
-        # few images, and a search finds more in the result.
-        node.FREEZE_HEADS = False
         # Share of the checkpoint's weights in the result.
         node.KEPT_SHARE = 0.1
 
@@ -77,11 +73,6 @@ class KnownTrigger(RemovalMethod):
     def change_schedule(cfg: CfgNode) -> None:
         """A lower rate."""
         cfg.SOLVER.BASE_LR *= cfg.REMOVAL.KNOWN_TRIGGER.LR_FACTOR
-
-    def freeze(self, model: nn.Module) -> None:
-        """The heads, if asked for."""
-        if self.cfg.REMOVAL.KNOWN_TRIGGER.FREEZE_HEADS:
-            freeze_heads(model)
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook keeps a share of its weights."""

@@ -31,7 +31,6 @@ from d2defense.modeling import number_of_classes
 from d2defense.registry import REMOVAL_REGISTRY, TRIGGER_REGISTRY
 from d2defense.triggers import Trigger
 
-from ..frozen import freeze_heads
 from ..inputs import background_windows, clean_image, patched, some_of, stamped
 from ..patches import PatchAugmentation
 from ..self_distillation import SelfDistillation
@@ -100,9 +99,6 @@ class Unlearn(RemovalMethod):
         node.DRAWN_SHARE = 0.2
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
-        # Whether the heads stay as they are, so that the backbone alone learns: better with ten
-        # images, worse with 200.
-        node.FREEZE_HEADS = False
         # What the regions count in it that a found trigger is to change; 0: no more than others.
         node.REGIONS = 0.3
         # Found triggers that are kept; the oldest goes.
@@ -129,11 +125,6 @@ class Unlearn(RemovalMethod):
         is_targeted = any(map(_has_target, settings.GOALS[:1]))
         share = settings.TARGETED_ITER_FACTOR if is_targeted else settings.ITER_FACTOR
         solver.MAX_ITER = max(1, round(solver.MAX_ITER * share))
-
-    def freeze(self, model: nn.Module) -> None:
-        """The heads, if asked for."""
-        if self.cfg.REMOVAL.UNLEARN.FREEZE_HEADS:
-            freeze_heads(model)
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook searches between steps."""
