@@ -219,9 +219,10 @@ def _add_removal(cfg: CfgNode) -> None:
     # "patch_augmentation" stamps patches with any method. What a method does to images in its
     # steps, as unlearn and known_trigger do, comes with METHOD alone.
     cfg.REMOVAL.AUGMENTATION = ""
-    # Whether all but the backbone stays as it is: AP falls less with few images, and a search finds
-    # more in the result. Of no use with a method that resets heads.
-    cfg.REMOVAL.FREEZE_HEADS = False
+    # Learning rate of all but the backbone, as a multiple of the backbone's; 0: it stays as it is.
+    # A low one keeps AP where there are few images, and leaves a search more to find. Of no use
+    # with a method that resets heads.
+    cfg.REMOVAL.HEADS_LR_FACTOR = 1.0
     # Module groups that renewal resets; () for those that classify proposals, whatever the
     # detector calls them.
     cfg.REMOVAL.MODULES = ()

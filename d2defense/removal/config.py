@@ -18,6 +18,7 @@ def removal_config(
     output_dir: Path,
     modules: Sequence[str],
     method: str,
+    num_images: int,
 ) -> CfgNode:
     """A copy of ``cfg`` that fine-tunes ``weights`` on ``dataset``.
 
@@ -31,6 +32,7 @@ def removal_config(
         output_dir: folder of the new checkpoint.
         modules: module groups to reset.
         method: name in ``REMOVAL_REGISTRY``.
+        num_images: that the dataset has.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -44,7 +46,7 @@ def removal_config(
     cfg.REMOVAL.MODULES = tuple(modules)
     for key, value in cfg.REMOVAL.SOLVER.items():
         cfg.SOLVER[key] = value
-    REMOVAL_REGISTRY.get(method).change_schedule(cfg)
+    REMOVAL_REGISTRY.get(method).change_schedule(cfg, num_images)
     cfg.SOLVER.STEPS = ()
     # Beyond the last step: only the final weights are kept.
     cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER + 1

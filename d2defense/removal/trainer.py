@@ -19,8 +19,8 @@ from d2defense.engine import Trainer
 from d2defense.engine.objective import Objective
 from d2defense.registry import REMOVAL_REGISTRY
 
-from .frozen import freeze_heads
 from .methods.base import RemovalMethod
+from .rates import heads, scale_rate
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,10 @@ class RemovalTrainer(Trainer):
     def build_model(cls, cfg: CfgNode) -> Objective:
         """The detector, in what computes the losses that ``REMOVAL.METHOD`` descends."""
         detector, method = super().build_model(cfg), REMOVAL_REGISTRY.get(cfg.REMOVAL.METHOD)(cfg)
-        if cfg.REMOVAL.FREEZE_HEADS:
+        if cfg.REMOVAL.HEADS_LR_FACTOR == 0:
             # Before the optimizer takes what learns, and before processes agree on what that is.
-            freeze_heads(detector)
+            for parameter in heads(detector):
+                parameter.requires_grad_(False)
         return Objective(detector, method)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -109,18 +110,12 @@ class RemovalTrainer(Trainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Objective) -> torch.optim.Optimizer:
-        """The trainer's optimizer, with ``REMOVAL.RENEWED_LR_FACTOR`` on what is reset."""
+        """The trainer's optimizer, with rates of their own for what is reset, and for the heads."""
         optimizer = super().build_optimizer(cfg, model.detector)
-        if cfg.REMOVAL.RENEWED_LR_FACTOR == 1:
-            return optimizer
-        names = set(model.rule.reset_tensors(model.detector))
-        renewed = {id(p) for name, p in model.detector.named_parameters() if name in names}
-        for group in list(optimizer.param_groups):
-            apart = [p for p in group["params"] if id(p) in renewed]
-            if apart:
-                group["params"] = [p for p in group["params"] if id(p) not in renewed]
-                lr = group["lr"] * cfg.REMOVAL.RENEWED_LR_FACTOR
-                optimizer.add_param_group(group | {"params": apart, "lr": lr})
+        named = dict(model.detector.named_parameters())
+        reset = [named[name] for name in model.rule.reset_tensors(model.detector) if name in named]
+        scale_rate(optimizer, reset, cfg.REMOVAL.RENEWED_LR_FACTOR)
+        scale_rate(optimizer, heads(model.detector), cfg.REMOVAL.HEADS_LR_FACTOR)
         return optimizer
 
     @classmethod

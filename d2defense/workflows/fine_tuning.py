@@ -171,6 +171,7 @@ def fine_tuning_config(
         output_dir,
         cfg.REMOVAL.MODULES if options.modules is None else options.modules,
         options.method,
+        num_images,
     )
     cfg.SEED = cfg.REMOVAL.SEED = options.seed
     if options.keep_every:

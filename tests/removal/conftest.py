@@ -58,6 +58,6 @@ def make_trainer(untrained_checkpoint, make_coco_dataset, sign_scenes, tmp_path)
         weights = untrained_checkpoint / "model_final.pth"
         output = tmp_path / method
         output.mkdir(exist_ok=True)
-        return RemovalTrainer(removal_config(cfg, weights, dataset.name, output, (), method))
+        return RemovalTrainer(removal_config(cfg, weights, dataset.name, output, (), method, 4))
 
     return make

@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_refused(source, defender, tmp_path):
 @pytest.fixture
 def trainer_cfg(make_tiny_cfg, source, defender, tmp_path):
     return removal_config(
-        make_tiny_cfg(), source.weights, defender.name, tmp_path / "tuned", ["rpn"], "renewal"
+        make_tiny_cfg(), source.weights, defender.name, tmp_path / "tuned", ["rpn"], "renewal", 4
     )
 
 
@@ -195,7 +195,7 @@ def test_removal_config_replaces_what_the_checkpoint_says_of_training(
         "OUTPUT_DIR", "/theirs",
     )  # fmt: skip
     cfg.freeze()
-    ours = removal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla")
+    ours = removal_config(cfg, "w.pth", defender.name, tmp_path, ("rpn",), "vanilla", 4)
     assert ours.ATTACK.EFFECT == ""
     assert list(ours.DATASETS.TRAIN) == [defender.name]
     assert ours.SOLVER.MAX_ITER == cfg.REMOVAL.SOLVER.MAX_ITER
@@ -230,7 +230,7 @@ def test_a_method_may_have_a_schedule_of_its_own(make_tiny_cfg, defender, tmp_pa
         "REMOVAL.UNLEARN.LR_FACTOR", 0.5, "REMOVAL.UNLEARN.ITER_FACTOR", 0.25,
     )  # fmt: skip
     solvers = {
-        method: removal_config(cfg, "w.pth", defender.name, tmp_path, (), method).SOLVER
+        method: removal_config(cfg, "w.pth", defender.name, tmp_path, (), method, 4).SOLVER
         for method in ("vanilla", "patch_augmentation", "unlearn")
     }
     schedules = {name: (solver.BASE_LR, solver.MAX_ITER) for name, solver in solvers.items()}
@@ -257,6 +257,6 @@ def test_unlearning_takes_longer_where_a_class_is_to_appear(
         "REMOVAL.UNLEARN.TARGETED_ITER_FACTOR", 0.5, "REMOVAL.UNLEARN.GOALS", goals,
     )  # fmt: skip
     steps_taken = removal_config(
-        cfg, "w.pth", defender.name, tmp_path, (), "unlearn"
+        cfg, "w.pth", defender.name, tmp_path, (), "unlearn", 4
     ).SOLVER.MAX_ITER
     assert steps_taken == steps

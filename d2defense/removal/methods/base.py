@@ -40,8 +40,13 @@ class RemovalMethod:
         """Put the method's own keys with their defaults into ``REMOVAL.<NAME>``, which is empty."""
 
     @staticmethod
-    def change_schedule(cfg: CfgNode) -> None:
-        """Change ``SOLVER``, which holds ``REMOVAL.SOLVER``, where the method needs another one."""
+    def change_schedule(cfg: CfgNode, num_images: int) -> None:
+        """Change ``SOLVER``, which holds ``REMOVAL.SOLVER``, where the method needs another one.
+
+        Args:
+            cfg: of the fine-tuning run.
+            num_images: to learn from.
+        """
 
     def modules(self, model: nn.Module) -> tuple[str, ...]:
         """Module groups of ``model`` that are reset, for reports."""

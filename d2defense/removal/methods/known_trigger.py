@@ -64,15 +64,20 @@ class KnownTrigger(RemovalMethod):
         node.IMAGE_SHARE = 0.3
         # Learning rate of `d2defense repair`, as a share of REMOVAL.SOLVER.BASE_LR.
         node.LR_FACTOR = 0.5
+        # Images with which the heads learn as fast as the backbone; with fewer `d2defense repair`
+        # lowers REMOVAL.HEADS_LR_FACTOR in proportion.
+        node.HEADS_IMAGES = 200
         # Weight of the self-distillation; 0 for none.
         node.DISTILLATION = 1.0
         # Share of the checkpoint's weights in the result.
         node.KEPT_SHARE = 0.1
 
     @staticmethod
-    def change_schedule(cfg: CfgNode) -> None:
-        """A lower rate."""
-        cfg.SOLVER.BASE_LR *= cfg.REMOVAL.KNOWN_TRIGGER.LR_FACTOR
+    def change_schedule(cfg: CfgNode, num_images: int) -> None:
+        """A lower rate, above all of the heads where there are few images."""
+        node = cfg.REMOVAL.KNOWN_TRIGGER
+        cfg.SOLVER.BASE_LR *= node.LR_FACTOR
+        cfg.REMOVAL.HEADS_LR_FACTOR *= min(1.0, num_images / max(1, node.HEADS_IMAGES))
 
     def attach(self, model: nn.Module, fine_tune: FineTune) -> list[HookBase]:
         """Load the checkpoint as a teacher; the hook keeps a share of its weights."""

@@ -118,7 +118,7 @@ class Unlearn(RemovalMethod):
         node.OTHER_BUDGETS = 1 / 3
 
     @staticmethod
-    def change_schedule(cfg: CfgNode) -> None:
+    def change_schedule(cfg: CfgNode, num_images: int) -> None:
         """A lower rate, and fewer steps unless a class is to appear."""
         settings, solver = cfg.REMOVAL.UNLEARN, cfg.SOLVER
         solver.BASE_LR *= settings.LR_FACTOR
