@@ -24,6 +24,7 @@ from .errors import CheckpointError
 from .lazy_config import config_of_lazy, is_lazy, read_zoo_config
 from .limits import find_excess
 from .names import find_unknown_name
+from .trainable import find_untrainable
 
 # What a scan, a repair or an evaluation sets itself. Those of Detectron2 are read before they are
 # dropped, since conversion from its version 1 looks at them. Ours are not read at all: they may
@@ -100,6 +101,9 @@ def load_config(path: Path, trusted: bool = False, device: str | None = None) ->
     if problem:
         raise CheckpointError(path, problem)
     cfg.MODEL.DESCRIPTION = described
+    problem = None if trusted else find_untrainable(cfg)
+    if problem:
+        raise CheckpointError(path, problem)
     return cfg
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from detectron2.config.compat import downgrade_config
 from d2defense.checkpoint import CheckpointError, load_config
 from d2defense.checkpoint.limits import find_excess
 from d2defense.checkpoint.names import find_unknown_name
+from d2defense.checkpoint.trainable import find_untrainable
 from d2defense.config import get_base_cfg, get_d2defense_cfg
 from d2defense.config.zoo import zoo_config, zoo_configs
 
@@ -393,3 +395,41 @@ def test_most_of_the_zoo_is_read():
     assert len(refusals) < len(zoo_configs()) / 2
     single_stage = ("retinanet", "RetinaNet", "rpn", "semantic", "anoptic", "/fast_rcnn", "mmdet")
     assert all(any(part in name for part in single_stage) for name in refusals), refusals
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("RPN.LOSS_WEIGHT", 0.0),
+        ("ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1e6),
+        ("ROI_HEADS.IOU_LABELS", [-1, -1]),
+        ("ROI_HEADS.IOU_THRESHOLDS", [1.5]),
+        ("ROI_HEADS.POSITIVE_FRACTION", 0.0),
+        ("RPN.BATCH_SIZE_PER_IMAGE", 0),
+        ("RPN.IOU_LABELS", [0, -1, -1]),
+        ("RETINANET.FOCAL_LOSS_ALPHA", 0.0),
+        ("RETINANET.FOCAL_LOSS_GAMMA", 100.0),
+        ("ROI_DOUBLE_HEAD.HEAD_WEIGHTS", [0.0, 2.5]),
+    ],
+)
+def test_training_by_which_a_twin_would_learn_nothing(make_tiny_cfg, write, key, value):
+    refused(write(make_tiny_cfg(f"MODEL.{key}", value).dump()), f"MODEL.{key} is .*fine-tuning")
+
+
+def test_every_detector_of_the_zoo_can_be_trained():
+    read = []
+    for name in zoo_configs():
+        with contextlib.suppress(CheckpointError):
+            read.append(load_config(zoo_config(name), trusted=True))
+    assert len(read) > 50
+    assert [find_untrainable(cfg) for cfg in read] == [None] * len(read)
+
+
+def test_a_described_detector_must_be_trainable_too():
+    cfg = get_base_cfg()
+    cfg.MODEL.DESCRIPTION = '{"proposal_generator": {"loss_weight": {"cls": 0, "loc": 1}}}'
+    assert "loss_weight.cls is 0" in find_untrainable(cfg)
+    cfg.MODEL.DESCRIPTION = '{"proposal_generator": {"loss_weight": 0}}'
+    assert "model.proposal_generator.loss_weight is 0" in find_untrainable(cfg)
+    cfg.MODEL.DESCRIPTION = '{"anchor_matcher": {"labels": [-1, -1, -1]}}'
+    assert "labels is [-1, -1, -1]" in find_untrainable(cfg)
