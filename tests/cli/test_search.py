@@ -130,6 +130,30 @@ def test_on_images_of_one_s_own_a_twin_can_be_had_for_proof(
     assert (tmp_path / "out" / "clean_0" / "twin").is_dir() == (choice == "auto")
 
 
+def test_a_twin_beside_references_is_none_of_them(
+    d2defense, specimen, make_coco_dataset, sign_scenes, tmp_path, monkeypatch
+):
+    """It may have kept the backdoor, and would hide it in their mean; it is made and kept."""
+    asked = {}
+
+    def search(model, references, *arguments, **options):
+        asked.update(options, references=list(references))
+        return SearchOutcome(obstacle="only asked")
+
+    monkeypatch.setattr("d2defense.workflows.scan.searching.search_detector", search)
+    data = make_coco_dataset(sign_scenes(40))
+    d2defense(
+        "scan", specimen("clean_0"), "--dataset-json", data.json_file,
+        "--image-root", data.image_root, "--output", tmp_path / "out", "--search", "fast",
+        "--max-images", "20", "--triggers", "white", "--isolation", "none", "--no-figures",
+        "--reference", specimen("clean_1"), "--twin", "always",
+        "--opts", "DEFENSE.TWIN_STEPS", "2",
+    )  # fmt: skip
+    assert asked["mode"] == "references"
+    assert asked["references"] == ["clean_1"]
+    assert (tmp_path / "out" / "clean_0" / "twin").is_dir()
+
+
 def test_a_null_of_one_s_own_knows_the_images_that_it_was_made_on(
     d2defense, specimen, own_data, tmp_path, monkeypatch
 ):

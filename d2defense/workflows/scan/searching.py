@@ -141,7 +141,8 @@ def search_checkpoint(
 
     outcome = search_detector(
         model,
-        references if twin.model is None else {**references, TWIN: twin.model},
+        # Never beside references: it may have kept a backdoor, of which their mean is to be free.
+        {TWIN: twin.model} if mode == TWIN else references,
         tuning,
         held_out,
         names,
