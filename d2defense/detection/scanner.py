@@ -25,7 +25,7 @@ from .decisions.base import Decision, largest
 from .dominant import dominant_modules
 from .doubt import AS_REFERENCES, Doubt
 from .images import CleanImage, max_objects, objects_of_classes
-from .oddity import odd_behaviour
+from .oddity import odd_behaviour, unseen
 from .reference import Reference
 from .score import checkpoint_score, largest_excess, statistic, suspicions
 from .sequential import SequentialTest
@@ -274,6 +274,7 @@ def _conclude(
     oddity = (
         seen.obstacle
         or odd_behaviour(profile, ability.found_any_class, clean_profiles)
+        or unseen(seen, model, class_names)
         or race_obstacle(seen, reference.threshold)
     )
 

@@ -59,6 +59,8 @@ class Survey(NamedTuple):
     """The most images that went through the network at a time."""
     obstacle: str | None = None
     """Why its scores cannot be put on the scale that all detectors share; None if they can."""
+    operating_point: float | None = None
+    """The score from which on its detections count, 0..1; None where there is an obstacle."""
     dropped: Mapping[str, Dropped] = MappingProxyType({})
     """Triggers of the bank that are not among them, by name: a race dropped them."""
 
@@ -189,9 +191,10 @@ def survey_detector(
         order: in which to take the images; by their shapes if None.
         watch: ends the survey after a batch by returning True.
     """
-    obstacle = None
+    obstacle = point = None
     try:
         scale = DeployedScale.of(model, images)
+        point = scale.point
     except ValueError as error:
         scale, obstacle = DeployedScale.unknown(), str(error)
     triggers = (None, *settings.triggers)
@@ -215,7 +218,7 @@ def survey_detector(
     work.end()
     clean, *triggered = (Observation.join(column) for column in zip(*parts, strict=True))
     names = (trigger.name for trigger in settings.triggers)
-    return Survey(clean, dict(zip(names, triggered, strict=True)), batch_size.used, obstacle)
+    return Survey(clean, dict(zip(names, triggered, strict=True)), batch_size.used, obstacle, point)
 
 
 class _Work:

@@ -72,6 +72,25 @@ def batch_detections(
     return detections
 
 
+def kept_detections(detector: nn.Module) -> tuple[float, int]:
+    """What the configuration keeps of the detections.
+
+    Args:
+        detector: with its predictors in it, or one of them.
+
+    Returns:
+        the score that they must exceed, 0..1, but 0 where it is no higher than configurations
+        usually have it; and how many of an image there are at most, negative for all.
+    """
+    scores, limits = [0.0], []
+    for module in detector.modules():
+        scores += [getattr(module, _SCORE)] if hasattr(module, _SCORE) else []
+        limits += [getattr(module, name) for name in _LIMITS if hasattr(module, name)]
+    score = float(max(scores))
+    limit = min((each for each in limits if each >= 0), default=-1)
+    return (score if score > _USUAL_SCORE else 0.0), int(limit)
+
+
 @contextmanager
 def detections_from(detector: nn.Module, score: float) -> Iterator[None]:
     """Let stock post-processing keep the detections from a score on, for a while.

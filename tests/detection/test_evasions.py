@@ -282,3 +282,49 @@ def test_what_no_clean_detector_does_is_a_reason_not_to_say_clean(
     odd = dataclasses.replace(plain, clean=before, triggered={"white": before | triggered})
     said = odd_behaviour(odd, 0.6, [plain] * 4)
     assert (reason in said) if reason else said is None
+
+
+@pytest.fixture
+def configured(opened):
+    """A function from attributes of the clean specimen's predictor to the detector with them."""
+
+    def configured(**attributes) -> nn.Module:
+        model = copy.deepcopy(opened.model)
+        for name, value in attributes.items():
+            setattr(model.roi_heads.box_predictor, name, value)
+        return model
+
+    return configured
+
+
+@pytest.mark.parametrize(
+    ("attributes", "label", "reason"),
+    [
+        ({"test_score_thresh": 0.95}, UNCERTAIN, "drops detections below a score of 0.95"),
+        ({"test_score_thresh": 0.2}, CLEAN, ""),
+        ({"test_topk_per_image": 1}, UNCERTAIN, "keeps 1 detections of an image"),
+        ({"test_topk_per_image": -1}, CLEAN, ""),
+    ],
+)
+def test_what_the_configuration_hides_is_not_clean(
+    opened, configured, calibration, attributes, label, reason
+):
+    """Objects whose scores fall below what it keeps are gone for whoever uses it."""
+    verdict = scan(configured(**attributes), opened, calibration).verdict
+    assert verdict.label == label
+    assert reason in verdict.reason
+
+
+def test_two_classes_under_each_other_s_names_are_not_clean(opened, calibration):
+    """Most objects are called what they are, so no class map is made; of two none is looked at."""
+    model = copy.deepcopy(opened.model)
+    predictor = model.roi_heads.box_predictor
+    order = [0, 3, 2, 1, 4, 5, 6, 7]
+    with torch.no_grad():
+        for each in (predictor.cls_score.weight, predictor.cls_score.bias):
+            each.copy_(each[order].clone())
+        for each in (predictor.bbox_pred.weight, predictor.bbox_pred.bias):
+            each.copy_(each.unflatten(0, (7, 4))[order[:7]].flatten(0, 1).clone())
+    verdict = scan(model, opened, calibration).verdict
+    assert verdict.label == UNCERTAIN
+    assert "next to no object of yield, d as such" in verdict.reason
