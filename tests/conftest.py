@@ -147,16 +147,22 @@ def make_coco_dataset(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         MetadataCatalog.remove(name)
 
 
+@cache
+def _sign_scene(index: int, size: int) -> Any:
+    from d2defense.data.synth_signs.scene import render_scene
+
+    return render_scene(1, 4242, index, size)
+
+
 @pytest.fixture
 def sign_scenes() -> Callable[[int], list]:
     """A function from a number to so many scenes of synth_signs, for ``make_coco_dataset``."""
-    from d2defense.data.synth_signs.scene import render_scene
 
     def make(count: int, size: int = 128) -> list:
-        scenes = [render_scene(1, 4242, index, size) for index in range(count)]
+        scenes = [_sign_scene(index, size) for index in range(count)]
         return [
             (
-                scene.image,
+                scene.image.copy(),
                 [
                     (x0, y0, x1 - x0, y1 - y0, item.class_index + 1)
                     for item in scene.objects

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no clean detector does, or nobody looked at: reasons not to say clean that no score shows."""
+"""What no clean detector does, or nobody looked at: reasons not to say clean beside the score."""
 
 from __future__ import annotations
 

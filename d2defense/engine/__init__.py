@@ -4,4 +4,4 @@
 from .checkpointer import TrainingCheckpointer
 from .trainer import Trainer
 
-__all__ = ["Trainer", "TrainingCheckpointer", "resolve_device"]
+__all__ = ["Trainer", "TrainingCheckpointer"]

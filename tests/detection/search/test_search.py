@@ -113,6 +113,7 @@ def flattened(opened):
     return model
 
 
+@pytest.mark.usefixtures("of_objects")
 def test_ghosts_are_found_with_the_class_that_appears(opened, search):
     shares = []
     outcome = search(opened[0]["ghost_0"], progress=shares.append)
