@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -38,6 +38,15 @@ def json_number(value: float) -> float | None:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let the system's errors name ``path``: nobody has asked for the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+@contextmanager
 def open_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """A file to write to, which gets the name ``path`` when the body is left without an error.
 
@@ -49,22 +58,50 @@ def open_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[An
         mode: "wb", or "w" for text in UTF-8.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or the disk is full; it names ``path``. Errors of
+            the body are left as they are.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        stream = os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8")
+        try:
             yield stream
-        # mkstemp makes files private to their owner; results are meant to be read like any file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        except BaseException:
+            # The body's error says more than that what it left cannot be written either.
+            with suppress(OSError):
+                stream.close()
+            raise
+        with _naming(path):
+            stream.close()
+            # mkstemp makes files private to their owner; results are meant to be read like any
+            # file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def clear_place(path: str | os.PathLike[str]) -> None:
+    """Remove the file ``path`` and find out whether :func:`write_bytes` can write it again.
+
+    Missing parent folders are created, and stay.
+
+    Raises:
+        OSError: it cannot be written, or something else than a file is there; it names ``path``.
+    """
+    path = Path(path)
+    with _naming(path):
+        # A rename puts a file in the place of a device, if root does it.
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is a folder, a pipe, a socket or a device, not a file")
+        write_bytes(path, b"")
+        path.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -73,11 +110,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     Missing parent folders are created.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or the disk is full; it names ``path``.
     """
-    with open_whole(path) as stream:
+    path = Path(path)
+    with open_whole(path) as stream, _naming(path):
         stream.write(content)
-    return Path(path)
+    return path
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> Path:

@@ -13,10 +13,14 @@ the modules whose outputs the trigger moves most.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from d2defense.files import clear_place
+from d2defense.text import printable
 
 from .arguments import (
     add_common_arguments,
@@ -25,6 +29,7 @@ from .arguments import (
     configure_logging,
     dataset_source,
 )
+from .ending import FAILED
 from .output import STDOUT, json_output, print_json
 from .search_options import add_search_arguments, references_of
 from .settings import add_decision_arguments, add_settings_arguments, settings_config
@@ -175,7 +180,10 @@ def begin(arguments: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scan, print the table, and return the exit code."""
+    """Scan, print the table, and return the exit code.
+
+    An error of the system that names a file is wrong usage until the scan begins.
+    """
     configure_logging(args.quiet)
     if not args.list and args.output is None:
         args.parser.error("the following arguments are required: --output")
@@ -190,10 +198,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     from d2defense.detection import CalibrationError, ScanSettings, calibration_from_config
-    from d2defense.report.junit import write_junit
     from d2defense.report.results import exit_code
-    from d2defense.report.sarif import write_sarif
-    from d2defense.report.table import format_table, summarize
     from d2defense.workflows.scan import UsageError, scan
 
     parser = args.parser
@@ -207,10 +212,10 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
     except (CalibrationError, ValueError) as error:
         parser.error(str(error))
     references = references_of(args, options)
-    for path in (args.sarif, args.junit):
-        # A scan that is cut short must not leave the verdicts of another one.
-        if path is not None and path.is_file():
-            path.unlink()
+    for path in _report_files(args):
+        # That one cannot be written must not show after hours; and a scan that is cut short must
+        # not leave the verdicts of another one.
+        clear_place(path)
     try:
         results = scan(
             found,
@@ -222,8 +227,38 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
             options,
             references,
         )
+        _report(args, results, found, stream)
     except (CalibrationError, UsageError) as error:
         parser.error(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # By now it is no wrong usage, of which pipelines believe that nothing was scanned.
+        what = f"{printable(error.filename)}: {error.strerror}"
+        kept = f"what was scanned is kept in {printable(args.output)}"
+        print(f"{parser.prog}: error: {what}; {kept}", file=sys.stderr)
+        return FAILED
+    return exit_code(results)
+
+
+def _report_files(args: argparse.Namespace) -> list[Path]:
+    """The files that are asked for beside those of the output folder."""
+    json_file = Path(args.json) if args.json and args.json != STDOUT else None
+    return [path for path in (json_file, args.sarif, args.junit) if path is not None]
+
+
+def _report(
+    args: argparse.Namespace, results: list[dict[str, Any]], found: Discovery, stream: TextIO
+) -> None:
+    """Print the table and write the files that are asked for.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    from d2defense.report.junit import write_junit
+    from d2defense.report.sarif import write_sarif
+    from d2defense.report.table import format_table, summarize
+
     if not args.quiet:
         print(format_table(results, found.left_out))
         print(f"\nreport: {args.output / 'report.html'}")
@@ -233,7 +268,6 @@ def _scan(args: argparse.Namespace, stream: TextIO) -> int:
         write_sarif(args.sarif, results, found.left_out)
     if args.junit is not None:
         write_junit(args.junit, results)
-    return exit_code(results)
 
 
 def _run_options(args: argparse.Namespace) -> RunOptions:

@@ -201,3 +201,73 @@ def test_a_dataset_must_be_named(d2defense, untrained_checkpoint, tmp_path):
     outcome = d2defense("scan", untrained_checkpoint, "--output", tmp_path / "out")
     assert outcome.code == 4
     assert "no dataset" in outcome.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--sarif", "--junit"])
+@pytest.mark.parametrize("place", ["/proc/nothing.out", "folder"])
+def test_a_report_that_cannot_be_written_ends_before_anything_is_scanned(
+    d2defense, untrained_checkpoint, tmp_path, option, place
+):
+    wanted = tmp_path / place
+    (tmp_path / "folder").mkdir()
+    outcome = d2defense(
+        "scan", untrained_checkpoint, "--dataset", "d", "--output", tmp_path / "out", option, wanted
+    )
+    assert outcome.code == 4
+    assert f"error: {wanted}: " in outcome.err
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_a_report_that_cannot_be_written_any_more_is_no_wrong_usage(
+    d2defense, specimen, own_data, tmp_path, monkeypatch
+):
+    """4 would say that nothing was scanned."""
+    from d2defense.workflows.scan.driver import _Driver
+
+    reports, out, scan = tmp_path / "reports", tmp_path / "out", _Driver.scan
+
+    def scan_and_lose_the_folder(*arguments):
+        results = scan(*arguments)
+        reports.rmdir()
+        reports.write_text("a file")
+        return results
+
+    monkeypatch.setattr(_Driver, "scan", scan_and_lose_the_folder)
+    wanted = reports / "scan.xml"
+    outcome = d2defense(
+        "scan", specimen("clean_0"), *own_data, "--output", out, "--junit", wanted,
+        "--isolation", "none", "--no-figures", *QUICK,
+    )  # fmt: skip
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()[-1:]
+    assert f"error: {wanted}: " in line and str(out) in line
+    assert "unforeseen" not in outcome.err and "usage:" not in outcome.err
+    assert [result["verdict"] for result in load_results(out)] == ["clean"]
+    assert (out / "report.html").is_file()
+
+
+def test_a_result_that_cannot_be_written_is_no_wrong_usage(d2defense, specimen, own_data, tmp_path):
+    wanted = tmp_path / "out" / "clean_0" / "result.json"
+    wanted.mkdir(parents=True)
+    outcome = d2defense(
+        "scan", specimen("clean_0"), *own_data, "--output", tmp_path / "out",
+        "--isolation", "none", "--no-figures", *QUICK,
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert f"error: {wanted}: " in outcome.err.splitlines()[-1]
+
+
+def test_no_verdicts_of_an_earlier_scan_are_left(
+    d2defense, untrained_checkpoint, own_data, tmp_path
+):
+    stale = [tmp_path / name for name in ("scan.json", "scan.sarif", "scan.xml")]
+    for path in stale:
+        path.write_text("clean")
+    (tmp_path / "out").write_text("no folder")
+    outcome = d2defense(
+        "scan", untrained_checkpoint, *own_data, "--output", tmp_path / "out",
+        "--json", stale[0], "--sarif", stale[1], "--junit", stale[2], *QUICK,
+    )  # fmt: skip
+    assert outcome.code == 4
+    assert not any(path.exists() for path in stale)
