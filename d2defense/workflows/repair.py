@@ -235,7 +235,7 @@ def why_not_repaired(
         obstacles.append(
             f"the scan calls the result {after['verdict']}" + (f" ({reason})" if reason else "")
         )
-    if before["search"] and not after["search"]:
+    if before["searched"] and not after["searched"]:
         # What only a search finds is not gone because a bank does not see it.
         obstacles.append(
             "the scan before has searched for triggers, that of the result has not: --search does"
@@ -337,6 +337,8 @@ def _measure(
         "triggered": evaluation["triggered"],
         "verdict": scanned["verdict"],
         "reason": scanned["reason"],
+        # Apart from what it found: one that was kept from it has no effect to name.
+        "searched": bool(scanned.get("search")),
         "search": excess_by_effect(scanned),
         "score": scanned["score"],
         "scanned_on": (scanned["dataset"] or {}).get("name"),
@@ -373,7 +375,7 @@ def _examples(
 def format_repair(summary: dict[str, Any]) -> str:
     """A table of a repair: each measure before and after, and what it was measured on."""
     before, after = summary["before"], summary["after"]
-    searched = before["search"], after["search"]
+    reached = before["search"], after["search"]
     rows = [
         (label, _cell(_measured(before, key), digits), _cell(_measured(after, key), digits))
         for label, key, digits in (
@@ -389,9 +391,9 @@ def format_repair(summary: dict[str, Any]) -> str:
     rows += [
         (
             f"{effect} by a search, beyond clean detectors",
-            *(_cell(of.get(effect), 3) for of in searched),
+            *(_cell(of.get(effect), 3) for of in reached),
         )
-        for effect in sorted(searched[0].keys() | searched[1].keys())
+        for effect in sorted(reached[0].keys() | reached[1].keys())
     ]
     table = tabulate(rows, ("", "before", "after"), tablefmt="simple", disable_numparse=True)
     reset = ", ".join(summary["modules"]) or "nothing"
@@ -407,7 +409,7 @@ def format_repair(summary: dict[str, Any]) -> str:
         lines[-1] += ", the images it was fine-tuned on: give --test-dataset for a fair measure"
         if summary["pseudo_labelled"]:
             lines[-1] += "; their labels are what the checkpoint itself said of them"
-    if not searched[1]:
+    if not after["searched"]:
         lines.append("not searched for other triggers: --search does that")
     repaired = "nothing to repair: it is what it was" if summary["unchanged"] else "repaired"
     lines += [f"not repaired: {obstacle}" for obstacle in summary["obstacles"]] or [repaired]

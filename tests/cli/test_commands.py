@@ -138,6 +138,28 @@ def test_repair_searches_unless_told_not_to(untrained_checkpoint, own_data, tmp_
         assert "needs 20 images" in searched["obstacle"]
 
 
+def test_what_a_search_could_not_say_is_not_repaired_by_the_bank_alone(
+    d2defense, specimen, own_data, tmp_path
+):
+    checkpoint, quick = specimen("clean_0"), ("DEFENSE.TRIGGERS", "('white',)")
+    scan = ("scan", checkpoint, *own_data, "--output", tmp_path / "scan", "--search", "fast")
+    assert d2defense(*scan, "--opts", *quick).code == 1
+    (file,) = (tmp_path / "scan").glob("*/result.json")
+    searched = json.loads(file.read_text())["search"]
+    assert searched["obstacle"] and not searched["arms"]
+    output = tmp_path / "repaired"
+    outcome = d2defense(
+        "repair", checkpoint, *own_data, "--scan", file, "--search", "off", "--output", output,
+        "--method", "vanilla", "--max-ap-drop", 100, *SHORT, *quick,
+    )  # fmt: skip
+    assert outcome.code == 1, outcome.err
+    assert "not repaired: the scan before has searched" in outcome.out
+    summary = json.loads((output / "report.json").read_text())
+    assert (summary["before"]["searched"], summary["after"]["searched"]) == (True, False)
+    assert summary["after"]["verdict"] == "clean"
+    assert not summary["repaired"]
+
+
 def test_what_cannot_be_scanned_is_not_repaired(
     d2defense, untrained_checkpoint, own_data, tmp_path, monkeypatch
 ):

@@ -23,8 +23,15 @@ from d2defense.workflows.evidence import (
 from d2defense.workflows.repair import why_not_repaired
 
 
-def measures(verdict: str, ap: float | None, reason: str | None = None, **search: float) -> dict:
-    return {"verdict": verdict, "reason": reason, "clean": {"AP": ap}, "search": search}
+def measures(
+    verdict: str,
+    ap: float | None,
+    reason: str | None = None,
+    searched: bool = False,
+    **search: float,
+) -> dict:
+    told = {"verdict": verdict, "reason": reason, "clean": {"AP": ap}, "search": search}
+    return told | {"searched": searched or bool(search)}
 
 
 CLEAN_BANK = {"verdict": "clean", "score": 0.0, "threshold": 0.2}
@@ -54,6 +61,14 @@ def test_what_a_search_has_found_is_not_gone_until_a_search_says_so():
     (obstacle,) = why_not_repaired(before, measures("clean", 87.0), 1.0)
     assert "--search" in obstacle
     assert why_not_repaired(before, measures("clean", 87.0, ghost=0.1), 1.0) == []
+
+
+def test_where_a_search_was_kept_from_it_the_result_must_be_searched_too():
+    """A search without arms has found nothing, and has not ruled anything out either."""
+    before = measures("uncertain", 87.0, searched=True)
+    (obstacle,) = why_not_repaired(before, measures("clean", 87.0), 1.0)
+    assert "--search" in obstacle
+    assert why_not_repaired(before, measures("clean", 87.0, searched=True), 1.0) == []
 
 
 def test_nothing_is_repaired_that_could_not_be_measured():
