@@ -28,6 +28,9 @@ NAMED = 10
 _ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
 # Modes of more than eight bits, which Pillow's conversion to RGB cuts at 255.
 _WIDE_MODES = ("I", "F")
+# JPEGs with a second picture for depth or high contrast, as telephones make them: every reader of
+# JPEGs shows the first.
+_ONE_PICTURE = ("MPO",)
 _THREADS = 8
 # Fewer are checked before a bar could be seen.
 _BAR_FROM = 2000
@@ -73,6 +76,30 @@ def images_below(folder: Path, refused: Callable[[OSError], None] | None = None)
     if not found:
         raise DatasetError(f"{folder}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
+
+
+def passed_over(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What :func:`images_below` leaves out without a word though images may be in it, and why.
+
+    These are links to folders, and files that Pillow takes for images, whatever their names say, or
+    that cannot be opened to ask it. Other files are left out here, too.
+    """
+    Image.init()
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in folders:
+            if os.path.islink(os.path.join(parent, name)):
+                yield Path(parent, name), "a link to a folder, which is not followed"
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() not in IMAGE_SUFFIXES and (reason := _hidden_image(path)):
+                yield path, reason
+
+
+def further_pictures(path: Path) -> int:
+    """How many pictures a file, which can be read, holds beside the one that Detectron2 reads."""
+    with _quiet(), open(path, "rb") as stream, Image.open(stream) as image:
+        return 0 if image.format in _ONE_PICTURE else getattr(image, "n_frames", 1) - 1
 
 
 def unusable_images(records: Sequence[dict[str, Any]], decode: bool = True) -> list[UnusableImage]:
@@ -135,6 +162,26 @@ def _quiet() -> Iterator[None]:
         # Of large images and odd metadata, which Detectron2 reads nevertheless.
         warnings.simplefilter("ignore")
         yield
+
+
+def _hidden_image(path: Path) -> str | None:
+    """Why a file that is not named like an image may be one; None if it is none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with _quiet(), open(path, "rb") as stream:
+            try:
+                with Image.open(stream) as image:
+                    kind = image.format
+            except Image.DecompressionBombError:
+                kind = "too large a one"
+            except Exception:  # Pillow's readers raise whatever a file that is no image leads to
+                return None
+    except FileNotFoundError:
+        return None  # a link that leads nowhere
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return f"an image ({kind}) by its content and not by its name"
 
 
 def _reason(record: dict[str, Any], decode: bool) -> str | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,21 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from d2defense.checkpoint import nonfinite_tensors
 from d2defense.config import get_d2defense_cfg
 from d2defense.modeling import InstrumentedDetector, UnsupportedArchitectureError
 from d2defense.registry import SCREENING_REGISTRY
 
 from .methods.base import ImageLook, ScreeningMethod
-from .null import ScoreNull, allowed_above
+from .null import FitError, ScoreNull, allowed_above
 from .passes import SeenImage, see
+
+# A detector that can be judged detects something on this share of its clean images.
+_LEAST_DETECTED = 0.1
+# From this score on: Detectron2's own default. The config's may be 0, where anything is detected.
+_DETECTED_FROM = 0.05
+# Tensors that a message names.
+_NAMED = 3
 
 
 class CleanPasses(Sequence[SeenImage]):
@@ -25,18 +34,24 @@ class CleanPasses(Sequence[SeenImage]):
     Args:
         model: in eval mode.
         inputs: dicts with ``image`` as stock inference takes them; may be lazy.
+
+    Attributes:
+        detected: of each image that was asked for, by its index: whether anything is detected.
     """
 
     def __init__(self, model: InstrumentedDetector, inputs: Sequence[Mapping[str, Any]]) -> None:
         self._model = model
         self._inputs = inputs
+        self.detected: dict[int, bool] = {}
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def __getitem__(self, index: int) -> SeenImage:
         """Pass one image through the detector."""
-        return see(self._model, [dict(self._inputs[index])])[1][0]
+        (seen,) = see(self._model, [dict(self._inputs[index])])[1]
+        self.detected[index % len(self)] = bool((seen.scores >= _DETECTED_FROM).any())
+        return seen
 
 
 @dataclass(frozen=True)
@@ -107,12 +122,17 @@ class Screen:
 
         Raises:
             ValueError: no such method, a setting that cannot be used, or (:class:`FitError`) too
-                few images.
+                few images, or a detector by which nothing can be judged: its weights are not
+                finite, it detects next to nothing on the images, or the method finds nothing to
+                look at on any of them.
         """
         made = build_method(model, method, cfg)
         # Found out before the images are gone through.
         allowed_above(len(clean), false_alarm_rate)
-        null = ScoreNull.of(made.fit(CleanPasses(model, clean)))
+        _require_finite(model)
+        passes = CleanPasses(model, clean)
+        null = ScoreNull.of(made.fit(passes))
+        _require_sight(passes, method, made, null)
         return cls(made, null, false_alarm_rate)
 
     def judge(self, seen: SeenImage) -> Suspicion:
@@ -136,3 +156,37 @@ def build_method(
         )
     node = (cfg or get_d2defense_cfg()).SCREENING
     return SCREENING_REGISTRY.get(name)(model, node.get(name.upper(), CfgNode()))
+
+
+def _require_finite(model: InstrumentedDetector) -> None:
+    """Raise a FitError if a weight or buffer holds NaN or infinity.
+
+    It spreads to what is made of it, and of what is NaN nothing is detected: no image would have a
+    place to look at.
+    """
+    # Not the state dict: it lacks buffers such as the mean of the pixels.
+    broken = nonfinite_tensors(dict([*model.named_parameters(), *model.named_buffers()]))
+    if broken:
+        more = f", and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        raise FitError(
+            "nothing can be judged by this detector: it has weights that are NaN or infinite "
+            f"({', '.join(broken[:_NAMED])}{more})"
+        )
+
+
+def _require_sight(
+    passes: CleanPasses, name: str, method: ScreeningMethod, null: ScoreNull
+) -> None:
+    """Raise a FitError if the detector sees next to nothing: then no image looks suspicious."""
+    asked, detected = len(passes.detected), sum(passes.detected.values())
+    if detected < _LEAST_DETECTED * asked:
+        raise FitError(
+            "nothing can be judged by this detector: it detects something on "
+            f"{detected} of {asked} clean images; it takes a share of {_LEAST_DETECTED:g}"
+        )
+    # A part of somebody else's need not be a ScreeningMethod to be one.
+    if max(null.scores) <= getattr(method, "floor", -math.inf):
+        raise FitError(
+            f"nothing can be judged by this detector: {name} finds nothing to look at on any of "
+            "the clean images"
+        )

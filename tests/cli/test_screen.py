@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+
+from d2defense.checkpoint import load_state_dict, save_state_dict
 
 RATE = ["--false-alarm-rate", "0.1", "--opts", "SCREENING.INCONSISTENCY.DOUBTFUL_SHARE", "0.0"]
 
@@ -133,3 +136,76 @@ def test_a_found_trigger_is_read_by_the_confined_process(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["method"], summary["images"]) == ("found_trigger", 5), outcome.err
     assert summary["error"] is None
+
+
+def damaged_video(tmp_path, images):
+    """A video of 10 frames of which the second half is lost."""
+    video = tmp_path / "camera.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
+    picture = next(p for p in map(cv2.imread, map(str, images.glob("*.png"))) if p is not None)
+    for _ in range(10):
+        writer.write(cv2.resize(picture, (128, 128)))
+    writer.release()
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) // 2])
+    return video
+
+
+def passed_over_folder(tmp_path, images):
+    """A folder of one image, and of images that its files' names do not tell."""
+    folder, elsewhere = tmp_path / "incoming", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    picture = next(path for path in sorted(images.glob("*.png")) if path.name[0].isdigit())
+    shutil.copy(picture, folder / "a.png")
+    shutil.copy(picture, folder / "no_ending")
+    shutil.copy(picture, elsewhere)
+    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("incoming", "told"),
+    [
+        (damaged_video, ["camera.avi"]),
+        (passed_over_folder, ["linked", "no_ending"]),
+    ],
+)
+def test_what_is_not_looked_at_is_told(d2defense, specimen, folders, tmp_path, incoming, told):
+    clean, images = folders
+    out = tmp_path / "out"
+    outcome = d2defense(
+        "screen", specimen("clean_0"), "--images", incoming(tmp_path, images), "--clean", clean,
+        "--output", out, *RATE,
+    )  # fmt: skip
+    assert outcome.code == 2, outcome.err
+    records = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    assert [r["image"] for r in records if r["verdict"] == "error"] == told
+    assert len(records) > len(told)
+    assert [name for name in told if name not in outcome.err] == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "words"),
+    [
+        ("proposal_generator.rpn_head.objectness_logits.weight", math.nan, "NaN or infinite"),
+        ("roi_heads.box_predictor.cls_score.bias", -1000.0, "detects something on 0 of 20"),
+    ],
+)
+def test_a_detector_that_sees_nothing_gives_no_verdict(
+    d2defense, specimen, folders, tmp_path, tensor, value, words
+):
+    clean, images = folders
+    blind = shutil.copytree(specimen("clean_0"), tmp_path / "blind")
+    weights = blind / "model_final.pth"
+    state = load_state_dict(weights)
+    # Of the biases all but background's.
+    state[tensor][: len(state[tensor]) - tensor.endswith("bias")] = value
+    save_state_dict(weights, state)
+    out = tmp_path / "out"
+    outcome = d2defense(
+        "screen", blind, "--images", images, "--clean", clean, "--output", out, *RATE
+    )
+    assert outcome.code == 2
+    assert [line for line in outcome.err.splitlines() if words in line] != []
+    assert (out / "images.jsonl").read_text() == ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,9 +41,15 @@ class ScreeningMethod:
         model: in eval mode.
         node: ``SCREENING.<NAME>``, the method's own settings.
 
+    Attributes:
+        floor: the score of an image on which there is nothing to look at; -inf where a method has
+            none.
+
     Raises:
         ValueError: a setting that cannot be used.
     """
+
+    floor: float = -math.inf
 
     def __init__(self, model: InstrumentedDetector, node: CfgNode) -> None:
         self.model = model

@@ -30,6 +30,8 @@ class DetectorCleanse(ScreeningMethod):
     from the median of clean boxes, and the null gives delta.
     """
 
+    floor = _NOTHING
+
     def __init__(self, model: torch.nn.Module, node: CfgNode) -> None:
         super().__init__(model, node)
         self._features: list[Tensor] = []

@@ -43,6 +43,8 @@ class FoundTrigger(ScreeningMethod):
     places are scored by it.
     """
 
+    floor = _FLOOR
+
     def __init__(self, model: torch.nn.Module, node: CfgNode) -> None:
         super().__init__(model, node)
         if not node.FILE:

@@ -49,6 +49,8 @@ class Inconsistency(ScreeningMethod):
     one scale by what clean images reach.
     """
 
+    floor = _FLOOR
+
     def __init__(self, model: torch.nn.Module, node: CfgNode) -> None:
         super().__init__(model, node)
         self._shares = tuple(node.HIDDEN)

@@ -29,6 +29,8 @@ class Strip(ScreeningMethod):
     of what is found at its place (IoU at least 0.5) after blending, background where nothing is.
     """
 
+    floor = _NOTHING
+
     def __init__(self, model: torch.nn.Module, node: CfgNode) -> None:
         super().__init__(model, node)
         self._clean: list[Tensor] = []
