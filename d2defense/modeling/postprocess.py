@@ -79,15 +79,15 @@ def kept_detections(detector: nn.Module) -> tuple[float, int]:
         detector: with its predictors in it, or one of them.
 
     Returns:
-        the score that they must exceed, 0..1, but 0 where it is no higher than configurations
-        usually have it; and how many of an image there are at most, negative for all.
+        the score that they must exceed, 0..1, and how many of an image there are at most, negative
+        for all; 0 and -1 where the configuration keeps as much as they usually do.
     """
     scores, limits = [0.0], []
     for module in detector.modules():
         scores += [getattr(module, _SCORE)] if hasattr(module, _SCORE) else []
         limits += [getattr(module, name) for name in _LIMITS if hasattr(module, name)]
     score = float(max(scores))
-    limit = min((each for each in limits if each >= 0), default=-1)
+    limit = min((each for each in limits if 0 <= each < _USUAL_LIMIT), default=-1)
     return (score if score > _USUAL_SCORE else 0.0), int(limit)
 
 
