@@ -54,7 +54,8 @@ class ResultRow:
         detector: its name.
         sha256: of its weights.
         zoo: that it is of.
-        truth: "clean", "spurious" or "backdoored"; None if withheld, as the eight that follow.
+        truth: "clean", "spurious" or "backdoored"; None if withheld, as are then all that follow up
+            to control_asr but kind and sequestered.
         kind: of the detector.
         attack: "" without any.
         effect: of the attack.
